@@ -1,0 +1,21 @@
+"""Conversion of source models to :class:`tstlens.HookedTST`: one file per source family.
+
+``convert`` finds the family, ``checking.py`` compares the outputs, and importing this package
+registers every family below. Imports only from ``data``, ``training`` and ``model``.
+"""
+
+from tstlens.conversion import conv_tst, torch_encoder
+from tstlens.conversion.checking import Trial, check_parity
+from tstlens.conversion.registry import Built, Family, convert, families, register
+
+__all__ = [
+    "Built",
+    "Family",
+    "Trial",
+    "check_parity",
+    "conv_tst",
+    "convert",
+    "families",
+    "register",
+    "torch_encoder",
+]

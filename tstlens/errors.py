@@ -1,0 +1,172 @@
+"""The exceptions of tstlens, in one small tree.
+
+::
+
+    TstlensError
+    ├── InputError (ValueError)             what you passed does not fit
+    │   ├── SeriesShapeError                axes, channel count or length of a series
+    │   ├── SeriesValueError                NaN, infinity, or a dtype that is not floating
+    │   ├── LabelError                      a label or target outside the model's classes
+    │   └── ArgumentError                   any other argument: the message names it
+    ├── UnknownNameError (LookupError)      a name that nothing goes by; lists what does
+    │   ├── UnknownDatasetError
+    │   ├── UnknownCheckpointError
+    │   ├── UnknownFamilyError
+    │   ├── UnknownSiteError
+    │   ├── UnknownAxisError
+    │   ├── UnknownHookError
+    │   └── UnknownActivationError (KeyError)
+    ├── HookError                           a hook that exists but cannot fire as things are set
+    ├── NonlinearResidualError              a method that needs a residual stream that adds up
+    ├── ConversionError
+    │   ├── UnsupportedSourceError          a known source with an option that is not covered
+    │   ├── StateDictError                  missing, extra or misshapen weights
+    │   └── ParityError                     the converted model does not match its source
+    └── StorageError (OSError)
+        ├── CorruptFileError                truncated, altered or half written
+        ├── ConfigVersionError              written by a newer tstlens
+        └── DownloadError                   something that is not on this disk could not be fetched
+
+Every message says what was expected, what came, and what to do about it.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class TstlensError(Exception):
+    """Base of every error that tstlens raises on purpose."""
+
+
+class InputError(TstlensError, ValueError):
+    """What was passed does not fit what was asked for."""
+
+
+class SeriesShapeError(InputError):
+    """The axes, the channel count or the length of a series are not what the model takes."""
+
+
+class SeriesValueError(InputError):
+    """A series holds NaN or infinity, or is not floating point."""
+
+
+class LabelError(InputError):
+    """A label or target lies outside the model's classes."""
+
+
+class ArgumentError(InputError):
+    """An argument has a value that is not possible here."""
+
+
+class UnknownNameError(TstlensError, LookupError):
+    """Nothing goes by this name.
+
+    Args:
+        name: the name that was asked for.
+        known: the names that would have worked; the closest one is suggested.
+        advice: one more sentence on what to do.
+    """
+
+    kind = "name"
+
+    def __init__(self, name: object, known: Iterable[object] = (), advice: str = "") -> None:
+        self.name = name
+        self.known = [str(entry) for entry in known]
+        close = difflib.get_close_matches(str(name), self.known, n=1, cutoff=0.6)
+        message = f"unknown {self.kind} {name!r}"
+        if close:
+            message += f"; did you mean {close[0]!r}?"
+        if self.known:
+            shown = ", ".join(self.known[:40])
+            more = f" and {len(self.known) - 40} more" if len(self.known) > 40 else ""
+            message += f"{'' if close else ';'} known: {shown}{more}"
+        if advice:
+            message += f". {advice}"
+        super().__init__(message)
+
+
+class UnknownDatasetError(UnknownNameError):
+    """No data set of this name is in aeon's wheel or its archives."""
+
+    kind = "data set"
+
+
+class UnknownCheckpointError(UnknownNameError):
+    """No shipped checkpoint, folder or hub repository of this name."""
+
+    kind = "checkpoint"
+
+
+class UnknownFamilyError(UnknownNameError):
+    """No source family of this name is registered."""
+
+    kind = "family"
+
+
+class UnknownSiteError(UnknownNameError):
+    """No patching site of this name exists on this model."""
+
+    kind = "site"
+
+
+class UnknownAxisError(UnknownNameError):
+    """The site has no axis of this name."""
+
+    kind = "axis"
+
+
+class UnknownHookError(UnknownNameError):
+    """The model has no hook point of this name."""
+
+    kind = "hook"
+
+
+class UnknownActivationError(UnknownNameError, KeyError):
+    """The activation cache holds nothing of this name."""
+
+    kind = "activation"
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+class HookError(TstlensError):
+    """The hook point exists but cannot fire as the model is set or called."""
+
+
+class NonlinearResidualError(TstlensError):
+    """The method adds up contributions to the residual stream, which this model does not keep."""
+
+
+class ConversionError(TstlensError):
+    """A source could not be converted."""
+
+
+class UnsupportedSourceError(ConversionError):
+    """The source is of a known family but uses an option that is not covered."""
+
+
+class StateDictError(ConversionError):
+    """A state dict has missing, extra or misshapen entries."""
+
+
+class ParityError(ConversionError):
+    """The converted model's output differs from its source's by more than the tolerance."""
+
+
+class StorageError(TstlensError, OSError):
+    """Reading or writing a file failed."""
+
+
+class CorruptFileError(StorageError):
+    """A file is truncated, altered or half written."""
+
+
+class ConfigVersionError(StorageError):
+    """A file was written by a newer version of tstlens."""
+
+
+class DownloadError(StorageError):
+    """Something that is not on this disk could not be fetched."""

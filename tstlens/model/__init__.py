@@ -1,0 +1,34 @@
+"""The hooked model: configuration, front ends, trunk, heads, saving and loading.
+
+``HookedTST`` is put together from small parts, one file each; ``hooked_tst.py`` reads top to
+bottom. Imports only from ``tstlens.data``.
+"""
+
+from tstlens.model.cache import TSTActivationCache
+from tstlens.model.config import (
+    ConvStemConfig,
+    CustomConfig,
+    HeadConfig,
+    HookedTSTConfig,
+    LinearPatchesConfig,
+    PerStepConfig,
+)
+from tstlens.model.hooked_tst import HookedTST
+from tstlens.model.parity import Parity
+from tstlens.model.saving import describe_checkpoint, list_checkpoints
+from tstlens.model.state import TrunkState
+
+__all__ = [
+    "ConvStemConfig",
+    "CustomConfig",
+    "HeadConfig",
+    "HookedTST",
+    "HookedTSTConfig",
+    "LinearPatchesConfig",
+    "Parity",
+    "PerStepConfig",
+    "TSTActivationCache",
+    "TrunkState",
+    "describe_checkpoint",
+    "list_checkpoints",
+]

@@ -1,0 +1,101 @@
+"""Multi-head attention with a hook point on every activation."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+from transformer_lens.hook_points import HookPoint
+
+from tstlens.model.config import HookedTSTConfig
+from tstlens.model.norms import listened_to
+from tstlens.model.state import TrunkState, causal_mask
+from tstlens.shapes import PerHead, Residual, Scores
+
+_Input = Float[Tensor, "row pos d_model"] | Float[Tensor, "row pos head d_model"]
+
+
+def head_major(n_heads: int, d_model: int, d_head: int) -> nn.Parameter:
+    """A [head, d_model, d_head] parameter stored so that [d_model, head * d_head] is a view.
+
+    All heads are then projected by one matrix product without copying weights first.
+    """
+    return nn.Parameter(torch.zeros(d_model, n_heads, d_head).permute(1, 0, 2))
+
+
+class Attention(nn.Module):
+    """Queries, keys and values per head, their pattern, and the sum of what heads write.
+
+    Weights have TransformerLens' layouts: ``W_Q``, ``W_K``, ``W_V`` [head, d_model, d_head],
+    ``W_O`` [head, d_head, d_model], ``b_Q``, ``b_K``, ``b_V`` [head, d_head], ``b_O`` [d_model].
+    """
+
+    def __init__(self, cfg: HookedTSTConfig) -> None:
+        super().__init__()
+        self.cfg = cfg
+        n_heads, d_model, d_head = cfg.n_heads, cfg.d_model, cfg.d_head or 0
+        self.scale = math.sqrt(d_head) if cfg.attn_scale is None else cfg.attn_scale
+        self.W_Q = head_major(n_heads, d_model, d_head)
+        self.W_K = head_major(n_heads, d_model, d_head)
+        self.W_V = head_major(n_heads, d_model, d_head)
+        self.W_O = nn.Parameter(torch.zeros(n_heads, d_head, d_model))
+        self.b_Q = nn.Parameter(torch.zeros(n_heads, d_head), requires_grad=cfg.attn_bias)
+        self.b_K = nn.Parameter(torch.zeros(n_heads, d_head), requires_grad=cfg.attn_bias)
+        self.b_V = nn.Parameter(torch.zeros(n_heads, d_head), requires_grad=cfg.attn_bias)
+        self.b_O = nn.Parameter(torch.zeros(d_model), requires_grad=cfg.attn_bias)
+
+        self.hook_q = HookPoint()  # [row, pos, head, d_head]
+        self.hook_k = HookPoint()  # [row, pos, head, d_head]
+        self.hook_v = HookPoint()  # [row, pos, head, d_head]
+        self.hook_attn_scores = HookPoint()  # [row, head, query, key]
+        self.hook_pattern = HookPoint()  # [row, head, query, key]
+        self.hook_z = HookPoint()  # [row, pos, head, d_head]
+        self.hook_result = HookPoint()  # [row, pos, head, d_model]
+
+    def forward(
+        self, query_input: _Input, key_input: _Input, value_input: _Input, state: TrunkState
+    ) -> Residual:
+        q = self.hook_q(self.project(query_input, self.W_Q, self.b_Q))
+        k = self.hook_k(self.project(key_input, self.W_K, self.b_K))
+        v = self.hook_v(self.project(value_input, self.W_V, self.b_V))
+        return self.write(self.hook_z(self.mix(q, k, v, state)))
+
+    def project(self, x: _Input, weight: nn.Parameter, bias: nn.Parameter) -> PerHead:
+        """Project the stream, or with ``use_split_qkv_input`` each head's own copy of it."""
+        if x.ndim == 4:
+            return torch.einsum("rphm,hmd->rphd", x, weight) + bias
+        flat = weight.permute(1, 0, 2).flatten(1)  # [d_model, head * d_head]
+        projected = torch.addmm(bias.flatten(), x.flatten(0, 1), flat)
+        return projected.view(x.shape[0], x.shape[1], *bias.shape)
+
+    def mix(self, q: PerHead, k: PerHead, v: PerHead, state: TrunkState) -> PerHead:
+        """Each position's weighted mean of values; fused unless scores or pattern are hooked."""
+        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # [row, head, pos, d]
+        visible = self._visible(q.shape[2], state, q.device)
+        if not listened_to(self.hook_attn_scores, self.hook_pattern):
+            z = scaled_dot_product_attention(q, k, v, attn_mask=visible, scale=1 / self.scale)
+            return z.transpose(1, 2)
+        scores: Scores = q @ k.transpose(2, 3) / self.scale
+        if visible is not None:
+            scores = scores.masked_fill(~visible, float("-inf"))
+        pattern = self.hook_pattern(self.hook_attn_scores(scores).softmax(-1))
+        return (pattern @ v).transpose(1, 2)
+
+    def write(self, z: PerHead) -> Residual:
+        """What the heads add to the residual stream, summed over heads, plus ``b_O``."""
+        if self.cfg.use_attn_result:
+            result = self.hook_result(torch.einsum("rphd,hdm->rphm", z, self.W_O))
+            return result.sum(2) + self.b_O
+        flat = z.reshape(z.shape[0] * z.shape[1], -1)
+        written = torch.addmm(self.b_O, flat, self.W_O.flatten(0, 1))
+        return written.view(z.shape[0], z.shape[1], -1)
+
+    def _visible(self, n_pos: int, state: TrunkState, device: torch.device) -> Tensor | None:
+        visible = state.key_mask
+        if self.cfg.causal:
+            causal = causal_mask(n_pos, device)
+            visible = causal if visible is None else visible & causal
+        return visible

@@ -1,0 +1,79 @@
+"""TransformerLens' ActivationCache, refusing what a time-series transformer cannot answer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformer_lens import ActivationCache
+
+from tstlens.errors import NonlinearResidualError, UnknownActivationError
+
+_REASON = (
+    "{method} adds up what components wrote to the residual stream, but this model normalises the "
+    "stream after every sublayer (post-norm), so contributions do not add up to it; patch instead "
+    "(tstlens.patching.sweep), or use a pre-norm model"
+)
+
+
+def _linear_only(name: str) -> Any:
+    inherited = getattr(ActivationCache, name)
+
+    def method(self: TSTActivationCache, *args: Any, **kwargs: Any) -> Any:
+        if self.model.cfg.norm_position == "post":
+            raise NonlinearResidualError(_REASON.format(method=name))
+        return inherited(self, *args, **kwargs)
+
+    method.__name__ = name
+    method.__doc__ = inherited.__doc__
+    return method
+
+
+class TSTActivationCache(ActivationCache):
+    """Activations by name, as TransformerLens' cache gives them.
+
+    ``cache["pattern", 0]``, ``cache["z", 1]``, ``cache["resid_post", 2]`` and full hook names work.
+    Methods that add contributions up hold on pre-norm models and raise
+    :class:`~tstlens.errors.NonlinearResidualError` on post-norm ones. ``accumulated_resid`` reads
+    the stream itself and works on both (on post-norm models its entries are what enters each block
+    and the last sum before its norm).
+    """
+
+    decompose_resid = _linear_only("decompose_resid")
+    get_full_resid_decomposition = _linear_only("get_full_resid_decomposition")
+    apply_ln_to_stack = _linear_only("apply_ln_to_stack")
+
+    def logit_attrs(self, *args: Any, **kwargs: Any) -> Any:
+        """Refused: a time-series head pools positions first, so a class has no one direction."""
+        raise NonlinearResidualError(
+            "logit_attrs projects each position on one token's unembedding direction, but a "
+            "time-series head pools over positions first; sweep the site with tstlens.patching, or "
+            "multiply the pooled vector cache['head.hook_pooled'] with model.W_U"
+        )
+
+    def stack_head_results(self, *args: Any, **kwargs: Any) -> Any:
+        """As TransformerLens', refused for ``incl_remainder`` and ``apply_ln`` on post-norm."""
+        if self.model.cfg.norm_position == "post" and (
+            kwargs.get("incl_remainder") or kwargs.get("apply_ln")
+        ):
+            raise NonlinearResidualError(_REASON.format(method="stack_head_results"))
+        return super().stack_head_results(*args, **kwargs)
+
+    def stack_neuron_results(self, *args: Any, **kwargs: Any) -> Any:
+        """As TransformerLens', refused for ``incl_remainder`` and ``apply_ln`` on post-norm."""
+        if self.model.cfg.norm_position == "post" and (
+            kwargs.get("incl_remainder") or kwargs.get("apply_ln")
+        ):
+            raise NonlinearResidualError(_REASON.format(method="stack_neuron_results"))
+        return super().stack_neuron_results(*args, **kwargs)
+
+    def apply_slice_to_batch_dim(self, batch_slice: Any) -> TSTActivationCache:
+        """Slice the batch axis of every activation."""
+        sliced = super().apply_slice_to_batch_dim(batch_slice)
+        return type(self)(sliced.cache_dict, self.model, has_batch_dim=sliced.has_batch_dim)
+
+    def __getitem__(self, key: Any) -> Any:
+        try:
+            return super().__getitem__(key)
+        except KeyError as error:
+            name = error.args[0] if error.args else key
+            raise UnknownActivationError(name, self.cache_dict) from None

@@ -1,0 +1,210 @@
+"""Front ends: from a series [batch, channel, time] to positions of the residual stream.
+
+Every front end returns the embedding [row, pos, d_model] and the :class:`TrunkState` that belongs
+to its rows. A position whose samples are all padding is masked; padded samples never reach an
+observed position.
+"""
+
+from __future__ import annotations
+
+import inspect
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from transformer_lens.hook_points import HookPoint
+
+from tstlens.errors import ArgumentError, SeriesShapeError
+from tstlens.model.config import (
+    ConvStemConfig,
+    CustomConfig,
+    HookedTSTConfig,
+    LinearPatchesConfig,
+    PerStepConfig,
+)
+from tstlens.model.mlp import ACTIVATIONS
+from tstlens.model.state import TrunkState
+from tstlens.shapes import Mask, Residual, Series
+
+Embedded = tuple[Residual, TrunkState]
+
+
+class ConvStage(nn.Module):
+    """One convolution over time, its batch norm where there is a live one, its activation."""
+
+    def __init__(self, cfg: ConvStemConfig, stage: int, n_in: int) -> None:
+        super().__init__()
+        n_out = cfg.channels[stage]
+        self.conv = nn.Conv1d(
+            n_in,
+            n_out,
+            cfg.kernel_sizes[stage],
+            stride=cfg.strides[stage],
+            padding=cfg.paddings[stage],
+        )
+        self.norm = nn.BatchNorm1d(n_out) if cfg.batch_norm == "live" else nn.Identity()
+        self.act = ACTIVATIONS[cfg.activation]
+        self.stride, self.shift = cfg.strides[stage], (cfg.kernel_sizes[stage] - 1) // 2
+        self.shift -= cfg.paddings[stage]
+        self.hook_pre = HookPoint()  # [batch, channel, time]
+        self.hook_post = HookPoint()  # [batch, channel, time]
+
+    @torch.no_grad()
+    def fold(self) -> None:
+        """Multiply the live batch norm into the convolution (eval mode's statistics)."""
+        norm = self.norm
+        gain = norm.weight / torch.sqrt(norm.running_var + norm.eps)
+        self.conv.weight.mul_(gain[:, None, None])
+        self.conv.bias.copy_((self.conv.bias - norm.running_mean) * gain + norm.bias)
+        self.norm = nn.Identity()
+
+    def forward(self, x: Series, mask: Mask | None) -> tuple[Series, Mask | None]:
+        x = self.hook_post(self.act(self.hook_pre(self.norm(self.conv(x)))))
+        if mask is None:
+            return x, None
+        centre = torch.arange(x.shape[2], device=x.device) * self.stride + self.shift
+        mask = mask[:, centre.clamp(0, mask.shape[1] - 1)]
+        return x * mask[:, None, :], mask
+
+
+class ConvStem(nn.Module):
+    """Convolution stages one after the other; what the last one gives is the embedding."""
+
+    def __init__(self, cfg: ConvStemConfig, n_channels: int) -> None:
+        super().__init__()
+        widths = (n_channels, *cfg.channels)
+        self.stages = nn.ModuleList(
+            ConvStage(cfg, stage, widths[stage]) for stage in range(len(cfg.channels))
+        )
+
+    def forward(self, series: Series, mask: Mask | None) -> Embedded:
+        x = series if mask is None else series * mask[:, None, :]
+        for stage in self.stages:
+            x, mask = stage(x, mask)
+        return x.transpose(1, 2).contiguous(), TrunkState(pos_mask=mask)
+
+
+class LinearPatches(nn.Module):
+    """Cut the series into patches and map each one linearly.
+
+    ``W_E`` is [patch_len, d_model] when channels are independent, else
+    [channel * patch_len, d_model] (channel-major).
+    """
+
+    def __init__(self, cfg: LinearPatchesConfig, n_channels: int, d_model: int) -> None:
+        super().__init__()
+        self.cfg = cfg
+        width = cfg.patch_len * (1 if cfg.channel_independent else n_channels)
+        self.W_E = nn.Parameter(torch.zeros(width, d_model))
+        self.b_E = nn.Parameter(torch.zeros(d_model), requires_grad=cfg.bias)
+        self.hook_patches = HookPoint()  # [batch, channel, pos, patch_len]
+
+    def forward(self, series: Series, mask: Mask | None) -> Embedded:
+        n_channels = series.shape[1]
+        patches = self.hook_patches(self._cut(series if mask is None else series * mask[:, None]))
+        pos_mask = None if mask is None else self._cut(mask[:, None])[:, 0].any(-1)
+        if self.cfg.channel_independent:
+            x = patches.flatten(0, 1)  # [batch * channel, pos, patch_len]
+            if pos_mask is not None:
+                pos_mask = pos_mask.repeat_interleave(n_channels, 0)
+            return x @ self.W_E + self.b_E, TrunkState(pos_mask, n_channels)
+        x = patches.transpose(1, 2).flatten(2)  # [batch, pos, channel * patch_len]
+        return x @ self.W_E + self.b_E, TrunkState(pos_mask)
+
+    def _cut(self, x: Tensor) -> Float[Tensor, "batch channel pos patch_len"] | Tensor:
+        start = self.cfg.offset(x.shape[2])
+        if self.cfg.padding:
+            x = torch.cat([x, x[:, :, -1:].expand(-1, -1, self.cfg.padding)], 2)
+        return x[:, :, start:].unfold(2, self.cfg.patch_len, self.cfg.stride)
+
+
+class PerStep(nn.Module):
+    """Map all channels of every time step linearly; ``W_E`` is [channel, d_model]."""
+
+    def __init__(self, cfg: PerStepConfig, n_channels: int, d_model: int) -> None:
+        super().__init__()
+        self.W_E = nn.Parameter(torch.zeros(n_channels, d_model))
+        self.b_E = nn.Parameter(torch.zeros(d_model), requires_grad=cfg.bias)
+
+    def forward(self, series: Series, mask: Mask | None) -> Embedded:
+        x = series if mask is None else series * mask[:, None, :]
+        return x.transpose(1, 2) @ self.W_E + self.b_E, TrunkState(pos_mask=mask)
+
+
+class CustomEmbed(nn.Module):
+    """A front end of the user's own: any module from a series to [batch, pos, d_model].
+
+    It is called with ``mask=`` as well where its ``forward`` takes a mask and there is one.
+    """
+
+    def __init__(self, module: nn.Module, d_model: int) -> None:
+        super().__init__()
+        self.module = module
+        self.d_model = d_model
+        self.takes_mask = "mask" in inspect.signature(module.forward).parameters
+
+    def forward(self, series: Series, mask: Mask | None) -> Embedded:
+        given = {"mask": mask} if self.takes_mask and mask is not None else {}
+        embedded = self.module(series, **given)
+        if embedded.ndim != 3 or embedded.shape[2] != self.d_model:
+            raise SeriesShapeError(
+                f"expected the embed module to give [batch, pos, d_model={self.d_model}], "
+                f"got {list(embedded.shape)} from a series {list(series.shape)}"
+            )
+        if mask is not None and embedded.shape[1] != mask.shape[1]:
+            raise SeriesShapeError(
+                f"a mask of {mask.shape[1]} samples says nothing about the {embedded.shape[1]} "
+                "positions of your embed module; masks need one position per sample there"
+            )
+        return embedded, TrunkState(pos_mask=mask)
+
+
+class Positions(nn.Module):
+    """``W_pos`` [n_ctx, d_model]: learned, or fixed sines and cosines (Vaswani et al. 2017)."""
+
+    def __init__(self, n_ctx: int, d_model: int, learned: bool) -> None:
+        super().__init__()
+        self.n_ctx = n_ctx
+        if learned:
+            self.W_pos = nn.Parameter(torch.zeros(n_ctx, d_model))
+        else:
+            self.register_buffer("W_pos", sinusoids(n_ctx, d_model))
+
+    def forward(self, n_pos: int) -> Float[Tensor, "1 pos d_model"]:
+        if n_pos > self.n_ctx:
+            raise SeriesShapeError(
+                f"expected at most n_ctx={self.n_ctx} positions, got {n_pos}; use a shorter series"
+            )
+        return self.W_pos[None, :n_pos]
+
+
+def sinusoids(n_ctx: int, d_model: int) -> Float[Tensor, "pos d_model"]:
+    """Sines in even and cosines in odd dimensions, wavelengths from 2 pi to 10000 * 2 pi."""
+    pos = torch.arange(n_ctx, dtype=torch.float64)[:, None]
+    rate = 10000.0 ** (-torch.arange(0, d_model, 2, dtype=torch.float64) / d_model)
+    table = torch.zeros(n_ctx, d_model, dtype=torch.float64)
+    table[:, 0::2] = torch.sin(pos * rate)
+    table[:, 1::2] = torch.cos(pos * rate)[:, : d_model // 2]
+    return table.float()
+
+
+def make_embed(cfg: HookedTSTConfig, module: nn.Module | None) -> nn.Module:
+    """The front end that the config asks for; a custom one is the module the user brings."""
+    if isinstance(cfg.embed, CustomConfig):
+        if module is None:
+            raise ArgumentError(missing_module("embed", cfg.embed))
+        return CustomEmbed(module, cfg.d_model)
+    if isinstance(cfg.embed, ConvStemConfig):
+        return ConvStem(cfg.embed, cfg.n_channels or 0)
+    if isinstance(cfg.embed, LinearPatchesConfig):
+        return LinearPatches(cfg.embed, cfg.n_channels or 0, cfg.d_model)
+    return PerStep(cfg.embed, cfg.n_channels or 0, cfg.d_model)
+
+
+def missing_module(part: str, cfg: CustomConfig) -> str:
+    """Why a model with a module of the user's own cannot be built without it."""
+    return (
+        f"this model's {part} is a module of your own ({cfg.module_class}), whose code is not "
+        f"saved with the weights; pass it again: "
+        f"HookedTST.from_pretrained(..., {part}=<your {cfg.module_class.rsplit('.', 1)[-1]}>)"
+    )

@@ -1,0 +1,99 @@
+"""Heads: from the residual stream [row, pos, d_model] to class logits or a forecast."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from transformer_lens.hook_points import HookPoint
+
+from tstlens.errors import ArgumentError, SeriesShapeError
+from tstlens.model.config import CustomConfig, HeadConfig, HookedTSTConfig, Pooling
+from tstlens.model.embed import missing_module
+from tstlens.model.state import TrunkState
+from tstlens.shapes import Output, PosMask, Residual
+
+
+class LinearHead(nn.Module):
+    """Pool over positions, then ``pooled W_U + b_U``.
+
+    A classifier gives [batch, class]; where channels are independent their pooled vectors stand
+    side by side first (channel-major). A forecaster gives [batch, channel, horizon].
+    """
+
+    def __init__(self, cfg: HookedTSTConfig, head: HeadConfig) -> None:
+        super().__init__()
+        self.cfg = head
+        self.n_ctx = cfg.n_ctx
+        self.n_channels = cfg.n_channels or 1
+        self.channel_independent = cfg.channel_independent
+        d_in = cfg.d_model * ((cfg.n_ctx or 1) if head.pooling == "flatten" else 1)
+        d_out = head.n_classes or head.horizon or 0
+        if head.n_classes is not None and cfg.channel_independent:
+            d_in *= self.n_channels
+        if head.horizon is not None and not cfg.channel_independent:
+            d_out *= self.n_channels
+        self.W_U = nn.Parameter(torch.zeros(d_in, d_out))
+        self.b_U = nn.Parameter(torch.zeros(d_out), requires_grad=head.bias)
+        self.hook_pooled = HookPoint()  # [row, d_model], or [row, pos * d_model] when flat
+
+    def forward(self, residual: Residual, state: TrunkState) -> Output:
+        if self.cfg.pooling == "flatten" and residual.shape[1] != self.n_ctx:
+            raise SeriesShapeError(
+                f"a flatten head takes exactly {self.n_ctx} positions, got {residual.shape[1]}"
+            )
+        pooled = self.hook_pooled(pool(residual, self.cfg.pooling, state.pos_mask))
+        if self.cfg.horizon is not None:
+            return (pooled @ self.W_U + self.b_U).view(-1, self.n_channels, self.cfg.horizon)
+        if self.channel_independent:
+            pooled = pooled.view(-1, self.n_channels * pooled.shape[-1])
+        return pooled @ self.W_U + self.b_U
+
+
+class CustomHead(nn.Module):
+    """A head of the user's own: any module from [batch, pos, d_model] to an output.
+
+    It is called with ``mask=`` [batch, pos] as well where its ``forward`` takes one.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+        forward = module.forward
+        self.takes_mask = "mask" in getattr(forward, "__code__", self.forward.__code__).co_varnames
+
+    def forward(self, residual: Residual, state: TrunkState) -> Output:
+        if self.takes_mask and state.pos_mask is not None:
+            return self.module(residual, mask=state.pos_mask)
+        return self.module(residual)
+
+
+def pool(
+    residual: Residual, pooling: Pooling, mask: PosMask | None
+) -> Float[Tensor, "row pooled"]:
+    """One vector per row; padded positions take no part (they are zero where flattened)."""
+    if pooling == "flatten":
+        if mask is not None:
+            residual = residual * mask[:, :, None]
+        return residual.flatten(1)
+    if pooling == "first":
+        return residual[:, 0]
+    if mask is None:
+        if pooling == "max":
+            return residual.amax(1)
+        return residual.mean(1) if pooling == "mean" else residual[:, -1]
+    if pooling == "max":
+        return residual.masked_fill(~mask[:, :, None], float("-inf")).amax(1)
+    if pooling == "mean":
+        return (residual * mask[:, :, None]).sum(1) / mask.sum(1, keepdim=True)
+    last = mask.shape[1] - 1 - mask.flip(1).int().argmax(1)
+    return residual[torch.arange(len(last), device=last.device), last]
+
+
+def make_head(cfg: HookedTSTConfig, module: nn.Module | None) -> nn.Module:
+    """The head that the config asks for; a custom one is the module the user brings."""
+    if isinstance(cfg.head, CustomConfig):
+        if module is None:
+            raise ArgumentError(missing_module("head", cfg.head))
+        return CustomHead(module)
+    return LinearHead(cfg, cfg.head)

@@ -1,0 +1,150 @@
+"""Hooks that are checked when they are asked for, not silently ignored.
+
+TransformerLens raises a bare KeyError for an unknown hook name and accepts one that can never
+fire. Here the first names the closest hook point and the second says why it cannot fire.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from transformer_lens import HookedRootModule
+
+from tstlens.errors import HookError, UnknownHookError
+
+_NEEDS_FLAG = {
+    "attn.hook_result": "use_attn_result",
+    "hook_q_input": "use_split_qkv_input",
+    "hook_k_input": "use_split_qkv_input",
+    "hook_v_input": "use_split_qkv_input",
+    "hook_mlp_in": "use_hook_mlp_in",
+}
+
+
+class CheckedHooks(HookedRootModule):
+    """A ``HookedRootModule`` whose hook requests are checked."""
+
+    cfg: Any
+
+    def set_use_attn_result(self, use_attn_result: bool) -> None:
+        """Fire ``attn.hook_result``, one vector per head and position."""
+        self.cfg.use_attn_result = use_attn_result
+
+    def set_use_split_qkv_input(self, use_split_qkv_input: bool) -> None:
+        """Fire ``hook_q_input``, ``hook_k_input`` and ``hook_v_input``, one copy per head."""
+        self.cfg.use_split_qkv_input = use_split_qkv_input
+
+    def set_use_hook_mlp_in(self, use_hook_mlp_in: bool) -> None:
+        """Fire ``hook_mlp_in``, the stream as the MLP reads it, before its norm."""
+        self.cfg.use_hook_mlp_in = use_hook_mlp_in
+
+    def why_silent(self, name: str) -> str | None:
+        """Why a hook point cannot fire as the model is set, or None if it can.
+
+        Raises:
+            UnknownHookError: there is no such hook point.
+        """
+        if name not in self.hook_dict:
+            raise UnknownHookError(name, self.hook_dict, self._missing_advice(name))
+        for ending, flag in _NEEDS_FLAG.items():
+            if name.endswith("." + ending) and not getattr(self.cfg, flag):
+                return f"{name} only fires with model.set_{flag}(True)"
+        return None
+
+    def require_live(
+        self, names: Iterable[Any], start: int | None = None, stop: int | None = None
+    ) -> None:
+        """Raise :class:`HookError` unless every named hook point fires in such a run.
+
+        Args:
+            names: hook names; predicates are let through.
+            start: the layer that the run starts at; None starts with the series.
+            stop: the layer that the run stops before; None runs through the head.
+        """
+        for name in names:
+            if not isinstance(name, str):
+                continue
+            reason = self.why_silent(name) or self._outside(name, start, stop)
+            if reason:
+                raise HookError(f"{reason}; as things are the hook would never fire")
+
+    def add_hook(self, name: Any, *args: Any, **kwargs: Any) -> None:
+        """As TransformerLens', with unknown and silent hook points refused."""
+        self.require_live([name])
+        super().add_hook(name, *args, **kwargs)
+
+    @contextmanager
+    def hooks(  # type: ignore[override]
+        self,
+        fwd_hooks: Sequence[tuple[Any, Callable[..., Any]]] = (),
+        bwd_hooks: Sequence[tuple[Any, Callable[..., Any]]] = (),
+        reset_hooks_end: bool = True,
+        clear_contexts: bool = False,
+    ) -> Any:
+        """As TransformerLens', with unknown and silent hook points refused before any is added."""
+        self.require_live(name for name, _ in [*fwd_hooks, *bwd_hooks])
+        with super().hooks(list(fwd_hooks), list(bwd_hooks), reset_hooks_end, clear_contexts):
+            yield self
+
+    def run_with_hooks(self, *model_args: Any, **kwargs: Any) -> Any:
+        """As TransformerLens', with hooks in layers that do not run refused too."""
+        hooked = [*kwargs.get("fwd_hooks", ()), *kwargs.get("bwd_hooks", ())]
+        self._require_run(kwargs, (name for name, _ in hooked))
+        return super().run_with_hooks(*model_args, **kwargs)
+
+    def run_with_cache(self, *model_args: Any, names_filter: Any = None, **kwargs: Any) -> Any:
+        """As TransformerLens', with names that would stay empty refused."""
+        self._require_run(kwargs, _named(names_filter))
+        return super().run_with_cache(*model_args, names_filter=names_filter, **kwargs)
+
+    def get_caching_hooks(self, names_filter: Any = None, *args: Any, **kwargs: Any) -> Any:
+        """As TransformerLens'; a predicate (or None) is asked about live hook points only."""
+        wanted = _named(names_filter)
+        self.require_live(wanted)
+        accepts = names_filter if callable(names_filter) else lambda name: True
+        if not wanted and (callable(names_filter) or names_filter is None):
+            wanted = [n for n in self.hook_dict if accepts(n) and self.why_silent(n) is None]
+        return super().get_caching_hooks(wanted, *args, **kwargs)
+
+    def _require_run(self, kwargs: dict[str, Any], names: Iterable[Any]) -> None:
+        start, stop = kwargs.get("start_at_layer"), kwargs.get("stop_at_layer")
+        first, last = self._layer_range(start, stop)
+        self.require_live(
+            names, None if start is None else first, None if stop is None else last
+        )
+
+    def _layer_range(self, start: int | None, stop: int | None) -> tuple[int, int]:
+        return start or 0, self.cfg.n_layers if stop is None else stop
+
+    def _outside(self, name: str, start: int | None, stop: int | None) -> str | None:
+        part = name.split(".")[0]
+        if part == "blocks":
+            layer = int(name.split(".")[1])
+            first, last = start or 0, self.cfg.n_layers if stop is None else stop
+            if not first <= layer < last:
+                return f"{name} is in layer {layer}, and only layers {first}..{last - 1} run"
+        elif part in ("head", "ln_final"):
+            if stop is not None:
+                return f"{name} comes after the trunk, and stop_at_layer={stop} ends before it"
+        elif start is not None:
+            return f"{name} comes before the trunk, and start_at_layer={start} begins after it"
+        return None
+
+    def _missing_advice(self, name: str) -> str:
+        leaf = name.split(".")[-1]
+        if leaf == "hook_pos_embed":
+            return "This model adds no positions"
+        if leaf == "hook_normalized_resid_post":
+            return "Only post-norm models normalise what leaves a block"
+        if name.startswith("ln_final"):
+            return "This model has no final norm"
+        return ""
+
+
+def _named(names_filter: Any) -> list[str]:
+    """The names that a names_filter spells out; none where it is a predicate or None."""
+    if isinstance(names_filter, str):
+        return [names_filter]
+    return [] if names_filter is None or callable(names_filter) else list(names_filter)

@@ -1,0 +1,56 @@
+"""The parity report: how far a converted model's output is from its source's."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Parity:
+    """What the check at conversion measured.
+
+    Args:
+        max_abs: largest absolute difference of any output, float32.
+        max_rel: the same divided by the largest absolute output of the source, float32.
+        tolerance: what ``max_rel`` had to stay under.
+        max_abs_float64: as ``max_abs``, both models in float64.
+        max_rel_float64: as ``max_rel``, both models in float64.
+        tolerance_float64: what ``max_rel_float64`` had to stay under.
+        inputs: what was compared, in words: shapes, masks, constant series.
+        source: the source's class, or the family its weights were rebuilt into.
+    """
+
+    max_abs: float
+    max_rel: float
+    tolerance: float
+    max_abs_float64: float
+    max_rel_float64: float
+    tolerance_float64: float
+    inputs: tuple[str, ...]
+    source: str
+
+    @property
+    def passed(self) -> bool:
+        """Whether both differences are within their tolerances."""
+        return (
+            self.max_rel <= self.tolerance and self.max_rel_float64 <= self.tolerance_float64
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything as JSON takes it."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Parity:
+        """Read back :meth:`to_dict`'s dictionary."""
+        return cls(**{**values, "inputs": tuple(values["inputs"])})
+
+    def __str__(self) -> str:
+        verdict = "equal within tolerance" if self.passed else "DIFFERENT"
+        return (
+            f"{verdict} to {self.source}: float32 {self.max_rel:.1e} of the output's scale "
+            f"(limit {self.tolerance:.0e}, absolute {self.max_abs:.1e}), float64 "
+            f"{self.max_rel_float64:.1e} (limit {self.tolerance_float64:.0e}); "
+            f"inputs: {'; '.join(self.inputs)}"
+        )

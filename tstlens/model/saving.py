@@ -1,0 +1,177 @@
+"""``save_pretrained`` and ``from_pretrained``: folders, shipped checkpoints, hub repositories."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+from torch import nn
+
+from tstlens.errors import ArgumentError, CorruptFileError, DownloadError, UnknownCheckpointError
+from tstlens.model.config import CustomConfig, HookedTSTConfig
+from tstlens.model.embed import missing_module
+from tstlens.model.storage import CONFIG, read_config, read_folder, write_folder
+
+if TYPE_CHECKING:
+    from tstlens.model.hooked_tst import HookedTST
+
+_Model = TypeVar("_Model", bound="SavedModel")
+
+
+class SavedModel(nn.Module):
+    """Saving and loading of a :class:`HookedTST`."""
+
+    cfg: HookedTSTConfig
+    info: dict[str, Any]
+    parity: Any
+
+    def save_pretrained(self, folder: str | Path) -> Path:
+        """Write weights and config to a folder, atomically.
+
+        Args:
+            folder: where to; made if missing, and replaced as a whole if it holds a model.
+
+        Returns:
+            The folder.
+
+        Raises:
+            StorageError: the place is a file or cannot be written.
+        """
+        record = {"config": self.cfg.to_dict(), "info": self.info}
+        if self.parity is not None:
+            record["parity"] = self.parity.to_dict()
+        write_folder(Path(folder), dict(self.state_dict()), record)
+        return Path(folder)
+
+    @classmethod
+    def from_pretrained(
+        cls: type[_Model],
+        name: str | Path,
+        *,
+        embed: nn.Module | None = None,
+        head: nn.Module | None = None,
+        device: str | torch.device | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> _Model:
+        """Load a model in eval mode.
+
+        Args:
+            name: a shipped checkpoint (see :func:`list_checkpoints`), a folder that
+                ``save_pretrained`` wrote, or a hub id ``"organisation/model"`` of such a folder.
+            embed: the front end, where the model was converted with one of the user's own.
+            head: the head, likewise.
+            device: where to put the model.
+            dtype: what to cast it to.
+
+        Raises:
+            UnknownCheckpointError: nothing goes by that name.
+            DownloadError: a hub id that cannot be reached or does not exist.
+            CorruptFileError: weights are truncated or altered, or do not fit the config.
+            ConfigVersionError: a newer tstlens wrote the folder.
+            ArgumentError: the model needs ``embed`` or ``head`` and they were not given.
+
+        Example:
+            >>> from tstlens.model import HookedTST
+            >>> model = HookedTST.from_pretrained("japanese-vowels")
+            >>> model.cfg.n_layers
+            3
+        """
+        folder = find_checkpoint(name)
+        weights, record = read_folder(folder)
+        try:
+            cfg = HookedTSTConfig.from_dict(record["config"])
+        except (ArgumentError, KeyError, TypeError) as error:
+            raise CorruptFileError(f"{folder / CONFIG} does not describe a model: {error}") from error
+        for part, module in (("embed", embed), ("head", head)):
+            own = getattr(cfg, part)
+            if isinstance(own, CustomConfig) and module is None:
+                raise ArgumentError(missing_module(part, own))
+            if not isinstance(own, CustomConfig) and module is not None:
+                raise ArgumentError(f"{part}= was given, but this model brings its own {part}")
+        model = cls(cfg, embed=embed, head=head)
+        _load(model, weights, folder)
+        model.info = record.get("info", {})
+        if "parity" in record:
+            from tstlens.model.parity import Parity
+
+            model.parity = Parity.from_dict(record["parity"])
+        return model.to(device=device, dtype=dtype) if device or dtype else model
+
+
+def _load(model: nn.Module, weights: dict[str, torch.Tensor], folder: Path) -> None:
+    expected = model.state_dict()
+    missing, extra = sorted(set(expected) - set(weights)), sorted(set(weights) - set(expected))
+    shapes = [
+        f"{name} is {list(weights[name].shape)}, not {list(tensor.shape)}"
+        for name, tensor in expected.items()
+        if name in weights and weights[name].shape != tensor.shape
+    ]
+    if missing or extra or shapes:
+        problems = [
+            *(["missing " + ", ".join(missing[:5])] if missing else []),
+            *(["unexpected " + ", ".join(extra[:5])] if extra else []),
+            *shapes[:5],
+        ]
+        raise CorruptFileError(
+            f"the weights in {folder} do not fit the model: {'; '.join(problems)}. If the front "
+            "end or the head is a module of your own, pass the same class with the same sizes"
+        )
+    dtype = next((t.dtype for t in weights.values() if t.is_floating_point()), None)
+    model.to(dtype=dtype)
+    model.load_state_dict(weights, strict=True)
+
+
+def checkpoints_folder() -> Path:
+    """Where the shipped checkpoints lie: in the wheel, or beside the package in a checkout."""
+    package = Path(__file__).resolve().parents[1]
+    installed = package / "checkpoints"
+    return installed if installed.is_dir() else package.parent / "checkpoints"
+
+
+def list_checkpoints() -> list[str]:
+    """Names of the checkpoints that ship with tstlens, for ``HookedTST.from_pretrained``."""
+    folder = checkpoints_folder()
+    if not folder.is_dir():
+        return []
+    return sorted(entry.name for entry in folder.iterdir() if (entry / CONFIG).is_file())
+
+
+def find_checkpoint(name: str | Path) -> Path:
+    """The folder of a shipped checkpoint, a folder on disk, or a downloaded hub repository."""
+    text = str(name)
+    if isinstance(name, str) and text in list_checkpoints():
+        return checkpoints_folder() / text
+    if Path(name).is_dir():
+        return Path(name)
+    is_hub_id = isinstance(name, str) and text.count("/") == 1 and not text.startswith((".", "/"))
+    if not is_hub_id:
+        raise UnknownCheckpointError(
+            text, list_checkpoints(), "A folder that save_pretrained wrote works too"
+        )
+    return _download(text)
+
+
+def _download(hub_id: str) -> Path:
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(hub_id, allow_patterns=["*.safetensors", "*.json", "*.md"]))
+    except Exception as error:
+        raise DownloadError(
+            f"{hub_id!r} is neither a folder here nor a checkpoint that ships "
+            f"({', '.join(list_checkpoints())}), and fetching it from the hub failed: "
+            f"{type(error).__name__}; check the name and the network"
+        ) from error
+
+
+def describe_checkpoint(name: str | Path) -> dict[str, Any]:
+    """A checkpoint's ``config.json`` without loading its weights."""
+    return read_config(find_checkpoint(name))
+
+
+def as_model(model: HookedTST | str | Path) -> HookedTST:
+    """The model itself, or the one that goes by this name."""
+    from tstlens.model.hooked_tst import HookedTST
+
+    return model if isinstance(model, HookedTST) else HookedTST.from_pretrained(model)
