@@ -1,8 +1,8 @@
 """One block of the trunk: attention and MLP around a residual stream.
 
-The forward pass of both kinds is written in steps (``attend``, ``add_attention``, ``add_mlp``), so
-that patching can enter a block in the middle: everything after attention works on each position
-by itself.
+The forward pass of both kinds is written in steps (``attend``, ``add_attention``, ``add_mlp``,
+``add_mlp_out``, ``leave``), so that patching can enter a block in the middle: everything after
+attention works on each position by itself.
 """
 
 from __future__ import annotations
@@ -53,9 +53,22 @@ class Block(nn.Module, ABC):
         resid_mid = resid_pre + self.hook_attn_out(attn_out)
         return self.add_mlp(self.hook_resid_mid(resid_mid))
 
-    @abstractmethod
     def add_mlp(self, resid_mid: Residual) -> Residual:
         """From the stream between the sublayers to what leaves the block."""
+        carried, mlp_in = self.read_mid(resid_mid)
+        return self.add_mlp_out(carried, self.mlp(mlp_in))
+
+    @abstractmethod
+    def read_mid(self, resid_mid: Residual) -> tuple[Residual, Residual]:
+        """What the stream carries past the MLP, and what the MLP reads."""
+
+    def add_mlp_out(self, carried: Residual, mlp_out: Residual) -> Residual:
+        """From the MLP's output to what leaves the block."""
+        return self.leave(self.hook_resid_post(carried + self.hook_mlp_out(mlp_out)))
+
+    @abstractmethod
+    def leave(self, resid_post: Residual) -> Residual:
+        """From the last sum to what leaves the block."""
 
     def _split(self, stream: Residual) -> tuple[Tensor, Tensor, Tensor]:
         """Inputs of q, k and v: one copy for each head when ``use_split_qkv_input`` asks for it."""
@@ -83,9 +96,11 @@ class PreNormBlock(Block):
             return self.attn(normalized, normalized, normalized, state)
         return self.attn(self.ln1(q_input), self.ln1(k_input), self.ln1(v_input), state)
 
-    def add_mlp(self, resid_mid: Residual) -> Residual:
-        mlp_out = self.hook_mlp_out(self.mlp(self.ln2(self._mlp_input(resid_mid))))
-        return self.hook_resid_post(resid_mid + mlp_out)
+    def read_mid(self, resid_mid: Residual) -> tuple[Residual, Residual]:
+        return resid_mid, self.ln2(self._mlp_input(resid_mid))
+
+    def leave(self, resid_post: Residual) -> Residual:
+        return resid_post
 
 
 class PostNormBlock(Block):
@@ -102,10 +117,11 @@ class PostNormBlock(Block):
     def attend(self, resid_pre: Residual, state: TrunkState) -> Residual:
         return self.attn(*self._split(resid_pre), state)
 
-    def add_mlp(self, resid_mid: Residual) -> Residual:
+    def read_mid(self, resid_mid: Residual) -> tuple[Residual, Residual]:
         normalized_mid = self.ln1(self._mlp_input(resid_mid))
-        mlp_out = self.hook_mlp_out(self.mlp(normalized_mid))
-        resid_post = self.hook_resid_post(normalized_mid + mlp_out)
+        return normalized_mid, normalized_mid
+
+    def leave(self, resid_post: Residual) -> Residual:
         return self.hook_normalized_resid_post(self.ln2(resid_post))
 
 

@@ -1,0 +1,32 @@
+"""Series and labels, where they come from, and the pairs that patching compares.
+
+Importing this package imports neither aeon nor pandas.
+"""
+
+from __future__ import annotations
+
+from tstlens.data.corruptions import (
+    corrupt_with_mean,
+    corrupt_with_noise,
+    corrupt_with_sample,
+    corrupt_with_shift,
+)
+from tstlens.data.loading import load_dataset
+from tstlens.data.pairs import Pairs, class_pairs, misclassified_pairs
+from tstlens.data.scaling import Scaling
+from tstlens.data.series import TimeSeriesData
+from tstlens.data.validate import check_series
+
+__all__ = [
+    "Pairs",
+    "Scaling",
+    "TimeSeriesData",
+    "check_series",
+    "class_pairs",
+    "corrupt_with_mean",
+    "corrupt_with_noise",
+    "corrupt_with_sample",
+    "corrupt_with_shift",
+    "load_dataset",
+    "misclassified_pairs",
+]

@@ -1,0 +1,298 @@
+"""Clean and corrupted series side by side: what activation patching compares.
+
+A pair asks "what in the clean run makes the model see the target class?". Pairs that share a
+series are not independent of each other: `class_pairs` uses each series as rarely as it can, and
+`misclassified_pairs` shares one clean series per class. Intervals over pairs are as narrow as
+they look only where series differ.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from math import lcm
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tstlens.data.indexing import row_indices
+from tstlens.data.labels import class_index
+from tstlens.data.series import TimeSeriesData
+from tstlens.data.validate import check_series
+from tstlens.errors import ArgumentError, LabelError, SeriesShapeError
+from tstlens.shapes import Labels, Mask, Series
+
+__all__ = ["Pairs", "class_pairs", "misclassified_pairs"]
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Pairs:
+    """Clean series, corrupted series and the class whose evidence is followed.
+
+    Args:
+        clean: ``[pair, channel, time]``.
+        corrupted: ``[pair, channel, time]``.
+        target: ``[pair]`` the class whose evidence is restored: the true class of the clean series.
+        clean_mask: ``[pair, time]`` bool, True where observed; None where all is.
+        corrupted_mask: the same for the corrupted series.
+        clean_index: ``[pair]`` rows in the data that the pairs were made from, or None.
+        corrupted_index: the same for the corrupted series.
+        predicted: ``[pair]`` the class that the model gave to the corrupted series when the pairs
+            were made, or None where no model was asked.
+        made: how the pairs were made, plain values for JSON.
+
+    Raises:
+        SeriesShapeError: clean and corrupted of different shape, or entries of another length.
+        SeriesValueError: NaN, infinity or integers.
+        LabelError: targets that are not class indices.
+
+    Example:
+        >>> pairs = Pairs(torch.zeros(2, 1, 8), torch.ones(2, 1, 8), torch.tensor([0, 1]))
+        >>> pairs
+        Pairs(n=2, channel=1, time=8)
+    """
+
+    clean: Series
+    corrupted: Series
+    target: Labels
+    clean_mask: Mask | None = None
+    corrupted_mask: Mask | None = None
+    clean_index: Labels | None = None
+    corrupted_index: Labels | None = None
+    predicted: Labels | None = None
+    made: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check_series(self.clean, mask=self.clean_mask)
+        check_series(self.corrupted, mask=self.corrupted_mask)
+        if self.clean.shape != self.corrupted.shape:
+            raise SeriesShapeError(
+                "expected clean and corrupted of the same shape [pair, channel, time], got "
+                f"{list(self.clean.shape)} and {list(self.corrupted.shape)}"
+            )
+        for name in ("target", "clean_index", "corrupted_index", "predicted"):
+            value = getattr(self, name)
+            if value is None and name != "target":
+                continue
+            if not isinstance(value, Tensor) or value.dtype != torch.int64:
+                got = value.dtype if isinstance(value, Tensor) else type(value).__name__
+                raise LabelError(f"expected {name} as an int64 tensor [pair], got {got}")
+            if value.shape != (len(self),):
+                raise SeriesShapeError(
+                    f"expected {name} as [pair={len(self)}], got {list(value.shape)}"
+                )
+        if bool((self.target < 0).any()):
+            raise LabelError(f"expected targets from 0 on, got {int(self.target.min())}")
+
+    def __len__(self) -> int:
+        return self.clean.shape[0]
+
+    def __getitem__(self, index: Any) -> Pairs:
+        rows = row_indices(index, len(self)).to(self.clean.device)
+        return self._each(lambda tensor: tensor[rows])
+
+    def __repr__(self) -> str:
+        how = f", {self.made['how']}" if "how" in self.made else ""
+        _, n_channels, n_time = self.clean.shape
+        return f"Pairs(n={len(self)}, channel={n_channels}, time={n_time}{how})"
+
+    def swap(self) -> Pairs:
+        """Clean and corrupted exchanged, for noising instead of denoising.
+
+        The target stays: patching now takes away the evidence that it restored before.
+        ``predicted`` stays with the series it belongs to, which is now called clean.
+        """
+        return replace(
+            self,
+            clean=self.corrupted,
+            corrupted=self.clean,
+            clean_mask=self.corrupted_mask,
+            corrupted_mask=self.clean_mask,
+            clean_index=self.corrupted_index,
+            corrupted_index=self.clean_index,
+            made={**self.made, "swapped": not self.made.get("swapped", False)},
+        )
+
+    def to(self, device: torch.device | str) -> Pairs:
+        """The same pairs on another device."""
+        return self._each(lambda tensor: tensor.to(device))
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Pairs:
+        values = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
+        return replace(self, **{name: change(value) for name, value in values.items()})
+
+
+def misclassified_pairs(
+    model: Callable[..., Tensor],
+    data: TimeSeriesData,
+    per_class: int | None = None,
+    batch_size: int = 256,
+) -> Pairs:
+    """Each misclassified series beside the most confidently right one of its own true class.
+
+    Answers "what would have made the model see the true class?". A class with misclassified
+    series but no right one has nothing to patch from: it is left out and listed in ``made``.
+
+    Args:
+        model: series ``[batch, channel, time]`` to logits ``[batch, class]``; called with
+            ``mask=`` only where the data have one. A module is put into eval mode meanwhile.
+        data: labelled series.
+        per_class: at most this many misclassified series per true class, the first in the data;
+            None for all.
+        batch_size: series per call of the model.
+
+    Returns:
+        Pairs in the order of the misclassified series in the data, with ``predicted``.
+
+    Raises:
+        ArgumentError: nothing to pair: all series are classified right, or no class has both.
+        LabelError: no labels, or as many logits as there are not classes.
+
+    Example:
+        >>> series = torch.tensor([[[2.0]], [[3.0]], [[-1.0]]])
+        >>> data = TimeSeriesData(series, torch.tensor([1, 1, 1]), class_names=("a", "b"))
+        >>> model = lambda series: torch.cat([-series[:, 0], series[:, 0]], dim=1)
+        >>> pairs = misclassified_pairs(model, data)
+        >>> pairs.clean_index, pairs.corrupted_index, pairs.predicted
+        (tensor([1]), tensor([2]), tensor([0]))
+    """
+    labels = _labels(data)
+    if per_class is not None and per_class < 1:
+        raise ArgumentError(f"expected per_class of at least 1 or None, got {per_class}")
+    if len(data) == 0:
+        raise ArgumentError("expected series to classify, got 0")
+    log_probs = _log_probs(model, data, batch_size)
+    predicted = log_probs.argmax(dim=1)
+    confidence = log_probs.gather(1, labels[:, None])[:, 0]
+    right = predicted == labels
+    if bool(right.all()):
+        raise ArgumentError(
+            f"expected misclassified series, got none: the model classifies all {len(data)} right; "
+            "use class_pairs(data, a, b, n) to compare classes instead"
+        )
+    clean, corrupted, skipped = [], [], {}
+    for label in range(data.n_classes):
+        wrong = ((labels == label) & ~right).nonzero()[:, 0]
+        if len(wrong) and not bool(right[labels == label].any()):
+            skipped[data.class_names[label]] = len(wrong)
+        elif len(wrong):
+            eligible = confidence.masked_fill(~right | (labels != label), -torch.inf)
+            wrong = wrong[:per_class]
+            clean += [int(eligible.argmax())] * len(wrong)
+            corrupted += wrong.tolist()
+    if not corrupted:
+        raise ArgumentError(
+            "expected a class with both right and misclassified series, got none: wrong throughout "
+            f"are {skipped}; are the labels in the order of the model's logits?"
+        )
+    pairs = sorted(zip(corrupted, clean, strict=True))
+    made = {
+        "how": "misclassified_pairs",
+        "per_class": per_class,
+        "n_misclassified": int((~right).sum()),
+        "skipped_classes": skipped,
+    }
+    clean_index = torch.tensor([clean for _, clean in pairs])
+    corrupted_index = torch.tensor([corrupted for corrupted, _ in pairs])
+    made_pairs = _pick(data, clean_index, corrupted_index, made)
+    return replace(made_pairs, predicted=predicted[made_pairs.corrupted_index])
+
+
+def class_pairs(data: TimeSeriesData, a: int | str, b: int | str, n: int, seed: int = 0) -> Pairs:
+    """Distinct pairs of a series of class a (clean) and one of class b (corrupted).
+
+    Each series is used as rarely as n allows: up to the size of the smaller class no series
+    comes twice.
+
+    Args:
+        data: labelled series.
+        a: class of the clean series and the target: an index, or a class name as string.
+        b: class of the corrupted series.
+        n: how many pairs.
+        seed: of the choice.
+
+    Raises:
+        LabelError: no labels, no such class, or a and b the same.
+        ArgumentError: fewer than n distinct pairs exist.
+
+    Example:
+        >>> data = TimeSeriesData(torch.zeros(4, 1, 8), torch.tensor([0, 0, 1, 1]))
+        >>> class_pairs(data, 0, 1, n=3)
+        Pairs(n=3, channel=1, time=8, class_pairs)
+    """
+    labels = _labels(data)
+    first, second = class_index(a, data.class_names), class_index(b, data.class_names)
+    if first == second:
+        raise LabelError(f"expected two different classes, got {a!r} and {b!r}")
+    rows_a = (labels == first).nonzero()[:, 0].cpu()
+    rows_b = (labels == second).nonzero()[:, 0].cpu()
+    possible = len(rows_a) * len(rows_b)
+    if not 1 <= n <= possible:
+        raise ArgumentError(
+            f"expected n in 1..{possible} ({len(rows_a)} series of class "
+            f"{data.class_names[first]!r}, {len(rows_b)} of {data.class_names[second]!r}), got {n}"
+        )
+    generator = torch.Generator().manual_seed(seed)
+    rows_a = rows_a[torch.randperm(len(rows_a), generator=generator)]
+    rows_b = rows_b[torch.randperm(len(rows_b), generator=generator)]
+    # Walking both lists in step repeats after their least common multiple; one more step of the
+    # second list then starts a round of pairs that have not been seen.
+    step = torch.arange(n)
+    round_ = step // lcm(len(rows_a), len(rows_b))
+    clean_index = rows_a[step % len(rows_a)]
+    corrupted_index = rows_b[(step + round_) % len(rows_b)]
+    made = {
+        "how": "class_pairs",
+        "a": data.class_names[first],
+        "b": data.class_names[second],
+        "seed": seed,
+    }
+    return _pick(data, clean_index, corrupted_index, made)
+
+
+def _pick(data: TimeSeriesData, clean: Tensor, corrupted: Tensor, made: dict[str, Any]) -> Pairs:
+    clean, corrupted = clean.to(data.series.device), corrupted.to(data.series.device)
+    return Pairs(
+        clean=data.series[clean],
+        corrupted=data.series[corrupted],
+        target=_labels(data)[clean],
+        clean_mask=None if data.mask is None else data.mask[clean],
+        corrupted_mask=None if data.mask is None else data.mask[corrupted],
+        clean_index=clean,
+        corrupted_index=corrupted,
+        made={"data": data.name, "split": data.split, **made},
+    )
+
+
+def _labels(data: TimeSeriesData) -> Tensor:
+    if data.labels is None:
+        raise LabelError("expected labelled data, got data without labels")
+    return data.labels
+
+
+def _log_probs(model: Callable[..., Tensor], data: TimeSeriesData, batch_size: int) -> Tensor:
+    modules = list(model.modules()) if isinstance(model, torch.nn.Module) else []
+    training = [module for module in modules if module.training]
+    try:
+        for module in training:
+            module.training = False
+        outputs = []
+        with torch.no_grad():
+            for start in range(0, len(data), batch_size):
+                rows = slice(start, start + batch_size)
+                seen = {} if data.mask is None else {"mask": data.mask[rows]}
+                outputs.append(model(data.series[rows], **seen))
+    finally:
+        for module in training:
+            module.training = True
+    logits = torch.cat(outputs)
+    if logits.shape != (len(data), data.n_classes):
+        raise LabelError(
+            f"expected logits [batch={len(data)}, class={data.n_classes}], one per class of the "
+            f"data, got {list(logits.shape)}; wrap the model so that logit i is class i"
+        )
+    if bool(logits.isnan().any()):
+        raise ArgumentError("expected logits, got NaN from the model")
+    # In float32 every confident series would tie at probability 1.
+    return logits.double().log_softmax(dim=1).to(data.series.device)

@@ -1,0 +1,345 @@
+"""Labelled series with their mask: the form in which data enter everything else.
+
+A `TimeSeriesData` is plain data. It checks itself when it is made, so whatever holds one may
+rely on its shapes, on finite values and on labels that index the class names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tstlens.data.frames import series_of_frame
+from tstlens.data.indexing import row_indices
+from tstlens.data.labels import encode_labels
+from tstlens.data.scaling import Scaling
+from tstlens.data.validate import check_series
+from tstlens.errors import LabelError, SeriesShapeError, SeriesValueError
+from tstlens.shapes import Labels, Mask, Series
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["TimeSeriesData"]
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class TimeSeriesData:
+    """Series with labels, class names and a mask of observed samples.
+
+    Args:
+        series: ``[n, channel, time]``, floating point; kept as float32.
+        labels: ``[n]`` class indices 0..n_classes-1, or None where there are none.
+        class_names: one name per class, in order of the index; by default "0", "1", ...
+        mask: ``[n, time]`` bool, True where a sample was observed, False where it is padding;
+            becomes None when everything is observed.
+        name: of the data set.
+        split: "train", "test" or "all".
+        scaling: what was done to the values, None for nothing.
+
+    Raises:
+        SeriesShapeError: not three axes, or labels or mask of another length.
+        SeriesValueError: NaN, infinity or integers.
+        LabelError: a label outside the classes.
+
+    Example:
+        >>> import torch
+        >>> data = TimeSeriesData(torch.zeros(4, 2, 10), torch.tensor([0, 1, 1, 0]), name="toy")
+        >>> data[1:3]
+        TimeSeriesData('toy', n=2, channel=2, time=10, classes=2)
+    """
+
+    series: Series
+    labels: Labels | None = None
+    class_names: tuple[str, ...] = ()
+    mask: Mask | None = None
+    name: str = ""
+    split: str = ""
+    scaling: Scaling | None = field(default=None, kw_only=True)
+
+    def __post_init__(self) -> None:
+        check_series(self.series, finite=False)
+        _set(self, "series", self.series.to(torch.float32))
+        check_series(self.series, mask=self.mask)
+        _set(self, "class_names", tuple(str(name) for name in self.class_names))
+        if self.mask is not None:
+            _set(self, "mask", None if bool(self.mask.all()) else self.mask.to(self.series.device))
+        if self.labels is not None:
+            self._check_labels(self.labels)
+
+    def _check_labels(self, labels: Tensor) -> None:
+        if not isinstance(labels, Tensor) or labels.is_floating_point() or labels.is_complex():
+            got = labels.dtype if isinstance(labels, Tensor) else type(labels).__name__
+            raise LabelError(
+                f"expected labels as an integer tensor [n={len(self)}], got {got}; "
+                "for raw labels use TimeSeriesData.from_numpy"
+            )
+        if labels.shape != (len(self),):
+            raise SeriesShapeError(
+                f"expected one label per series, [n={len(self)}], got {list(labels.shape)}"
+            )
+        labels = labels.to(device=self.series.device, dtype=torch.int64)
+        if not self.class_names:
+            highest = int(labels.max()) if len(labels) else -1
+            _set(self, "class_names", tuple(str(index) for index in range(highest + 1)))
+        outside = (labels < 0) | (labels >= self.n_classes)
+        if bool(outside.any()):
+            row = int(outside.nonzero()[0, 0])
+            raise LabelError(
+                f"expected labels in 0..{self.n_classes - 1} ({self.n_classes} classes), "
+                f"got {int(labels[row])} for series {row}"
+            )
+        _set(self, "labels", labels)
+
+    @classmethod
+    def from_numpy(
+        cls,
+        array: np.ndarray,
+        labels: Iterable[Any] | None = None,
+        *,
+        class_names: Sequence[str] | None = None,
+        mask: np.ndarray | None = None,
+        n_channels: int | None = None,
+        name: str = "",
+        split: str = "",
+    ) -> TimeSeriesData:
+        """A data set from one array.
+
+        Args:
+            array: ``[n, channel, time]``, or ``[n, time]`` for series of one channel.
+            labels: ``[n]`` raw labels (strings or numbers), or None. Without ``class_names`` the
+                distinct labels in numerical or alphabetical order become classes 0, 1, ...
+            class_names: the classes in order; give the training set's to a test set, which may
+                lack a class. Labels are looked up by name; integers beside names that are not
+                numbers are taken as indices.
+            mask: ``[n, time]`` bool, True where observed.
+            n_channels: the expected channel count, to catch arrays that are channels last.
+            name: of the data set.
+            split: "train", "test" or "all".
+
+        Raises:
+            SeriesShapeError, SeriesValueError, LabelError: as for the class.
+
+        Example:
+            >>> import numpy as np
+            >>> TimeSeriesData.from_numpy(np.zeros((3, 8)), labels=["b", "a", "b"]).labels
+            tensor([1, 0, 1])
+        """
+        series = _float_tensor(array)
+        if series.ndim == 2:
+            series = series[:, None]
+        check_series(series, n_channels=n_channels)
+        encoded = _encode(labels, class_names)
+        observed = None if mask is None else torch.tensor(np.asarray(mask))
+        return cls(series, *encoded, mask=observed, name=name, split=split)
+
+    @classmethod
+    def from_arrays(
+        cls,
+        arrays: Sequence[Any],
+        labels: Iterable[Any] | None = None,
+        *,
+        class_names: Sequence[str] | None = None,
+        n_time: int | None = None,
+        name: str = "",
+        split: str = "",
+    ) -> TimeSeriesData:
+        """A data set from series of unequal length, padded at the end with zeros and masked.
+
+        Args:
+            arrays: one ``[channel, time_i]`` array or tensor per series, or ``[time_i]`` for
+                one channel.
+            labels: as for `from_numpy`.
+            class_names: as for `from_numpy`.
+            n_time: pad to this many samples; None pads to the longest series.
+            name: of the data set.
+            split: "train", "test" or "all".
+
+        Raises:
+            SeriesShapeError, SeriesValueError, LabelError: as for the class.
+
+        Example:
+            >>> import numpy as np
+            >>> TimeSeriesData.from_arrays([np.ones((2, 3)), np.ones((2, 5))]).mask.sum(1)
+            tensor([3, 5])
+        """
+        rows = [_float_tensor(array) for array in arrays]
+        rows = [row[None] if row.ndim == 1 else row for row in rows]
+        _check_ragged(rows)
+        lengths = torch.tensor([row.shape[1] for row in rows])
+        longest = int(lengths.max())
+        if n_time is not None and n_time < longest:
+            raise SeriesShapeError(
+                f"expected series of at most n_time={n_time} samples, got {longest} for series "
+                f"{int(lengths.argmax())}; nothing is cut off unasked"
+            )
+        series = torch.zeros(len(rows), rows[0].shape[0], n_time or longest)
+        for index, row in enumerate(rows):
+            series[index, :, : row.shape[1]] = row
+        mask = torch.arange(series.shape[2]) < lengths[:, None]
+        return cls(series, *_encode(labels, class_names), mask=mask, name=name, split=split)
+
+    @classmethod
+    def from_pandas(
+        cls,
+        frame: pd.DataFrame,
+        *,
+        label: Any = None,
+        series: Any = None,
+        time: Any = None,
+        channel: Any = None,
+        value: Any = None,
+        class_names: Sequence[str] | None = None,
+        name: str = "",
+        split: str = "",
+    ) -> TimeSeriesData:
+        """A data set from a wide or a long frame.
+
+        Wide (``series`` not given): one row per series, one column per sample in order of time;
+        columns with two levels are (channel, time). Long (``series`` given): one row per series
+        and time step with one column per channel, or, with ``channel``, one row per value.
+        Series keep the order in which they first appear; unequal lengths are padded and masked.
+
+        Args:
+            frame: the frame; its index is ignored.
+            label: column of the raw label, or None.
+            series: long: column that tells series apart.
+            time: long: column to sort the samples of a series by; None keeps the rows' order.
+            channel: long: column that names the channel of a value; channels are sorted by name.
+            value: long: column or list of columns with values; by default all that are left.
+            class_names: as for `from_numpy`.
+            name: of the data set.
+            split: "train", "test" or "all".
+
+        Raises:
+            ArgumentError: a column that is not in the frame, or arguments that do not go together.
+            SeriesShapeError, SeriesValueError, LabelError: as for the class.
+
+        Example:
+            >>> import pandas as pd
+            >>> frame = pd.DataFrame({"id": [7, 7, 8], "x": [1.0, 2.0, 3.0], "y": [0.0, 1.0, 2.0]})
+            >>> TimeSeriesData.from_pandas(frame, series="id")
+            TimeSeriesData(n=2, channel=2, time=2, padded)
+        """
+        arrays, labels = series_of_frame(
+            frame, label=label, series=series, time=time, channel=channel, value=value
+        )
+        return cls.from_arrays(arrays, labels, class_names=class_names, name=name, split=split)
+
+    def __len__(self) -> int:
+        return self.series.shape[0]
+
+    def __getitem__(self, index: Any) -> TimeSeriesData:
+        rows = row_indices(index, len(self)).to(self.series.device)
+        return replace(
+            self,
+            series=self.series[rows],
+            labels=None if self.labels is None else self.labels[rows],
+            mask=None if self.mask is None else self.mask[rows],
+        )
+
+    def __iter__(self) -> Iterator[TimeSeriesData]:
+        return (self[index] for index in range(len(self)))
+
+    def __repr__(self) -> str:
+        parts = [repr(self.name)] if self.name else []
+        parts += [repr(self.split)] if self.split else []
+        parts += [f"n={len(self)}", f"channel={self.n_channels}", f"time={self.n_time}"]
+        parts += [f"classes={self.n_classes}"] if self.labels is not None else []
+        parts += ["padded"] if self.mask is not None else []
+        parts += [f"scaling={self.scaling.kind!r}"] if self.scaling is not None else []
+        return f"TimeSeriesData({', '.join(parts)})"
+
+    @property
+    def n_classes(self) -> int:
+        """Number of classes; 0 for data without labels or class names."""
+        return len(self.class_names)
+
+    @property
+    def n_channels(self) -> int:
+        """Variables of each series."""
+        return self.series.shape[1]
+
+    @property
+    def n_time(self) -> int:
+        """Samples of each series, padding included."""
+        return self.series.shape[2]
+
+    @property
+    def lengths(self) -> Tensor:
+        """``[n]`` observed samples of each series."""
+        if self.mask is None:
+            return torch.full((len(self),), self.n_time, device=self.series.device)
+        return self.mask.sum(dim=1)
+
+    def unpadded(self) -> list[Tensor]:
+        """The series as a list of ``[channel, time_i]`` tensors without padding."""
+        if self.mask is None:
+            return list(self.series)
+        return [row[:, seen] for row, seen in zip(self.series, self.mask, strict=True)]
+
+    def to(self, device: torch.device | str) -> TimeSeriesData:
+        """The same data on another device."""
+        return replace(
+            self,
+            series=self.series.to(device),
+            labels=None if self.labels is None else self.labels.to(device),
+            mask=None if self.mask is None else self.mask.to(device),
+        )
+
+
+def _set(data: object, name: str, value: object) -> None:
+    object.__setattr__(data, name, value)
+
+
+def _encode(
+    labels: Iterable[Any] | None, class_names: Sequence[str] | None
+) -> tuple[Tensor | None, tuple[str, ...]]:
+    if labels is None:
+        return None, tuple(class_names or ())
+    return encode_labels(labels, class_names)
+
+
+def _float_tensor(array: Any) -> Tensor:
+    if isinstance(array, Tensor):
+        kind, dtype = ("f" if array.is_floating_point() else ""), array.dtype
+    else:
+        array = np.asarray(array)
+        kind, dtype = array.dtype.kind, array.dtype
+    if kind != "f":
+        raise SeriesValueError(
+            f"expected floating point series, got {dtype}; "
+            'call .float() on a tensor or .astype("float32") on an array first'
+        )
+    if isinstance(array, Tensor):
+        return array.detach().to("cpu", torch.float32)
+    # What float32 cannot hold becomes infinity, which the check of values reports.
+    with np.errstate(over="ignore"):
+        return torch.from_numpy(np.array(array, dtype=np.float32, order="C"))
+
+
+def _check_ragged(rows: list[Tensor]) -> None:
+    if not rows:
+        raise SeriesShapeError("expected at least one series, got an empty list")
+    for index, row in enumerate(rows):
+        if row.ndim != 2:
+            raise SeriesShapeError(
+                f"expected each series as [channel, time], got {list(row.shape)} for series {index}"
+            )
+        if 0 in row.shape:
+            raise SeriesShapeError(
+                f"expected at least one channel and one sample, got {list(row.shape)} for "
+                f"series {index}"
+            )
+        if row.shape[0] != rows[0].shape[0]:
+            last = all(other.ndim == 2 and other.shape[1] == rows[0].shape[1] for other in rows)
+            advice = "; series are channel-first, try series.T" if last else ""
+            raise SeriesShapeError(
+                f"expected [channel={rows[0].shape[0]}, time] as in series 0, "
+                f"got {list(row.shape)} for series {index}{advice}"
+            )

@@ -1,0 +1,135 @@
+"""The one check that every series passes before anything is computed from it.
+
+Data sets, pairs and models all call `check_series`, so bad input is refused with the same words
+wherever it enters. It costs one pass over the values and imports nothing but torch.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from tstlens.errors import SeriesShapeError, SeriesValueError
+
+__all__ = ["check_series"]
+
+
+def check_series(
+    series: Tensor,
+    n_channels: int | None = None,
+    n_time: int | None = None,
+    mask: Tensor | None = None,
+    finite: bool = True,
+) -> None:
+    """Refuse series that are not ``[batch, channel, time]``, floating point and finite.
+
+    Padded samples (where ``mask`` is False) may hold anything finite: a model multiplies them
+    by zero, and NaN times zero is NaN.
+
+    Args:
+        series: ``[batch, channel, time]``, floating point.
+        n_channels: the channel count that is needed, or None for any.
+        n_time: the number of samples that is needed, or None for any.
+        mask: ``[batch, time]`` bool, True where a sample was observed; None where all were.
+        finite: look for NaN and infinity; False saves the pass over the values.
+
+    Raises:
+        SeriesShapeError: wrong number of axes, channels or samples, or a mask that does not fit.
+        SeriesValueError: integer or boolean values, NaN or infinity.
+
+    Example:
+        >>> import torch
+        >>> check_series(torch.zeros(4, 12, 25), n_channels=12)
+        >>> check_series(torch.zeros(4, 25, 12), n_channels=12, n_time=25)
+        Traceback (most recent call last):
+        ...
+        tstlens.errors.SeriesShapeError: expected [batch, channel=12, time=25], got [4, 25, 12]; \
+series are channel-first, try series.transpose(1, 2)
+    """
+    if not isinstance(series, Tensor):
+        raise SeriesValueError(
+            f"expected a tensor [batch, channel, time], got {type(series).__name__}; "
+            "try torch.as_tensor(series) or TimeSeriesData.from_numpy(series)"
+        )
+    _check_shape(tuple(series.shape), n_channels, n_time)
+    if not series.is_floating_point():
+        advice = (
+            "take a real representation first"
+            if series.is_complex()
+            else "call series.float() first"
+        )
+        raise SeriesValueError(f"expected floating point series, got {series.dtype}; {advice}")
+    if mask is not None:
+        _check_mask(series, mask)
+    if finite and not bool(torch.isfinite(series).all()):
+        raise SeriesValueError(_describe_first_bad_value(series, mask))
+
+
+def _check_shape(shape: tuple[int, ...], n_channels: int | None, n_time: int | None) -> None:
+    channel = "channel" if n_channels is None else f"channel={n_channels}"
+    time = "time" if n_time is None else f"time={n_time}"
+    expected = f"expected [batch, {channel}, {time}], got {list(shape)}"
+    if len(shape) != 3:
+        raise SeriesShapeError(f"{expected}; {_axis_advice(shape, n_channels)}")
+    if shape[1] == 0 or shape[2] == 0:
+        raise SeriesShapeError(f"{expected}; a series needs at least one channel and one sample")
+    wrong_channels = n_channels is not None and shape[1] != n_channels
+    wrong_time = n_time is not None and shape[2] != n_time
+    if not (wrong_channels or wrong_time):
+        return
+    swapped_channels = n_channels is None or shape[2] == n_channels
+    swapped_time = n_time is None or shape[1] == n_time
+    if swapped_channels and swapped_time:
+        advice = "series are channel-first, try series.transpose(1, 2)"
+    elif wrong_channels:
+        advice = f"the series have {shape[1]} channels where {n_channels} are needed"
+    else:
+        advice = f"the series have {shape[2]} samples where {n_time} are needed"
+    raise SeriesShapeError(f"{expected}; {advice}")
+
+
+def _axis_advice(shape: tuple[int, ...], n_channels: int | None) -> str:
+    if len(shape) == 1:
+        return "for one series of one channel, try series[None, None]"
+    if len(shape) == 2:
+        if n_channels is not None and n_channels != 1:
+            return "for one series, add the batch axis: series[None]"
+        return (
+            "for series of one channel, add the channel axis: series[:, None]; "
+            "for one series, add the batch axis: series[None]"
+        )
+    return "series have three axes"
+
+
+def _check_mask(series: Tensor, mask: Tensor) -> None:
+    expected = f"[batch={series.shape[0]}, time={series.shape[2]}]"
+    if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
+        got = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
+        raise SeriesShapeError(
+            f"expected a bool mask {expected}, got {got}; "
+            "True marks observed samples, try mask.bool()"
+        )
+    if mask.shape != (series.shape[0], series.shape[2]):
+        raise SeriesShapeError(f"expected a mask {expected}, got {list(mask.shape)}")
+    empty = ~mask.any(dim=1)
+    if bool(empty.any()):
+        row = int(empty.nonzero()[0, 0])
+        raise SeriesShapeError(
+            f"expected at least one observed sample per series, got none in row {row} of the "
+            "mask; True marks observed samples, False marks padding"
+        )
+
+
+def _describe_first_bad_value(series: Tensor, mask: Tensor | None) -> str:
+    bad = ~torch.isfinite(series)
+    count = int(bad.sum())
+    row, channel, time = (int(i) for i in bad.nonzero()[0])
+    value = float(series[row, channel, time])
+    name = "NaN" if value != value else ("infinity" if value > 0 else "-infinity")
+    others = f" and in {count - 1} more places" if count > 1 else ""
+    padded = mask is not None and not bool(mask[row, time])
+    advice = "padding must be finite too, try zeros" if padded else "fill or drop missing values"
+    return (
+        f"expected finite series, got {name} at [{row}, {channel}, {time}]{others} "
+        f"([batch, channel, time]); {advice}"
+    )

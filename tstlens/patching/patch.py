@@ -1,0 +1,86 @@
+"""Replacing several sites at once: what a set of activations does together."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tstlens.errors import ArgumentError
+from tstlens.model import HookedTST
+from tstlens.patching.sites import Place, Site, axis_of, chosen, locate
+from tstlens.patching.sources import Source, record, sources
+from tstlens.patching.checks import check_pairs
+from tstlens.shapes import Mask, Output, Series
+
+
+@torch.no_grad()
+def patch(
+    model: HookedTST,
+    clean: Series,
+    corrupted: Series,
+    sites: Sequence[Site] | Site,
+    source: Source | Tensor = "clean",
+    *,
+    reference: Series | None = None,
+    clean_mask: Mask | None = None,
+    corrupted_mask: Mask | None = None,
+) -> Output:
+    """The model's output for the corrupted series with all of these sites replaced together.
+
+    Every site is set to what it was in the clean run itself, not to what it would become after the
+    earlier sites were replaced.
+
+    Args:
+        model: the model.
+        clean: series [pair, channel, time].
+        corrupted: series of the same shape.
+        sites: what is replaced; a site of a block needs its layer.
+        source: what replaces: ``"clean"``, ``"zero"``, ``"mean"`` or other series.
+        reference: series for ``source="mean"``.
+        clean_mask: bool [pair, time] of the clean series.
+        corrupted_mask: bool [pair, time] of the corrupted series.
+
+    Returns:
+        The patched output, [pair, class] or [pair, channel, horizon].
+
+    Raises:
+        UnknownSiteError, UnknownAxisError, SeriesShapeError, ArgumentError: as :func:`sweep`.
+    """
+    clean, corrupted = check_pairs(model, clean, corrupted, clean_mask, corrupted_mask)
+    sites = [sites] if isinstance(sites, Site) else list(sites)
+    places = [locate(model, site) for site in sites]
+    for site, place in zip(sites, places, strict=True):
+        if place.layered:
+            raise ArgumentError(
+                f"{site!r} does not say its layer; give Site({site.name!r}, layer=...)"
+            )
+    names = sorted({place.hook_name(place.layer) for place in places})
+    acts = record(model, clean, clean_mask, names)[1]
+    hooks = []
+    for site, place in zip(sites, places, strict=True):
+        name = place.hook_name(place.layer)
+        given = sources(model, place, [name], source, acts, reference, clean_mask)[name]
+        hooks.append((name, _replacing(place, site, given)))
+    return model.run_with_hooks(corrupted, mask=corrupted_mask, fwd_hooks=hooks)
+
+
+def _replacing(place: Place, site: Site, source: Tensor) -> Any:
+    """A hook that sets the site's entries to the source's."""
+    own = {axis_of(place, axis): index for axis, index in site.selections().items()}
+    by_series = place.by_series(source)
+    condition = torch.ones((), dtype=torch.bool, device=source.device)
+    for number, axis in enumerate(place.axes):
+        size = by_series.shape[1 + number]
+        shape = [1] * by_series.ndim
+        shape[1 + number] = size
+        condition = condition & chosen(own.get(axis), size, axis).to(source.device).view(shape)
+
+    def replace(activation: Tensor, hook: Any) -> Tensor:
+        del hook
+        here = place.by_series(activation)
+        return torch.where(condition, by_series, here).reshape(activation.shape)
+
+    return replace

@@ -1,0 +1,127 @@
+"""What a sweep returns: one value per pair and site, with the two runs it lies between."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from tstlens.errors import UnknownAxisError
+from tstlens.results import Result
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+_SMALL = 1e-6  # a clean-corrupted gap below this cannot be divided by
+
+
+@dataclass(frozen=True)
+class SweepResult(Result):
+    """The metric of the patched run for every pair and every site of a grid.
+
+    Args:
+        values: [pair, *axes], the metric with the site replaced.
+        axes: names of the axes of ``values``; ``"pair"`` first unless it was averaged over.
+        coords: for every axis what its entries are (layer numbers, positions, slices).
+        baseline: [pair], the metric of the corrupted run.
+        clean: [pair], the metric of the clean run.
+        metric: name of the metric.
+        unit: its unit: ``"probability"``, ``"nats"``, ``"logit"``, ``"squared units"``.
+        site: what was replaced.
+        source: what it was replaced by.
+        time_cells: first and one-past-last sample that each position stands for, or None.
+        n_pairs: pairs that the values come from.
+        made: how: model, sizes, method.
+    """
+
+    values: Float[Tensor, "*axes"]
+    axes: tuple[str, ...]
+    coords: dict[str, tuple[Any, ...]]
+    baseline: Float[Tensor, "*pair"]
+    clean: Float[Tensor, "*pair"]
+    metric: str
+    unit: str
+    site: str
+    source: str = "clean"
+    time_cells: tuple[tuple[int, int], ...] | None = None
+    n_pairs: int = 1
+    made: dict[str, Any] = field(default_factory=dict)
+
+    def effect(self) -> Float[Tensor, "*axes"]:
+        """Change of the metric against the corrupted run, in the metric's unit."""
+        return self.values - self._along_pairs(self.baseline)
+
+    def normalized(self) -> Float[Tensor, "*axes"]:
+        """Effect divided by the gap between clean and corrupted run: 0 is no change, 1 restores it.
+
+        Where the gap is below 1e-6 the ratio means nothing and is NaN. Ratios of pairs with a small
+        gap are large and noisy: average effects, then divide (``result.mean("pair")`` does so).
+        """
+        gap = self._along_pairs(self.clean - self.baseline)
+        return torch.where(gap.abs() < _SMALL, torch.nan, self.effect() / gap)
+
+    def mean(self, axis: str = "pair") -> SweepResult:
+        """The result averaged over one axis.
+
+        Raises:
+            UnknownAxisError: the result has no such axis.
+        """
+        if axis not in self.axes:
+            raise UnknownAxisError(axis, self.axes, "This result has these")
+        over_pairs = axis == "pair"
+        return replace(
+            self,
+            values=self.values.mean(self.axes.index(axis)),
+            axes=tuple(name for name in self.axes if name != axis),
+            coords={name: entries for name, entries in self.coords.items() if name != axis},
+            baseline=self.baseline.mean() if over_pairs else self.baseline,
+            clean=self.clean.mean() if over_pairs else self.clean,
+        )
+
+    def std_error(self) -> Float[Tensor, "*axes"]:
+        """Standard error of the mean effect over pairs, [*axes without pair]."""
+        if "pair" not in self.axes:
+            raise UnknownAxisError("pair", self.axes, "Take it before averaging over pairs")
+        return self.effect().std(0, correction=1) / len(self.values) ** 0.5
+
+    def top(self, n: int = 5) -> pd.DataFrame:
+        """The ``n`` sites whose mean effect is largest in size, strongest first."""
+        result = self.mean("pair") if "pair" in self.axes else self
+        frame = result.to_dataframe()
+        order = frame["effect"].abs().sort_values(ascending=False, kind="stable").index
+        return frame.loc[order[:n]].reset_index(drop=True)
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """Long format: a column per axis, then value, baseline, clean, effect, normalized."""
+        import pandas as pd
+
+        index = pd.MultiIndex.from_product(
+            [self.coords[axis] for axis in self.axes], names=list(self.axes)
+        )
+        shape = self.values.shape
+        columns = {
+            "value": self.values,
+            "baseline": self._along_pairs(self.baseline).expand(shape),
+            "clean": self._along_pairs(self.clean).expand(shape),
+            "effect": self.effect(),
+            "normalized": self.normalized(),
+        }
+        flat = {name: tensor.reshape(-1).cpu().numpy() for name, tensor in columns.items()}
+        return pd.DataFrame(flat, index=index).reset_index()
+
+    def __repr__(self) -> str:
+        shape = ", ".join(
+            f"{axis}={size}" for axis, size in zip(self.axes, self.values.shape, strict=True)
+        )
+        return (
+            f"SweepResult({self.site} [{shape}], {self.metric}: corrupted "
+            f"{float(self.baseline.mean()):.4g} -> clean {float(self.clean.mean()):.4g})"
+        )
+
+    def _along_pairs(self, per_pair: Tensor) -> Tensor:
+        if "pair" not in self.axes:
+            return per_pair
+        return per_pair.view(-1, *(1,) * (self.values.ndim - 1))

@@ -1,0 +1,262 @@
+"""Sites: where in the model something is replaced.
+
+A site is a hook point (by its short name and a layer, or by its full name) and a selection along
+its axes. The axes of an activation, after the series (and its channels, where every channel goes
+through the trunk by itself):
+
+| sites                                                      | axes                 |
+|------------------------------------------------------------|----------------------|
+| resid_pre, resid_mid, resid_post, normalized_resid_post,   | pos, feature         |
+| attn_out, mlp_out, mlp_pre, mlp_post, embed, pos_embed     |                      |
+| q, k, v, z, result                                         | pos, head, feature   |
+| pattern, attn_scores                                       | head, query, key     |
+| series                                                     | channel, time        |
+| pooled                                                     | feature              |
+
+``slice`` cuts the feature axis into equal runs. ``pos`` means ``query`` on a pattern. Heads are
+sites at z, before the output projection mixes them; a slice of ``attn_out`` is **not** a head.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+
+from tstlens.errors import ArgumentError, UnknownAxisError, UnknownHookError, UnknownSiteError
+from tstlens.model import HookedTST
+
+Index = int | slice | Sequence[int] | None
+
+_PER_POS = ("pos", "feature")
+_PER_HEAD = ("pos", "head", "feature")
+_PER_QUERY = ("head", "query", "key")
+_LEAVES = {  # last part of a hook name -> axes
+    "hook_resid_pre": _PER_POS,
+    "hook_resid_mid": _PER_POS,
+    "hook_resid_post": _PER_POS,
+    "hook_normalized_resid_post": _PER_POS,
+    "hook_attn_out": _PER_POS,
+    "hook_mlp_in": _PER_POS,
+    "hook_mlp_out": _PER_POS,
+    "hook_embed": _PER_POS,
+    "hook_pos_embed": _PER_POS,
+    "hook_scale": _PER_POS,
+    "hook_normalized": _PER_POS,
+    "mlp.hook_pre": _PER_POS,
+    "mlp.hook_post": _PER_POS,
+    "hook_q": _PER_HEAD,
+    "hook_k": _PER_HEAD,
+    "hook_v": _PER_HEAD,
+    "hook_z": _PER_HEAD,
+    "hook_result": _PER_HEAD,
+    "hook_q_input": _PER_HEAD,
+    "hook_k_input": _PER_HEAD,
+    "hook_v_input": _PER_HEAD,
+    "hook_pattern": _PER_QUERY,
+    "hook_attn_scores": _PER_QUERY,
+    "hook_series": ("channel", "time"),
+    "hook_pooled": ("feature",),
+}
+_TEMPLATES = {
+    "series": "hook_series",
+    "embed": "hook_embed",
+    "pos_embed": "hook_pos_embed",
+    "pooled": "head.hook_pooled",
+    **{
+        name: f"blocks.{{layer}}.hook_{name}"
+        for name in (
+            "resid_pre",
+            "resid_mid",
+            "resid_post",
+            "normalized_resid_post",
+            "attn_out",
+            "mlp_out",
+        )
+    },
+    **{
+        name: f"blocks.{{layer}}.attn.hook_{name}"
+        for name in ("q", "k", "v", "z", "result", "pattern", "attn_scores")
+    },
+    "mlp_pre": "blocks.{layer}.mlp.hook_pre",
+    "mlp_post": "blocks.{layer}.mlp.hook_post",
+}
+AXIS_ALIASES = {"head_index": "head", "dest_pos": "query", "src_pos": "key", "neuron": "feature"}
+
+
+@dataclass(frozen=True)
+class Site:
+    """A hook point and what of it is replaced; an axis that is not given is replaced whole.
+
+    Args:
+        name: short name (``"z"``, ``"mlp_out"``) or full hook name (``"blocks.0.hook_mlp_out"``).
+        layer: block, for short names of things in a block; negative counts from the end.
+        channel: channels, where the site has them.
+        time: samples (site ``"series"``).
+        pos: positions.
+        head: heads.
+        query: query positions of a pattern.
+        key: key positions of a pattern.
+        feature: entries of the last axis: dimensions of the stream, neurons, d_head.
+
+    Each selection is an int, a slice or a sequence of ints.
+
+    Example:
+        >>> from tstlens.patching import Site
+        >>> Site("mlp_out", layer=1, pos=slice(3, 9))
+        Site('mlp_out', layer=1, pos=slice(3, 9, None))
+    """
+
+    name: str
+    layer: int | None = None
+    channel: Index = None
+    time: Index = None
+    pos: Index = None
+    head: Index = None
+    query: Index = None
+    key: Index = None
+    feature: Index = None
+
+    def __repr__(self) -> str:
+        given = [
+            f"{entry.name}={getattr(self, entry.name)!r}"
+            for entry in fields(self)[1:]
+            if getattr(self, entry.name) is not None
+        ]
+        return f"Site({', '.join([repr(self.name), *given])})"
+
+    def selections(self) -> dict[str, Index]:
+        """The given selections by axis."""
+        names = ("channel", "time", "pos", "head", "query", "key", "feature")
+        return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+
+
+@dataclass(frozen=True)
+class Place:
+    """A site as found in a model.
+
+    Args:
+        template: hook name with ``{layer}`` in it, or a full one.
+        axes: the activation's axes after the series.
+        layer: the block it lies in; None where the template has to be filled or has no layer.
+        n_series_channels: how many rows of the trunk belong to one series.
+    """
+
+    template: str
+    axes: tuple[str, ...]
+    layer: int | None
+    n_series_channels: int = 1
+
+    @property
+    def layered(self) -> bool:
+        """Whether a layer still has to be chosen."""
+        return "{layer}" in self.template
+
+    @property
+    def kind(self) -> str:
+        """The hook name without its layer: what decides where in a block the site lies."""
+        return self.template.split(".", 2)[-1] if self.template[:7] == "blocks." else self.template
+
+    def hook_name(self, layer: int | None) -> str:
+        """The full hook name at a layer."""
+        return self.template.format(layer=layer)
+
+    def by_series(self, activation: Tensor) -> Tensor:
+        """[row, ...] as [series, ...], with a channel axis where the trunk runs per channel."""
+        if self.n_series_channels == 1:
+            return activation
+        return activation.unflatten(0, (-1, self.n_series_channels))
+
+
+def site_names(model: HookedTST) -> list[str]:
+    """Short names of the sites that this model has."""
+    return [
+        name
+        for name, template in _TEMPLATES.items()
+        if template.format(layer=0) in model.hook_dict
+    ]
+
+
+def locate(model: HookedTST, site: Site) -> Place:
+    """Find a site in a model.
+
+    Raises:
+        UnknownSiteError: the model has no such site.
+        UnknownAxisError: a selection names an axis that the site lacks.
+        ArgumentError: the layer does not exist.
+    """
+    template, layer = _template(model, site)
+    name = template.format(layer=layer or 0)
+    axes = _axes_of(name)
+    channels = 1
+    if model.cfg.channel_independent and axes and template != "hook_series":
+        channels = model.cfg.n_channels or 1
+        axes = ("channel", *axes)
+    place = Place(template, axes, layer, channels)
+    for axis in site.selections():
+        if axis_of(place, axis) not in place.axes:
+            raise UnknownAxisError(axis, axes, f"Site {site.name!r} of this model has these")
+    return place
+
+
+def _template(model: HookedTST, site: Site) -> tuple[str, int | None]:
+    if site.name in _TEMPLATES and _TEMPLATES[site.name].format(layer=0) in model.hook_dict:
+        template = _TEMPLATES[site.name]
+        if "{layer}" not in template:
+            if site.layer is not None:
+                raise ArgumentError(f"site {site.name!r} lies in no layer; leave layer out")
+            return template, None
+        if site.layer is None:
+            return template, None
+        n_layers = model.cfg.n_layers
+        if not -n_layers <= site.layer < n_layers:
+            raise ArgumentError(f"expected a layer in 0..{n_layers - 1}, got {site.layer}")
+        layer = site.layer % n_layers
+        return template.format(layer=layer), layer
+    if site.name in model.hook_dict:
+        parts = site.name.split(".")
+        return site.name, int(parts[1]) if parts[0] == "blocks" else None
+    if "." in site.name or site.name.startswith("hook_"):
+        raise UnknownHookError(site.name, model.hook_dict)
+    raise UnknownSiteError(
+        site.name, site_names(model), "A full hook name (see model.hook_dict) works too"
+    )
+
+
+def _axes_of(hook_name: str) -> tuple[str, ...]:
+    leaf = hook_name.rsplit(".", 1)[-1]
+    axes = _LEAVES.get(".".join(hook_name.split(".")[-2:])) or _LEAVES.get(leaf)
+    if axes is None:
+        raise UnknownSiteError(
+            hook_name, _TEMPLATES, "This hook point's axes are not known to patching"
+        )
+    return axes
+
+
+def axis_of(place: Place, axis: str) -> str:
+    """An axis' own name at a place: aliases resolved, ``slice`` as feature, pos on a pattern."""
+    axis = AXIS_ALIASES.get(axis, axis)
+    if axis == "slice":
+        return "feature"
+    return "query" if axis == "pos" and "query" in place.axes else axis
+
+
+def chosen(selection: Index, size: int, axis: str) -> Tensor:
+    """A selection as a bool mask over an axis.
+
+    Raises:
+        ArgumentError: an index lies outside the axis, or nothing is selected.
+    """
+    mask = torch.zeros(size, dtype=torch.bool)
+    if selection is None:
+        return ~mask
+    indices = range(size)[selection] if isinstance(selection, slice) else selection
+    for index in [indices] if isinstance(indices, int) else indices:
+        if not -size <= index < size:
+            raise ArgumentError(f"expected {axis} in 0..{size - 1}, got {index}")
+        mask[index] = True
+    if not mask.any():
+        raise ArgumentError(f"{axis}={selection} selects nothing of 0..{size - 1}")
+    return mask

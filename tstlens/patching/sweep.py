@@ -1,0 +1,247 @@
+"""Exact activation patching: replace one thing at a time, and see what the output does.
+
+Run the corrupted series, but let one activation be what it was for the clean series. If the metric
+moves towards the clean run's, the activation carries what the two series differ in. Sweeping over
+layers, heads and positions gives a map of what matters.
+
+What can mislead: a site that restores the output need not be the only one (backup); a site that
+carries a difference which two others cancel looks strong alone; effects do not add up; and clean
+activations inside a corrupted run are combinations that no real series may produce.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from tstlens.errors import ArgumentError, SeriesShapeError
+from tstlens.model import HookedTST
+from tstlens.patching.checks import check_pairs
+from tstlens.patching.grids import check_axes, make_grid
+from tstlens.patching.metrics import Metric
+from tstlens.patching.result import SweepResult
+from tstlens.patching.sites import Place, Site, locate
+from tstlens.patching.sources import Source, record, sources
+from tstlens.patching.worlds import run_corrupted, run_worlds
+from tstlens.shapes import Mask, Series
+
+MeasureOutput = Metric | Callable[[Tensor], Tensor]
+PAIRS_PER_BLOCK = 128  # pairs whose activations are held at once
+
+
+@torch.no_grad()
+def sweep(
+    model: HookedTST,
+    clean: Series,
+    corrupted: Series,
+    site: str | Site,
+    axes: Sequence[str],
+    metric: MeasureOutput,
+    source: Source | Tensor = "clean",
+    *,
+    n_slices: int | None = None,
+    reference: Series | None = None,
+    clean_mask: Mask | None = None,
+    corrupted_mask: Mask | None = None,
+    memory_mb: float = 256.0,
+    progress: bool = True,
+) -> SweepResult:
+    """Replace a site at every point of a grid, one at a time, in the corrupted run.
+
+    Args:
+        model: the model.
+        clean: series [pair, channel, time] (one pair may come without the pair axis).
+        corrupted: series of the same shape.
+        site: what is replaced: ``"z"``, ``"resid_post"``, ``"mlp_out"``, ``"pattern"`` …, a full
+            hook name, or a :class:`Site` that fixes some axes. See :mod:`tstlens.patching.sites`.
+        axes: what is swept, in the order wanted: ``"layer"``, ``"head"``, ``"pos"``,
+            ``"channel"``, ``"query"``, ``"key"``, ``"feature"``, ``"slice"`` …; axes that are not
+            named are replaced whole.
+        metric: :func:`~tstlens.patching.log_prob` and its like, or any function from outputs
+            [pair, ...] to [pair].
+        source: what replaces: ``"clean"`` (the clean run), ``"zero"``, ``"mean"`` (over
+            ``reference``, per position) or other series [pair, channel, time].
+        n_slices: runs that axis ``"slice"`` cuts the last axis into.
+        reference: series [batch, channel, time] for ``source="mean"``.
+        clean_mask: bool [pair, time] of the clean series.
+        corrupted_mask: bool [pair, time] of the corrupted series.
+        memory_mb: worlds run in chunks whose activations stay near this many MiB.
+        progress: show a progress bar.
+
+    Returns:
+        Values [pair, *axes] with baseline, clean value, effect, frame and figure.
+
+    Raises:
+        UnknownSiteError, UnknownHookError, UnknownAxisError: the model has no such thing.
+        SeriesShapeError: clean and corrupted differ in shape, or do not fit the model.
+        ArgumentError: an option that is missing or impossible; the message names it.
+
+    Example:
+        >>> import torch
+        >>> from tstlens import patching
+        >>> from tstlens.model import HookedTST, HookedTSTConfig, HeadConfig, PerStepConfig
+        >>> model = HookedTST(HookedTSTConfig(
+        ...     n_layers=2, d_model=16, n_heads=4, d_mlp=32, n_channels=3,
+        ...     embed=PerStepConfig(), head=HeadConfig("mean", n_classes=5)))
+        >>> a, b = torch.randn(2, 6, 3, 20)
+        >>> result = patching.sweep(model, a, b, "z", ("layer", "head"),
+        ...                         patching.log_prob(torch.zeros(6, dtype=torch.long)))
+        >>> result.effect().shape
+        torch.Size([6, 2, 4])
+    """
+    clean, corrupted = check_pairs(model, clean, corrupted, clean_mask, corrupted_mask)
+    site = Site(site) if isinstance(site, str) else site
+    place = locate(model, site)
+    axes = check_axes(place, site, axes, n_slices)
+    layers = tuple(range(model.cfg.n_layers)) if place.layered else (place.layer,)
+    plan = _Plan(site, place, layers, axes, n_slices, source, reference, memory_mb)
+    model.require_live(plan.names)
+    _check_metric(metric, len(clean))
+    pieces, coords = [], {}
+    with tqdm(total=0, desc=f"patching {site.name}", unit="run", disable=not progress) as bar:
+        for block in _blocks(len(clean), metric):
+            piece, coords = _sweep_block(
+                model,
+                plan.of_pairs(block),
+                metric.of_pairs(block) if isinstance(metric, Metric) else metric,
+                (clean[block], None if clean_mask is None else clean_mask[block]),
+                (corrupted[block], None if corrupted_mask is None else corrupted_mask[block]),
+                (bar, len(clean)),
+            )
+            pieces.append(piece)
+    values, baseline, clean_value = (torch.cat(part) for part in zip(*pieces, strict=True))
+    return SweepResult(
+        values=values,
+        axes=("pair", *axes),
+        coords={"pair": tuple(range(len(clean))), **coords},
+        baseline=baseline,
+        clean=clean_value,
+        metric=metric.name if isinstance(metric, Metric) else _name(metric),
+        unit=metric.unit if isinstance(metric, Metric) else "value",
+        site=repr(site) if site.selections() or site.layer is not None else site.name,
+        source=source if isinstance(source, str) else "other series",
+        time_cells=time_cells(model, clean.shape[2]),
+        n_pairs=len(clean),
+        made={"model": model.cfg.model_name, "method": "exact", "n_slices": n_slices},
+    )
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What a sweep replaces, and by what."""
+
+    site: Site
+    place: Place
+    layers: tuple[int | None, ...]
+    axes: tuple[str, ...]
+    n_slices: int | None
+    source: Source | Tensor
+    reference: Tensor | None
+    memory_mb: float
+
+    @property
+    def names(self) -> list[str]:
+        """Hook names, one per layer."""
+        return [self.place.hook_name(layer) for layer in self.layers]
+
+    def of_pairs(self, block: slice) -> _Plan:
+        """The plan for some of the pairs."""
+        if not isinstance(self.source, Tensor):
+            return self
+        return replace(self, source=self.source[block])
+
+
+def _sweep_block(
+    model: HookedTST,
+    plan: _Plan,
+    metric: MeasureOutput,
+    clean: tuple[Tensor, Tensor | None],
+    corrupted: tuple[Tensor, Tensor | None],
+    bar: tuple[Any, int],
+) -> tuple[tuple[Tensor, Tensor, Tensor], dict[str, tuple[Any, ...]]]:
+    """Values [pair, *axes], baseline and clean values of some of the pairs."""
+    place, names = plan.place, plan.names
+    clean_output, clean_acts = record(model, *clean, names)
+    run = run_corrupted(model, *corrupted, place, plan.layers)
+    given = sources(model, place, names, plan.source, clean_acts, plan.reference, clean[1])
+    inner = tuple(axis for axis in plan.axes if axis != "layer")
+    sizes = place.by_series(run.acts[names[0]]).shape[1:]
+    grid, coords = make_grid(place, plan.site, inner, sizes, plan.n_slices, run.final.device)
+    if bar[0].total == 0:
+        bar[0].reset(total=grid.n_worlds * len(names) * bar[1])
+    rows = rows_that_fit(model, run.final.shape[1], plan.memory_mb)
+    worlds_per_chunk = max(1, rows // len(run.final))
+    values = []  # layer -> [world, pair]
+    for layer, name in zip(plan.layers, names, strict=True):
+        chunks = []
+        for output in run_worlds(model, run, place, layer, grid, given[name], worlds_per_chunk):
+            chunks.append(_measure(metric, output))
+            bar[0].update(chunks[-1].numel())
+        values.append(torch.cat(chunks))
+    if "layer" in plan.axes:
+        coords["layer"] = tuple(plan.layers)
+    order = [axis for axis in ("layer", *inner) if axis in coords]
+    stacked = torch.stack(values).movedim(-1, 0)  # [pair, layer, world]
+    stacked = stacked.reshape(len(run.series), *(len(coords[axis]) for axis in order))
+    stacked = stacked.permute(0, *(1 + order.index(axis) for axis in plan.axes))
+    baseline, clean_value = (_measure(metric, out[None])[0] for out in (run.output, clean_output))
+    return (stacked, baseline, clean_value), {axis: coords[axis] for axis in plan.axes}
+
+
+def _measure(metric: MeasureOutput, output: Tensor) -> Tensor:
+    """The metric of outputs [world, pair, ...] as [world, pair]."""
+    if isinstance(metric, Metric):
+        return metric(output)
+    values = [torch.as_tensor(metric(of_world)) for of_world in output]
+    if values[0].shape != output.shape[1:2]:
+        raise ArgumentError(
+            f"expected the metric to give one value per pair [{output.shape[1]}], "
+            f"got {list(values[0].shape)}"
+        )
+    return torch.stack(values)
+
+
+def _check_metric(metric: MeasureOutput, n_pairs: int) -> None:
+    if not callable(metric):
+        raise ArgumentError(
+            f"metric must be patching.log_prob(target) or another function of the output, "
+            f"got {metric!r}"
+        )
+    if isinstance(metric, Metric) and metric.n_pairs != n_pairs:
+        raise SeriesShapeError(
+            f"the metric has targets for {metric.n_pairs} pairs, the series are {n_pairs} pairs"
+        )
+
+
+def _blocks(n_pairs: int, metric: MeasureOutput) -> Iterator[slice]:
+    """Pairs that are held at once; a function of all pairs' outputs needs them all."""
+    if not n_pairs:
+        raise ArgumentError("expected at least one pair, got none")
+    per_block = PAIRS_PER_BLOCK if isinstance(metric, Metric) else n_pairs
+    for start in range(0, n_pairs, per_block):
+        yield slice(start, min(start + per_block, n_pairs))
+
+
+def rows_that_fit(model: HookedTST, n_pos: int, memory_mb: float) -> int:
+    """Rows of the trunk whose activations in one block take about ``memory_mb`` MiB."""
+    cfg = model.cfg
+    per_pos = 8 * cfg.d_model + 2 * cfg.d_mlp + cfg.n_heads * n_pos
+    return max(1, int(memory_mb * 2**20 / (4 * n_pos * per_pos)))
+
+
+def time_cells(model: HookedTST, n_time: int) -> tuple[tuple[int, int], ...] | None:
+    """First and one-past-last sample of every position; None where they are not known."""
+    n_pos = model.n_pos(n_time)
+    if n_pos is None:
+        return None
+    cells = [model.time_cell(pos, n_time) for pos in range(n_pos)]
+    return tuple((cell.start, cell.stop) for cell in cells)
+
+
+def _name(metric: Any) -> str:
+    return getattr(metric, "__name__", type(metric).__name__)

@@ -1,0 +1,32 @@
+"""What every result of an analysis can do: become a pandas frame and a figure.
+
+A result is plain data: values with named axes and how they were made. ``figure()`` looks up the
+drawing in :mod:`tstlens.figures`, the one place where an arrow of the house points to the right.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import plotly.graph_objects as go
+
+
+class Result(ABC):
+    """Base of the results that analyses return."""
+
+    @abstractmethod
+    def to_dataframe(self) -> pd.DataFrame:
+        """The numbers in long format, one row per entry."""
+
+    def figure(self, **options: Any) -> go.Figure:
+        """The plotly figure that :mod:`tstlens.figures` has for this kind of result.
+
+        Args:
+            **options: passed on to the drawing; each kind of result documents its own.
+        """
+        from tstlens import figures
+
+        return figures.draw(self, **options)
