@@ -7,8 +7,10 @@ import importlib.util
 import os
 import random
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
+import jaxtyping
 import pytest
 from hypothesis import settings
 from jaxtyping import install_import_hook
@@ -112,3 +114,23 @@ def reference_folder() -> Path:
     if not folder.is_dir():
         pytest.skip(f"the reference results are not part of the repository; looked in {folder}")
     return folder
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Models as small as the tests' only wait for each other on several threads."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def no_shape_checks() -> Iterator[None]:
+    """Turn jaxtyping's checks off, which would catch bad input before our own errors do."""
+    before = jaxtyping.config.jaxtyping_disable
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", before)

@@ -14,8 +14,8 @@ PyTorch, TransformerLens, aeon, pandas and plotly are loaded by what needs them.
 | tstlens.conversion | ``convert``, ``families``                                          |
 | tstlens.errors     | ``TstlensError``                                                   |
 
-Folders: ``data``, ``training``, ``model``, ``conversion``, ``patching``, ``figures``; and the
-modules ``errors`` and ``shapes``.
+Folders: ``data``, ``training``, ``model``, ``conversion``, ``patching``, ``figures`` and
+``report``; modules: ``errors`` and ``shapes``.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
         figures,
         model,
         patching,
+        report,
         shapes,
         training,
     )
@@ -58,12 +59,13 @@ __all__ = [
     "load_dataset",
     "model",
     "patching",
+    "report",
     "shapes",
     "training",
 ]
 
 _MODULES = frozenset(
-    {"conversion", "data", "errors", "figures", "model", "patching", "shapes", "training"}
+    {"conversion", "data", "errors", "figures", "model", "patching", "report", "shapes", "training"}
 )
 _HOME = {
     "HookedTST": "model",

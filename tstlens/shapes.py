@@ -24,6 +24,8 @@ from torch import Tensor
 
 Series = Float[Tensor, "batch channel time"]
 Mask = Bool[Tensor, "batch time"]
+PairSeries = Float[Tensor, "*pair channel time"]  # one pair may come without the pair axis
+PairMask = Bool[Tensor, "pair time"]
 Labels = Int[Tensor, " batch"]
 
 Residual = Float[Tensor, "row pos d_model"]
@@ -39,6 +41,8 @@ __all__ = [
     "Labels",
     "Mask",
     "Output",
+    "PairMask",
+    "PairSeries",
     "PerHead",
     "PosMask",
     "Residual",

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal
 
-import torch
 from torch import Tensor, nn
 
 from tstlens.conversion.checking import Trial, series_trials
@@ -75,7 +74,8 @@ def build(
         eps=source.transformer_encoder.layers[0].norm1.eps,
         class_names=class_names,
     )
-    model = HookedTST(cfg).to(dtype=source.classifier.weight.dtype)
+    weight = source.classifier.weight
+    model = HookedTST(cfg).to(device=weight.device, dtype=weight.dtype)
     _fill_model(model, source)
     trials = tuple(
         Trial(name, tensors, _run_model, _run_source)
@@ -153,7 +153,7 @@ def _read_sizes(state: Mapping[str, Tensor], told: dict[str, Any]) -> dict[str, 
             "activation": told.get("activation", "relu"),
             "norm_first": "transformer_encoder.norm.weight" in state,
         }
-    except (KeyError, IndexError) as error:
+    except (KeyError, IndexError, AttributeError) as error:
         raise StateDictError(
             f"this state dict does not fit family 'conv-tst': {error} is missing or misshapen; "
             f"its first entries are {', '.join(list(state)[:4]) or 'none'}"

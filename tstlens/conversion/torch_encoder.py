@@ -48,6 +48,8 @@ def build(
                 f"torch module (embed: series [batch, channel, time] -> [batch, pos, d_model]; "
                 f"head: [batch, pos, d_model] -> output), got {type(module).__name__}"
             )
+    if example is not None:
+        check_series(example)
     options = _read_layers(list(source.layers))
     if causal:
         options["causal"] = True
@@ -60,8 +62,9 @@ def build(
         class_names=class_names,
         **options,
     )
-    dtype = source.layers[0].linear1.weight.dtype
-    model = HookedTST(cfg, embed=copy.deepcopy(embed), head=copy.deepcopy(head)).to(dtype=dtype)
+    weight = source.layers[0].linear1.weight
+    model = HookedTST(cfg, embed=copy.deepcopy(embed), head=copy.deepcopy(head))
+    model.to(device=weight.device, dtype=weight.dtype)
     for block, layer in zip(model.blocks, source.layers, strict=True):
         fill_block(block, layer.state_dict(), cfg.n_heads)
     if final_norm is not None:
@@ -87,7 +90,19 @@ class WholeEncoder(nn.Module):
         self.batch_first = encoder.layers[0].self_attn.batch_first
 
     def trunk(self, residual: Tensor) -> Tensor:
-        """The encoder alone, [batch, pos, d_model] to the same."""
+        """The encoder alone, [batch, pos, d_model] to the same.
+
+        Through the layers' own forward pass: PyTorch's fused inference path, which eval mode
+        without gradients takes, computes exact GELU where a layer was given ``GELU("tanh")``.
+        """
+        fused = torch.backends.mha.get_fastpath_enabled()
+        torch.backends.mha.set_fastpath_enabled(False)
+        try:
+            return self._trunk(residual)
+        finally:
+            torch.backends.mha.set_fastpath_enabled(fused)
+
+    def _trunk(self, residual: Tensor) -> Tensor:
         mask = None
         if self.causal:
             n_pos = residual.shape[1]
@@ -112,9 +127,10 @@ def _trials(cfg: HookedTSTConfig, example: Tensor | None) -> tuple[Trial, ...]:
         name = f"random residual stream {list(shape)} through the trunk"
         trials.append(Trial(name, (residual,), _run_trunk, lambda whole, x: whole.trunk(x)))
     if example is not None:
-        check_series(example)
         name = f"the example series {list(example.shape)} from end to end"
-        trials.append(Trial(name, (example,), lambda model, x: model(x), lambda whole, x: whole(x)))
+        trials.append(
+            Trial(name, (example.cpu(),), lambda model, x: model(x), lambda whole, x: whole(x))
+        )
     return tuple(trials)
 
 
@@ -169,7 +185,7 @@ def _read_layer(layer: Any) -> dict[str, Any]:
 
 
 def _activation(activation: Any) -> str:
-    if activation is nn.functional.relu or isinstance(activation, nn.ReLU):
+    if activation in (nn.functional.relu, torch.relu) or isinstance(activation, nn.ReLU):
         return "relu"
     if activation is nn.functional.gelu:
         return "gelu"

@@ -89,9 +89,8 @@ class Attention(nn.Module):
         if self.cfg.use_attn_result:
             result = self.hook_result(torch.einsum("rphd,hdm->rphm", z, self.W_O))
             return result.sum(2) + self.b_O
-        flat = z.reshape(z.shape[0] * z.shape[1], -1)
-        written = torch.addmm(self.b_O, flat, self.W_O.flatten(0, 1))
-        return written.view(z.shape[0], z.shape[1], -1)
+        written = torch.addmm(self.b_O, z.flatten(2).flatten(0, 1), self.W_O.flatten(0, 1))
+        return written.view(z.shape[0], z.shape[1], self.W_O.shape[2])
 
     def _visible(self, n_pos: int, state: TrunkState, device: torch.device) -> Tensor | None:
         visible = state.key_mask

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 from transformer_lens import ActivationCache
@@ -21,6 +22,22 @@ def _linear_only(name: str) -> Any:
     def method(self: TSTActivationCache, *args: Any, **kwargs: Any) -> Any:
         if self.model.cfg.norm_position == "post":
             raise NonlinearResidualError(_REASON.format(method=name))
+        return inherited(self, *args, **kwargs)
+
+    method.__name__ = name
+    method.__doc__ = inherited.__doc__
+    return method
+
+
+def _linear_with(name: str, *options: str) -> Any:
+    inherited = getattr(ActivationCache, name)
+    signature = inspect.signature(inherited)
+
+    def method(self: TSTActivationCache, *args: Any, **kwargs: Any) -> Any:
+        given = signature.bind(self, *args, **kwargs).arguments
+        asked = [option for option in options if given.get(option)]
+        if asked and self.model.cfg.norm_position == "post":
+            raise NonlinearResidualError(_REASON.format(method=f"{name}({asked[0]}=True)"))
         return inherited(self, *args, **kwargs)
 
     method.__name__ = name
@@ -50,21 +67,8 @@ class TSTActivationCache(ActivationCache):
             "multiply the pooled vector cache['head.hook_pooled'] with model.W_U"
         )
 
-    def stack_head_results(self, *args: Any, **kwargs: Any) -> Any:
-        """As TransformerLens', refused for ``incl_remainder`` and ``apply_ln`` on post-norm."""
-        if self.model.cfg.norm_position == "post" and (
-            kwargs.get("incl_remainder") or kwargs.get("apply_ln")
-        ):
-            raise NonlinearResidualError(_REASON.format(method="stack_head_results"))
-        return super().stack_head_results(*args, **kwargs)
-
-    def stack_neuron_results(self, *args: Any, **kwargs: Any) -> Any:
-        """As TransformerLens', refused for ``incl_remainder`` and ``apply_ln`` on post-norm."""
-        if self.model.cfg.norm_position == "post" and (
-            kwargs.get("incl_remainder") or kwargs.get("apply_ln")
-        ):
-            raise NonlinearResidualError(_REASON.format(method="stack_neuron_results"))
-        return super().stack_neuron_results(*args, **kwargs)
+    stack_head_results = _linear_with("stack_head_results", "incl_remainder", "apply_ln")
+    stack_neuron_results = _linear_with("stack_neuron_results", "incl_remainder", "apply_ln")
 
     def apply_slice_to_batch_dim(self, batch_slice: Any) -> TSTActivationCache:
         """Slice the batch axis of every activation."""

@@ -28,6 +28,11 @@ def _positive(owner: str, **values: int) -> None:
             raise ArgumentError(f"{owner}.{name} must be a positive integer, got {value!r}")
 
 
+def _padding(value: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        raise ArgumentError(f"padding must be 0 or more samples, got {value!r}")
+
+
 @dataclass(frozen=True)
 class ConvStemConfig:
     """Convolutions over time, one stage after the other; every output step is a position.
@@ -60,6 +65,8 @@ class ConvStemConfig:
                 )
         for values in zip(self.channels, self.kernel_sizes, self.strides, strict=True):
             _positive("ConvStemConfig", channels=values[0], kernel_size=values[1], stride=values[2])
+        for padding in self.paddings:
+            _padding(padding)
         _one_of("ConvStemConfig.batch_norm", self.batch_norm, ("live", "folded", "none"))
         _one_of("ConvStemConfig.activation", self.activation, ("relu", "gelu", "gelu_tanh", "silu"))
 
@@ -73,13 +80,15 @@ class ConvStemConfig:
 
     def time_span(self, pos: int, n_time: int) -> slice:
         """Samples that position ``pos`` was computed from (its receptive field)."""
-        start, stop = pos, pos
-        for kernel, stride, padding in reversed(
-            list(zip(self.kernel_sizes, self.strides, self.paddings, strict=True))
-        ):
-            start = start * stride - padding
-            stop = stop * stride - padding + kernel - 1
-        return slice(max(start, 0), min(stop + 1, n_time))
+        stages = list(zip(self.kernel_sizes, self.strides, self.paddings, strict=True))
+        lengths = [n_time]  # samples that go into each stage; beyond them lies padding
+        for kernel, stride, padding in stages[:-1]:
+            lengths.append((lengths[-1] + 2 * padding - kernel) // stride + 1)
+        start, stop = pos, pos + 1
+        for (kernel, stride, padding), length in reversed(list(zip(stages, lengths, strict=True))):
+            start = min(max(start * stride - padding, 0), length)
+            stop = min(max((stop - 1) * stride - padding + kernel, start), length)
+        return slice(start, stop)
 
     def time_cell(self, pos: int, n_time: int) -> slice:
         """Samples that lie nearest to position ``pos``; the cells of all positions tile time."""
@@ -115,8 +124,7 @@ class LinearPatchesConfig:
 
     def __post_init__(self) -> None:
         _positive("LinearPatchesConfig", patch_len=self.patch_len, stride=self.stride)
-        if self.padding < 0:
-            raise ArgumentError(f"padding must be 0 or more samples, got {self.padding}")
+        _padding(self.padding)
         _one_of("leftover", self.leftover, ("error", "drop_start", "drop_end"))
 
     def n_pos(self, n_time: int) -> int:
@@ -202,7 +210,10 @@ class HeadConfig:
                 "a head gives either classes or a horizon: set exactly one of n_classes and "
                 f"horizon, got n_classes={self.n_classes}, horizon={self.horizon}"
             )
-        _positive("HeadConfig", n_out=self.n_classes or self.horizon or 0)
+        if self.n_classes is not None:
+            _positive("HeadConfig", n_classes=self.n_classes)
+        if self.horizon is not None:
+            _positive("HeadConfig", horizon=self.horizon)
 
 
 EmbedConfig = ConvStemConfig | LinearPatchesConfig | PerStepConfig | CustomConfig
@@ -242,6 +253,7 @@ class HookedTSTConfig:
         mlp_bias: whether the MLP's two maps have biases.
         class_names: names of the classes, for figures.
         model_name: what the report calls the model.
+        seed: of the weights of a new model.
         use_attn_result: fire ``attn.hook_result`` (one vector per head; costs memory).
         use_split_qkv_input: fire ``hook_q_input``, ``hook_k_input``, ``hook_v_input``.
         use_hook_mlp_in: fire ``hook_mlp_in``.
@@ -272,6 +284,7 @@ class HookedTSTConfig:
     mlp_bias: bool = True
     class_names: tuple[str, ...] | None = None
     model_name: str = "HookedTST"
+    seed: int = 0
     use_attn_result: bool = False
     use_split_qkv_input: bool = False
     use_hook_mlp_in: bool = False
@@ -295,6 +308,13 @@ class HookedTSTConfig:
                     "give d_head"
                 )
             self.d_head = self.d_model // self.n_heads
+        for name in ("d_head", "n_channels", "n_time", "n_ctx"):
+            if getattr(self, name) is not None:
+                _positive("HookedTSTConfig", **{name: getattr(self, name)})
+        for name in ("eps", "attn_scale"):
+            value = getattr(self, name)
+            if value is not None and not (isinstance(value, float | int) and value > 0):
+                raise ArgumentError(f"{name} must be a positive number, got {value!r}")
         _one_of("positions", self.positions, ("learned", "sinusoidal", "none"))
         _one_of("act_fn", self.act_fn, ("relu", "gelu", "gelu_tanh", "silu"))
         _one_of("norm_position", self.norm_position, ("pre", "post"))
@@ -306,24 +326,35 @@ class HookedTSTConfig:
                 raise ArgumentError(
                     f"expected {n_classes} class names, one per logit, got {len(self.class_names)}"
                 )
-        if isinstance(self.embed, CustomConfig):
-            return
-        _positive("HookedTSTConfig", n_channels=self.n_channels or 0)
-        if isinstance(self.embed, ConvStemConfig) and self.embed.channels[-1] != self.d_model:
-            raise ArgumentError(
-                f"the conv stem ends in {self.embed.channels[-1]} channels, "
-                f"the trunk has d_model={self.d_model}"
-            )
-        if self.n_time is not None:
-            n_pos = self.embed.n_pos(self.n_time)
-            if n_pos < 1:
-                raise ArgumentError(f"a series of {self.n_time} samples gives no position at all")
-            if self.n_ctx is None:
-                self.n_ctx = n_pos
+        if not isinstance(self.embed, CustomConfig):
+            self._check_front_end(self.embed)
         if self.n_ctx is None and self.positions == "learned":
             raise ArgumentError("learned positions need n_ctx, or n_time to read it off")
         if self.n_ctx is None and getattr(self.head, "pooling", None) == "flatten":
             raise ArgumentError("a flatten head needs n_ctx, or n_time to read it off")
+
+    def _check_front_end(self, embed: ConvStemConfig | LinearPatchesConfig | PerStepConfig) -> None:
+        """Channels, width and length fit; ``n_ctx`` is read off ``n_time`` where not given."""
+        if self.n_channels is None:
+            raise ArgumentError("n_channels is needed: the channels of a series")
+        if isinstance(embed, ConvStemConfig) and embed.channels[-1] != self.d_model:
+            raise ArgumentError(
+                f"the conv stem ends in {embed.channels[-1]} channels, "
+                f"the trunk has d_model={self.d_model}"
+            )
+        if self.n_time is not None:
+            n_pos = embed.n_pos(self.n_time)
+            if n_pos < 1:
+                raise ArgumentError(f"a series of {self.n_time} samples gives no position at all")
+            if isinstance(embed, LinearPatchesConfig):
+                embed.offset(self.n_time)
+            if self.n_ctx is None:
+                self.n_ctx = n_pos
+            if self.n_ctx < n_pos:
+                raise ArgumentError(
+                    f"a series of {self.n_time} samples makes {n_pos} positions, "
+                    f"but n_ctx={self.n_ctx}"
+                )
 
     @property
     def channel_independent(self) -> bool:
@@ -366,9 +397,14 @@ class HookedTSTConfig:
         values["embed"] = _part(values.get("embed"), _EMBEDS, "embed")
         values["head"] = _part(values.get("head"), _HEADS, "head")
         try:
-            return cls(**values)
+            return cls(**_tuples(values))
         except TypeError as error:
             raise ArgumentError(f"the config does not fit: {error}") from error
+
+
+def _tuples(values: dict[str, Any]) -> dict[str, Any]:
+    """Lists, which JSON makes of tuples, as tuples again."""
+    return {n: tuple(value) if isinstance(value, list) else value for n, value in values.items()}
 
 
 def _part(values: Any, kinds: dict[str, Any], name: str) -> Any:
@@ -376,6 +412,6 @@ def _part(values: Any, kinds: dict[str, Any], name: str) -> Any:
         kind = values.get("kind") if isinstance(values, dict) else values
         raise ArgumentError(str(UnknownNameError(kind, kinds, f"This is the config's {name!r}")))
     try:
-        return kinds[values["kind"]](**values)
+        return kinds[values["kind"]](**_tuples(values))
     except TypeError as error:
         raise ArgumentError(f"the config's {name!r} does not fit: {error}") from error

@@ -10,7 +10,7 @@ from __future__ import annotations
 import inspect
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from transformer_lens.hook_points import HookPoint
 
@@ -23,10 +23,12 @@ from tstlens.model.config import (
     PerStepConfig,
 )
 from tstlens.model.mlp import ACTIVATIONS
+from tstlens.model.norms import listened_to
 from tstlens.model.state import TrunkState
 from tstlens.shapes import Mask, Residual, Series
 
 Embedded = tuple[Residual, TrunkState]
+Staged = tuple[Float[Tensor, "batch width step"], Bool[Tensor, "batch step"] | None]
 
 
 class ConvStage(nn.Module):
@@ -44,8 +46,10 @@ class ConvStage(nn.Module):
         )
         self.norm = nn.BatchNorm1d(n_out) if cfg.batch_norm == "live" else nn.Identity()
         self.act = ACTIVATIONS[cfg.activation]
-        self.stride, self.shift = cfg.strides[stage], (cfg.kernel_sizes[stage] - 1) // 2
-        self.shift -= cfg.paddings[stage]
+        # A position is observed if a series that ends with the observed samples would have it;
+        # where padding is half the kernel, this asks about the sample at its centre.
+        self.stride = cfg.strides[stage]
+        self.shift = cfg.kernel_sizes[stage] - 1 - 2 * cfg.paddings[stage]
         self.hook_pre = HookPoint()  # [batch, channel, time]
         self.hook_post = HookPoint()  # [batch, channel, time]
 
@@ -58,12 +62,12 @@ class ConvStage(nn.Module):
         self.conv.bias.copy_((self.conv.bias - norm.running_mean) * gain + norm.bias)
         self.norm = nn.Identity()
 
-    def forward(self, x: Series, mask: Mask | None) -> tuple[Series, Mask | None]:
+    def forward(self, x: Series, mask: Mask | None) -> Staged:
         x = self.hook_post(self.act(self.hook_pre(self.norm(self.conv(x)))))
         if mask is None:
             return x, None
-        centre = torch.arange(x.shape[2], device=x.device) * self.stride + self.shift
-        mask = mask[:, centre.clamp(0, mask.shape[1] - 1)]
+        sample = torch.arange(x.shape[2], device=x.device) * self.stride + self.shift
+        mask = mask[:, sample.clamp(0, mask.shape[1] - 1)]
         return x * mask[:, None, :], mask
 
 
@@ -101,7 +105,9 @@ class LinearPatches(nn.Module):
 
     def forward(self, series: Series, mask: Mask | None) -> Embedded:
         n_channels = series.shape[1]
-        patches = self.hook_patches(self._cut(series if mask is None else series * mask[:, None]))
+        patches = self._cut(series if mask is None else series * mask[:, None])
+        if listened_to(self.hook_patches):
+            patches = self.hook_patches(patches.clone())  # patches may overlap, and are views
         pos_mask = None if mask is None else self._cut(mask[:, None])[:, 0].any(-1)
         if self.cfg.channel_independent:
             x = patches.flatten(0, 1)  # [batch * channel, pos, patch_len]
@@ -156,7 +162,13 @@ class CustomEmbed(nn.Module):
                 f"a mask of {mask.shape[1]} samples says nothing about the {embedded.shape[1]} "
                 "positions of your embed module; masks need one position per sample there"
             )
+        if _same_memory(embedded, series):
+            embedded = embedded.clone()  # hooks may edit in place
         return embedded, TrunkState(pos_mask=mask)
+
+
+def _same_memory(one: Tensor, other: Tensor) -> bool:
+    return one.untyped_storage().data_ptr() == other.untyped_storage().data_ptr()
 
 
 class Positions(nn.Module):
@@ -173,7 +185,8 @@ class Positions(nn.Module):
     def forward(self, n_pos: int) -> Float[Tensor, "1 pos d_model"]:
         if n_pos > self.n_ctx:
             raise SeriesShapeError(
-                f"expected at most n_ctx={self.n_ctx} positions, got {n_pos}; use a shorter series"
+                f"expected at most n_ctx={self.n_ctx} positions, got {n_pos}; use shorter "
+                "series, or build the model with a larger n_ctx"
             )
         return self.W_pos[None, :n_pos]
 
@@ -191,9 +204,8 @@ def sinusoids(n_ctx: int, d_model: int) -> Float[Tensor, "pos d_model"]:
 def make_embed(cfg: HookedTSTConfig, module: nn.Module | None) -> nn.Module:
     """The front end that the config asks for; a custom one is the module the user brings."""
     if isinstance(cfg.embed, CustomConfig):
-        if module is None:
-            raise ArgumentError(missing_module("embed", cfg.embed))
-        return CustomEmbed(module, cfg.d_model)
+        return CustomEmbed(brought_module("embed", cfg.embed, module), cfg.d_model)
+    reject_module("embed", module)
     if isinstance(cfg.embed, ConvStemConfig):
         return ConvStem(cfg.embed, cfg.n_channels or 0)
     if isinstance(cfg.embed, LinearPatchesConfig):
@@ -201,10 +213,22 @@ def make_embed(cfg: HookedTSTConfig, module: nn.Module | None) -> nn.Module:
     return PerStep(cfg.embed, cfg.n_channels or 0, cfg.d_model)
 
 
-def missing_module(part: str, cfg: CustomConfig) -> str:
-    """Why a model with a module of the user's own cannot be built without it."""
-    return (
-        f"this model's {part} is a module of your own ({cfg.module_class}), whose code is not "
-        f"saved with the weights; pass it again: "
-        f"HookedTST.from_pretrained(..., {part}=<your {cfg.module_class.rsplit('.', 1)[-1]}>)"
-    )
+def brought_module(part: str, cfg: CustomConfig, module: nn.Module | None) -> nn.Module:
+    """The user's own module, or the error that asks for it (again)."""
+    short = cfg.module_class.rsplit(".", 1)[-1]
+    if module is None:
+        raise ArgumentError(
+            f"this model's {part} is a module of your own ({cfg.module_class}), whose code is not "
+            f"saved with the weights; pass it again: "
+            f"HookedTST.from_pretrained(..., {part}=<your {short}>)"
+        )
+    if not isinstance(module, nn.Module):
+        got = f"the class {module.__name__}" if isinstance(module, type) else repr(module)
+        raise ArgumentError(f"expected {part}= to be a torch module, a {short}(...), got {got}")
+    return module
+
+
+def reject_module(part: str, module: nn.Module | None) -> None:
+    """Raise :class:`ArgumentError` if a module was given to a model that brings its own."""
+    if module is not None:
+        raise ArgumentError(f"{part}= was given, but this model brings its own {part}")

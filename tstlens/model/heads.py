@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import inspect
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from transformer_lens.hook_points import HookPoint
 
-from tstlens.errors import ArgumentError, SeriesShapeError
+from tstlens.errors import SeriesShapeError
 from tstlens.model.config import CustomConfig, HeadConfig, HookedTSTConfig, Pooling
-from tstlens.model.embed import missing_module
+from tstlens.model.embed import brought_module, reject_module
 from tstlens.model.state import TrunkState
 from tstlens.shapes import Output, PosMask, Residual
 
@@ -44,9 +46,11 @@ class LinearHead(nn.Module):
             )
         pooled = self.hook_pooled(pool(residual, self.cfg.pooling, state.pos_mask))
         if self.cfg.horizon is not None:
-            return (pooled @ self.W_U + self.b_U).view(-1, self.n_channels, self.cfg.horizon)
+            forecast = pooled @ self.W_U + self.b_U
+            n_series = forecast.numel() // (self.n_channels * self.cfg.horizon)
+            return forecast.view(n_series, self.n_channels, self.cfg.horizon)
         if self.channel_independent:
-            pooled = pooled.view(-1, self.n_channels * pooled.shape[-1])
+            pooled = pooled.reshape(len(pooled) // self.n_channels, len(self.W_U))
         return pooled @ self.W_U + self.b_U
 
 
@@ -59,8 +63,7 @@ class CustomHead(nn.Module):
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
         self.module = module
-        forward = module.forward
-        self.takes_mask = "mask" in getattr(forward, "__code__", self.forward.__code__).co_varnames
+        self.takes_mask = "mask" in inspect.signature(module.forward).parameters
 
     def forward(self, residual: Residual, state: TrunkState) -> Output:
         if self.takes_mask and state.pos_mask is not None:
@@ -68,9 +71,7 @@ class CustomHead(nn.Module):
         return self.module(residual)
 
 
-def pool(
-    residual: Residual, pooling: Pooling, mask: PosMask | None
-) -> Float[Tensor, "row pooled"]:
+def pool(residual: Residual, pooling: Pooling, mask: PosMask | None) -> Float[Tensor, "row pooled"]:
     """One vector per row; padded positions take no part (they are zero where flattened)."""
     if pooling == "flatten":
         if mask is not None:
@@ -93,7 +94,6 @@ def pool(
 def make_head(cfg: HookedTSTConfig, module: nn.Module | None) -> nn.Module:
     """The head that the config asks for; a custom one is the module the user brings."""
     if isinstance(cfg.head, CustomConfig):
-        if module is None:
-            raise ArgumentError(missing_module("head", cfg.head))
-        return CustomHead(module)
+        return CustomHead(brought_module("head", cfg.head, module))
+    reject_module("head", module)
     return LinearHead(cfg, cfg.head)

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from transformer_lens.hook_points import HookPoint
 
 from tstlens.data.validate import check_series
-from tstlens.errors import ArgumentError, LabelError, SeriesShapeError
+from tstlens.errors import ArgumentError, LabelError, SeriesShapeError, SeriesValueError
 from tstlens.model.block import make_block
 from tstlens.model.cache import TSTActivationCache
-from tstlens.model.config import HookedTSTConfig, LinearPatchesConfig
+from tstlens.model.config import CustomConfig, HookedTSTConfig, LinearPatchesConfig
 from tstlens.model.embed import Positions, make_embed
 from tstlens.model.heads import make_head
 from tstlens.model.hooking import CheckedHooks
@@ -59,7 +59,7 @@ class HookedTST(CheckedHooks, StackedWeights, SavedModel):
         head: nn.Module | None = None,
     ) -> None:
         super().__init__()
-        self.cfg = cfg
+        self.cfg = cfg = copy.copy(cfg)  # flags, device and dtype are this model's own
         self.parity: Any = None
         self.info: dict[str, Any] = {}
         self.hook_series = HookPoint()  # [batch, channel, time]
@@ -72,8 +72,31 @@ class HookedTST(CheckedHooks, StackedWeights, SavedModel):
         if cfg.final_norm:
             self.ln_final = make_norm(cfg)
         self.head = make_head(cfg, head)
+        self.init_weights(cfg.seed)
         self.setup()
         self.eval()
+
+    @torch.no_grad()
+    def init_weights(self, seed: int = 0) -> None:
+        """Draw the weights anew: normal with variance 1 / inputs, biases zero, norms one.
+
+        Modules of the user's own keep theirs.
+
+        Args:
+            seed: the same seed gives the same weights.
+        """
+        generator = torch.Generator().manual_seed(seed)
+        for name, parameter in self.named_parameters():
+            leaf = name.rsplit(".", 1)[-1]
+            if ".module." in name or (parameter.ndim == 1 and leaf in ("w", "weight")):
+                continue
+            if leaf.startswith("b"):
+                parameter.zero_()
+            else:
+                fan_in = parameter[0].numel() if leaf == "weight" else parameter.shape[-2]
+                fan_in *= parameter.shape[0] if leaf == "W_O" else 1
+                draw = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+                parameter.copy_(draw / fan_in**0.5)
 
     def forward(
         self,
@@ -102,23 +125,26 @@ class HookedTST(CheckedHooks, StackedWeights, SavedModel):
 
         Raises:
             SeriesShapeError: axes, channels or length are not the model's.
-            SeriesValueError: NaN, infinity or an integer series.
+            SeriesValueError: NaN, infinity, an integer series, or a dtype that is not the model's.
             LabelError: a target outside the classes.
         """
         start, stop = self._layer_range(start_at_layer, stop_at_layer)
         if start_at_layer is None:
             residual, state = self.embed_series(series, mask)
         else:
+            if mask is not None:
+                raise ArgumentError(
+                    "with start_at_layer padding is told by state=, which embed_series returns "
+                    "with the residual stream; leave out mask="
+                )
             residual, state = self._check_residual(series), state or TrunkState()
         for block in self.blocks[start:stop]:
             residual = block(residual, state)  # [row, pos, d_model]
         if stop_at_layer is not None:
             return residual
-        if return_type is None:
-            return None
         output = self.unembed(residual, state)
-        if return_type == "logits":
-            return output
+        if return_type is None or return_type == "logits":
+            return output if return_type else None
         loss = self.loss(output, target)
         if return_type == "loss":
             return loss
@@ -128,9 +154,7 @@ class HookedTST(CheckedHooks, StackedWeights, SavedModel):
             f"return_type must be 'logits', 'loss', 'both' or None, got {return_type!r}"
         )
 
-    def embed_series(
-        self, series: Series, mask: Mask | None = None
-    ) -> tuple[Residual, TrunkState]:
+    def embed_series(self, series: Series, mask: Mask | None = None) -> tuple[Residual, TrunkState]:
         """The residual stream that enters block 0, and the state that belongs to its rows.
 
         Args:
@@ -141,6 +165,7 @@ class HookedTST(CheckedHooks, StackedWeights, SavedModel):
         if listened_to(self.hook_series):
             series = self.hook_series(series.clone())  # hooks may edit in place
         embedded, state = self.embed(series, mask)
+        self._check_positions(state)
         embedded = self.hook_embed(embedded)
         if self.cfg.positions == "none":
             return embedded, state
@@ -159,26 +184,55 @@ class HookedTST(CheckedHooks, StackedWeights, SavedModel):
         """Mean cross-entropy (nats) of a classifier, mean squared error of a forecaster."""
         if target is None:
             raise ArgumentError("return_type='loss' needs target=: labels or true values")
-        if target.is_floating_point():
+        if target.is_floating_point() and self.cfg.n_classes is None:
             if target.shape != output.shape:
                 raise SeriesShapeError(
                     f"expected a target like the output {list(output.shape)}, "
                     f"got {list(target.shape)}"
                 )
             return nn.functional.mse_loss(output, target)
-        self.check_labels(target, len(output), output.shape[-1])
-        return nn.functional.cross_entropy(output, target)
+        if target.is_floating_point() or output.ndim != 2:
+            kind = "integer labels [batch]" if output.ndim == 2 else "a float target"
+            raise LabelError(
+                f"expected {kind} for an output {list(output.shape)}, "
+                f"got {target.dtype} {list(target.shape)}"
+            )
+        self.check_labels(target, len(output), output.shape[1])
+        return nn.functional.cross_entropy(output, target.long())
 
     def check_series(self, series: Series, mask: Mask | None = None) -> None:
         """Raise the error that says what is wrong with a series for this model."""
         check_series(series, n_channels=self.cfg.n_channels, n_time=self.cfg.n_time, mask=mask)
+        self._check_dtype(series)
         n_pos = self.n_pos(series.shape[2])
         if n_pos is not None and n_pos < 1:
             raise SeriesShapeError(
-                f"expected enough samples for one position, got {series.shape[2]} samples"
+                f"expected enough samples for one position, got {series.shape[2]} samples; "
+                "the front end's patches or kernels are longer than that"
             )
         if isinstance(self.cfg.embed, LinearPatchesConfig):
             self.cfg.embed.offset(series.shape[2])
+
+    def _check_dtype(self, series: Tensor) -> None:
+        own_front_end = isinstance(self.cfg.embed, CustomConfig)  # which may cast
+        casts = own_front_end or torch.is_autocast_enabled(series.device.type)
+        if series.dtype != self.cfg.dtype and not casts:
+            raise SeriesValueError(
+                f"expected {self.cfg.dtype} series like the model's weights, got {series.dtype}; "
+                f"cast one of them: series.to({self.cfg.dtype}) or model.to({series.dtype})"
+            )
+
+    @staticmethod
+    def _check_positions(state: TrunkState) -> None:
+        if state.pos_mask is None:
+            return
+        empty = ~state.pos_mask.any(1)
+        if bool(empty.any()):
+            row = int(empty.nonzero()[0, 0]) // state.n_series_channels
+            raise SeriesShapeError(
+                f"expected a mask that leaves every series an observed position, got none in row "
+                f"{row}: its observed samples fall between the positions, or in what is dropped"
+            )
 
     @staticmethod
     def check_labels(labels: Labels, n: int, n_classes: int) -> None:
@@ -198,10 +252,22 @@ class HookedTST(CheckedHooks, StackedWeights, SavedModel):
         ``incl_bwd``, ``pos_slice``; and those of :meth:`forward`.
         """
         remove_batch_dim = kwargs.get("remove_batch_dim", False)
+        if remove_batch_dim:
+            self._check_one_row(model_args[0] if model_args else kwargs.get("series"), kwargs)
         out, cache = super().run_with_cache(*model_args, **kwargs)
         if return_cache_object:
             cache = TSTActivationCache(cache, self, has_batch_dim=not remove_batch_dim)
         return out, cache
+
+    def _check_one_row(self, given: Any, kwargs: dict[str, Any]) -> None:
+        per_channel = self.cfg.channel_independent and kwargs.get("start_at_layer") is None
+        rows = len(given) * (given.shape[1] if per_channel else 1)
+        if rows != 1:
+            raise ArgumentError(
+                f"remove_batch_dim needs a single row in the trunk, got {rows}"
+                + (" (series x channel)" if per_channel else "")
+                + "; leave it out, or run one series at a time"
+            )
 
     def n_pos(self, n_time: int) -> int | None:
         """Positions that a series of ``n_time`` samples becomes; None for a custom front end."""

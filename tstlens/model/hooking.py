@@ -8,9 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
+from torch import Tensor
 from transformer_lens import HookedRootModule
+from transformer_lens.hook_points import HookPoint
+from transformer_lens.utilities import Slice
 
 from tstlens.errors import HookError, UnknownHookError
 
@@ -99,21 +103,51 @@ class CheckedHooks(HookedRootModule):
         self._require_run(kwargs, _named(names_filter))
         return super().run_with_cache(*model_args, names_filter=names_filter, **kwargs)
 
-    def get_caching_hooks(self, names_filter: Any = None, *args: Any, **kwargs: Any) -> Any:
-        """As TransformerLens'; a predicate (or None) is asked about live hook points only."""
+    def get_caching_hooks(
+        self,
+        names_filter: Any = None,
+        incl_bwd: bool = False,
+        device: Any = None,
+        remove_batch_dim: bool = False,
+        cache: dict[str, Any] | None = None,
+        pos_slice: Any = None,
+    ) -> tuple[dict[str, Any], list[Any], list[Any]]:
+        """As TransformerLens'; a predicate (or None) is asked about live hook points only.
+
+        ``pos_slice`` cuts what has positions: the series, the front end's own activations and
+        the pooled vector are cached whole.
+        """
         wanted = _named(names_filter)
         self.require_live(wanted)
         accepts = names_filter if callable(names_filter) else lambda name: True
         if not wanted and (callable(names_filter) or names_filter is None):
             wanted = [n for n in self.hook_dict if accepts(n) and self.why_silent(n) is None]
-        return super().get_caching_hooks(wanted, *args, **kwargs)
+        saved: dict[str, Any] = {} if cache is None else cache
+        positions = Slice.unwrap(pos_slice)
+        self.is_caching = True
+
+        def save(activation: Tensor, hook: HookPoint, ending: str) -> None:
+            name, kept = str(hook.name), activation.detach().to(device)
+            axis = _pos_axis(name)
+            if axis is not None:
+                kept = positions.apply(kept, dim=axis)
+            saved[name + ending] = kept[0] if remove_batch_dim else kept
+
+        fwd_hooks = [(name, partial(save, ending="")) for name in wanted]
+        bwd_hooks = [(name, partial(save, ending="_grad")) for name in wanted if incl_bwd]
+        return saved, fwd_hooks, bwd_hooks
+
+    def add_caching_hooks(self, names_filter: Any = None, *args: Any, **kwargs: Any) -> Any:
+        """As TransformerLens', with unknown and silent names refused."""
+        self.require_live(_named(names_filter))
+        if isinstance(names_filter, tuple | set):
+            names_filter = list(names_filter)
+        return super().add_caching_hooks(names_filter, *args, **kwargs)
 
     def _require_run(self, kwargs: dict[str, Any], names: Iterable[Any]) -> None:
         start, stop = kwargs.get("start_at_layer"), kwargs.get("stop_at_layer")
         first, last = self._layer_range(start, stop)
-        self.require_live(
-            names, None if start is None else first, None if stop is None else last
-        )
+        self.require_live(names, None if start is None else first, None if stop is None else last)
 
     def _layer_range(self, start: int | None, stop: int | None) -> tuple[int, int]:
         return start or 0, self.cfg.n_layers if stop is None else stop
@@ -124,7 +158,8 @@ class CheckedHooks(HookedRootModule):
             layer = int(name.split(".")[1])
             first, last = start or 0, self.cfg.n_layers if stop is None else stop
             if not first <= layer < last:
-                return f"{name} is in layer {layer}, and only layers {first}..{last - 1} run"
+                ran = f"only layers {first}..{last - 1} run" if first < last else "no layer runs"
+                return f"{name} is in layer {layer}, and {ran}"
         elif part in ("head", "ln_final"):
             if stop is not None:
                 return f"{name} comes after the trunk, and stop_at_layer={stop} ends before it"
@@ -141,6 +176,13 @@ class CheckedHooks(HookedRootModule):
         if name.startswith("ln_final"):
             return "This model has no final norm"
         return ""
+
+
+def _pos_axis(name: str) -> int | None:
+    """The axis of (query) positions in an activation, or None where there is none to slice."""
+    if name == "hook_series" or name.startswith(("embed.", "head.")):
+        return None
+    return 2 if name.endswith(("hook_attn_scores", "hook_pattern")) else 1
 
 
 def _named(names_filter: Any) -> list[str]:

@@ -44,4 +44,4 @@ class MLP(nn.Module):
 
 def _affine(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     flat = torch.addmm(bias, x.reshape(-1, x.shape[-1]), weight)
-    return flat.view(*x.shape[:-1], -1)
+    return flat.view(*x.shape[:-1], weight.shape[1])

@@ -33,9 +33,7 @@ class Parity:
     @property
     def passed(self) -> bool:
         """Whether both differences are within their tolerances."""
-        return (
-            self.max_rel <= self.tolerance and self.max_rel_float64 <= self.tolerance_float64
-        )
+        return self.max_rel <= self.tolerance and self.max_rel_float64 <= self.tolerance_float64
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as JSON takes it."""

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from tstlens.errors import ArgumentError, CorruptFileError, DownloadError, UnknownCheckpointError
-from tstlens.model.config import CustomConfig, HookedTSTConfig
-from tstlens.model.embed import missing_module
+from tstlens.model.config import HookedTSTConfig
+from tstlens.model.parity import Parity
 from tstlens.model.storage import CONFIG, read_config, read_folder, write_folder
 
 if TYPE_CHECKING:
@@ -81,21 +81,15 @@ class SavedModel(nn.Module):
         weights, record = read_folder(folder)
         try:
             cfg = HookedTSTConfig.from_dict(record["config"])
+            parity = Parity.from_dict(record["parity"]) if "parity" in record else None
         except (ArgumentError, KeyError, TypeError) as error:
-            raise CorruptFileError(f"{folder / CONFIG} does not describe a model: {error}") from error
-        for part, module in (("embed", embed), ("head", head)):
-            own = getattr(cfg, part)
-            if isinstance(own, CustomConfig) and module is None:
-                raise ArgumentError(missing_module(part, own))
-            if not isinstance(own, CustomConfig) and module is not None:
-                raise ArgumentError(f"{part}= was given, but this model brings its own {part}")
+            raise CorruptFileError(
+                f"{folder / CONFIG} does not describe a model: {error}"
+            ) from error
         model = cls(cfg, embed=embed, head=head)
         _load(model, weights, folder)
         model.info = record.get("info", {})
-        if "parity" in record:
-            from tstlens.model.parity import Parity
-
-            model.parity = Parity.from_dict(record["parity"])
+        model.parity = parity
         return model.to(device=device, dtype=dtype) if device or dtype else model
 
 

@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from tstlens.errors import ConfigVersionError, CorruptFileError, StorageError
+from tstlens.errors import ArgumentError, ConfigVersionError, CorruptFileError, StorageError
 
 FORMAT_VERSION = 1
 WEIGHTS = "model.safetensors"
@@ -34,27 +34,50 @@ def write_folder(folder: Path, weights: dict[str, Tensor], config: dict[str, Any
     Raises:
         StorageError: the place is a file, or cannot be written.
     """
+    folder = folder.resolve()
     if folder.exists() and not folder.is_dir():
         raise StorageError(f"expected a folder at {folder}, found a file; choose another place")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    if Path.cwd().is_relative_to(folder):
+        raise StorageError(
+            f"{folder} is or holds the working directory, and a model's folder is replaced as a "
+            "whole; choose a folder of its own"
+        )
     try:
-        if folder.exists():
-            shutil.copytree(folder, staging, dirs_exist_ok=True)
-        own = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
-        save_file(own, staging / WEIGHTS, metadata={"format": "pt"})
-        digest = hashlib.sha256((staging / WEIGHTS).read_bytes()).hexdigest()
-        record = {
-            "format": "tstlens",
-            "format_version": FORMAT_VERSION,
-            "weights_sha256": digest,
-            **config,
-        }
-        (staging / CONFIG).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-        os.chmod(staging, 0o755)
-        _swap_in(staging, folder)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+        try:
+            _fill(staging, folder, weights, config)
+            _swap_in(staging, folder)
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+    except OSError as error:
+        raise StorageError(
+            f"could not write the model to {folder}: {error}; what was there is as it was"
+        ) from error
+
+
+def _fill(staging: Path, folder: Path, weights: dict[str, Tensor], config: dict[str, Any]) -> None:
+    """Put the old folder's other files and the new model into ``staging``."""
+    if folder.exists():
+        shutil.copytree(folder, staging, dirs_exist_ok=True)
+    # Cloned because safetensors refuses tensors that share memory, as tied weights do.
+    own = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in weights.items()}
+    save_file(own, staging / WEIGHTS, metadata={"format": "pt"})
+    digest = hashlib.sha256((staging / WEIGHTS).read_bytes()).hexdigest()
+    record = {
+        "format": "tstlens",
+        "format_version": FORMAT_VERSION,
+        "weights_sha256": digest,
+        **config,
+    }
+    try:
+        text = json.dumps(record, indent=2)
+    except TypeError as error:
+        raise ArgumentError(
+            f"the model's info goes into {CONFIG} and must hold JSON values only: {error}"
+        ) from error
+    (staging / CONFIG).write_text(text + "\n", encoding="utf-8")
+    os.chmod(staging, 0o755)
 
 
 def _swap_in(staging: Path, folder: Path) -> None:
@@ -63,11 +86,12 @@ def _swap_in(staging: Path, folder: Path) -> None:
         os.replace(staging, folder)
         return
     retired = Path(tempfile.mkdtemp(prefix=f".{folder.name}.old.", dir=folder.parent))
-    os.replace(folder, retired / "old")
     try:
+        os.replace(folder, retired / "old")
         os.replace(staging, folder)
     except BaseException:
-        os.replace(retired / "old", folder)
+        if not folder.exists():
+            os.replace(retired / "old", folder)
         raise
     finally:
         shutil.rmtree(retired, ignore_errors=True)

@@ -115,6 +115,19 @@ class StackedWeights(nn.Module):
         """``W_V W_O`` of every head, factored, [layer, head, d_model, d_model]."""
         return FactoredMatrix(self.W_V, self.W_O)
 
+    def accumulated_bias(
+        self, layer: int, mlp_input: bool = False, include_mlp_biases: bool = True
+    ) -> Float[Tensor, " d_model"]:
+        """What the output biases of all blocks before ``layer`` add to the residual stream.
+
+        Args:
+            layer: 0 for no block, the number of layers for all of them.
+            mlp_input: up to the MLP of ``layer``, so with its attention's bias.
+            include_mlp_biases: False leaves out the biases of the MLPs.
+        """
+        total = self.b_O[: layer + mlp_input].sum(0)
+        return total + self.b_out[:layer].sum(0) if include_mlp_biases else total
+
     def all_head_labels(self) -> list[str]:
         """``L0H0`` and so on, layer by layer."""
         n_heads = self.blocks[0].attn.W_Q.shape[0]

@@ -4,33 +4,77 @@
 of ``transformer_lens.patching`` are here too, under their own names.
 """
 
+from tstlens.patching.ablation import AblationResult, ablate
+from tstlens.patching.agreement import Agreement, agreement
+from tstlens.patching.attention import attention
+from tstlens.patching.attention_result import AttentionResult
+from tstlens.patching.attribution import attribution
+from tstlens.patching.campaign import (
+    Campaign,
+    campaign_grids,
+    load_campaign,
+    run_campaign,
+    sweep_checkpoint,
+)
+from tstlens.patching.influence import Influence, head_influence
+from tstlens.patching.lens import lens
+from tstlens.patching.lens_result import LensResult
+from tstlens.patching.logit_attribution import logit_attribution
+from tstlens.patching.logit_attribution_result import Component, LogitAttribution
 from tstlens.patching.metrics import Metric, log_prob, logit, logit_diff, mse, prob
 from tstlens.patching.patch import patch
 from tstlens.patching.result import SweepResult
 from tstlens.patching.sites import Site, site_names
+from tstlens.patching.stability import SplitHalf, alike_pairs, null_map, split_half
+from tstlens.patching.statistics import Summary, summary
 from tstlens.patching.sweep import sweep
 from tstlens.patching.transformer_lens_names import (
-    get_act_patch_resid_pre,
-    get_act_patch_resid_mid,
-    get_act_patch_attn_out,
-    get_act_patch_mlp_out,
-    get_act_patch_attn_head_out_by_pos,
-    get_act_patch_attn_head_q_by_pos,
-    get_act_patch_attn_head_k_by_pos,
-    get_act_patch_attn_head_v_by_pos,
-    get_act_patch_attn_head_pattern_by_pos,
-    get_act_patch_attn_head_pattern_dest_src_pos,
-    get_act_patch_attn_head_out_all_pos,
-    get_act_patch_attn_head_q_all_pos,
-    get_act_patch_attn_head_k_all_pos,
-    get_act_patch_attn_head_v_all_pos,
-    get_act_patch_attn_head_pattern_all_pos,
     get_act_patch_attn_head_all_pos_every,
     get_act_patch_attn_head_by_pos_every,
+    get_act_patch_attn_head_k_all_pos,
+    get_act_patch_attn_head_k_by_pos,
+    get_act_patch_attn_head_out_all_pos,
+    get_act_patch_attn_head_out_by_pos,
+    get_act_patch_attn_head_pattern_all_pos,
+    get_act_patch_attn_head_pattern_by_pos,
+    get_act_patch_attn_head_pattern_dest_src_pos,
+    get_act_patch_attn_head_q_all_pos,
+    get_act_patch_attn_head_q_by_pos,
+    get_act_patch_attn_head_v_all_pos,
+    get_act_patch_attn_head_v_by_pos,
+    get_act_patch_attn_out,
     get_act_patch_block_every,
+    get_act_patch_mlp_out,
+    get_act_patch_resid_mid,
+    get_act_patch_resid_pre,
 )
 
 __all__ = [
+    "AblationResult",
+    "Agreement",
+    "Campaign",
+    "Influence",
+    "SplitHalf",
+    "Summary",
+    "ablate",
+    "agreement",
+    "alike_pairs",
+    "attribution",
+    "campaign_grids",
+    "head_influence",
+    "load_campaign",
+    "null_map",
+    "run_campaign",
+    "split_half",
+    "summary",
+    "sweep_checkpoint",
+    "AttentionResult",
+    "Component",
+    "LensResult",
+    "LogitAttribution",
+    "attention",
+    "lens",
+    "logit_attribution",
     "Metric",
     "Site",
     "SweepResult",

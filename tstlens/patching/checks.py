@@ -15,7 +15,7 @@ def check_pairs(
     clean_mask: Tensor | None = None,
     corrupted_mask: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Clean and corrupted series as [pair, channel, time], checked against each other and the model.
+    """Clean and corrupted series as [pair, channel, time], checked against each other and model.
 
     Raises:
         SeriesShapeError: they differ in shape, or do not fit the model.

@@ -160,8 +160,7 @@ def _of_class(
     def measure(output: Tensor, target: Tensor) -> Tensor:
         if output.ndim < 2 or output.shape[-2] != len(target):
             raise SeriesShapeError(
-                f"expected logits of {len(target)} series, one per target, "
-                f"got {list(output.shape)}"
+                f"expected logits of {len(target)} series, one per target, got {list(output.shape)}"
             )
         n_classes = output.shape[-1]
         if len(target) and not 0 <= int(target.min()) <= int(target.max()) < n_classes:

@@ -10,23 +10,23 @@ from torch import Tensor
 
 from tstlens.errors import ArgumentError
 from tstlens.model import HookedTST
+from tstlens.patching.checks import check_pairs
 from tstlens.patching.sites import Place, Site, axis_of, chosen, locate
 from tstlens.patching.sources import Source, record, sources
-from tstlens.patching.checks import check_pairs
-from tstlens.shapes import Mask, Output, Series
+from tstlens.shapes import Output, PairMask, PairSeries, Series
 
 
 @torch.no_grad()
 def patch(
     model: HookedTST,
-    clean: Series,
-    corrupted: Series,
+    clean: PairSeries,
+    corrupted: PairSeries,
     sites: Sequence[Site] | Site,
     source: Source | Tensor = "clean",
     *,
     reference: Series | None = None,
-    clean_mask: Mask | None = None,
-    corrupted_mask: Mask | None = None,
+    clean_mask: PairMask | None = None,
+    corrupted_mask: PairMask | None = None,
 ) -> Output:
     """The model's output for the corrupted series with all of these sites replaced together.
 

@@ -173,9 +173,7 @@ class Place:
 def site_names(model: HookedTST) -> list[str]:
     """Short names of the sites that this model has."""
     return [
-        name
-        for name, template in _TEMPLATES.items()
-        if template.format(layer=0) in model.hook_dict
+        name for name, template in _TEMPLATES.items() if template.format(layer=0) in model.hook_dict
     ]
 
 

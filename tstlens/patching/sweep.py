@@ -28,7 +28,7 @@ from tstlens.patching.result import SweepResult
 from tstlens.patching.sites import Place, Site, locate
 from tstlens.patching.sources import Source, record, sources
 from tstlens.patching.worlds import run_corrupted, run_worlds
-from tstlens.shapes import Mask, Series
+from tstlens.shapes import PairMask, PairSeries, Series
 
 MeasureOutput = Metric | Callable[[Tensor], Tensor]
 PAIRS_PER_BLOCK = 128  # pairs whose activations are held at once
@@ -37,8 +37,8 @@ PAIRS_PER_BLOCK = 128  # pairs whose activations are held at once
 @torch.no_grad()
 def sweep(
     model: HookedTST,
-    clean: Series,
-    corrupted: Series,
+    clean: PairSeries,
+    corrupted: PairSeries,
     site: str | Site,
     axes: Sequence[str],
     metric: MeasureOutput,
@@ -46,8 +46,8 @@ def sweep(
     *,
     n_slices: int | None = None,
     reference: Series | None = None,
-    clean_mask: Mask | None = None,
-    corrupted_mask: Mask | None = None,
+    clean_mask: PairMask | None = None,
+    corrupted_mask: PairMask | None = None,
     memory_mb: float = 256.0,
     progress: bool = True,
 ) -> SweepResult:

@@ -4,8 +4,8 @@ They run on the engine of :mod:`tstlens.patching.worlds`, so all sites of a laye
 pass. TransformerLens' own loop takes the number of positions from the last axis of the input, which
 for a series is time; here ``pos`` counts the positions that the model really has.
 
-``corrupted_tokens`` is the corrupted series [batch, channel, time], ``clean_cache`` the cache of the
-clean run, ``patching_metric`` any function from outputs [batch, ...] to one number.
+``corrupted_tokens`` is the corrupted series [batch, channel, time], ``clean_cache`` the cache of
+the clean run, ``patching_metric`` any function from outputs [batch, ...] to one number.
 """
 
 from __future__ import annotations
@@ -83,7 +83,9 @@ class ActPatch:
         layers = list(range(model.cfg.n_layers))
         model.check_series(corrupted_tokens)
         run = run_corrupted(model, corrupted_tokens, None, place, layers)
-        sizes = dict(zip(place.axes, run.acts[place.hook_name(0)].shape[1:], strict=True))
+        sizes = dict(
+            zip(place.axes, place.by_series(run.acts[place.hook_name(0)]).shape[1:], strict=True)
+        )
         shape = [model.cfg.n_layers, *(sizes[self._axis(a)] for a in self.index_axis_names[1:])]
         flat = index_df is not None
         if index_df is None:

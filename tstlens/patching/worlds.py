@@ -65,7 +65,11 @@ class CorruptedRun:
 
 
 def run_corrupted(
-    model: HookedTST, series: Tensor, mask: Tensor | None, place: Place, layers: Sequence[int | None]
+    model: HookedTST,
+    series: Tensor,
+    mask: Tensor | None,
+    place: Place,
+    layers: Sequence[int | None],
 ) -> CorruptedRun:
     """Run the corrupted series once and keep what worlds of these layers start from."""
     names: set[str] = set()
@@ -84,9 +88,7 @@ def run_corrupted(
     with model.hooks(fwd_hooks=_keepers(kept := {}, before)):
         residual, state = model.embed_series(series, mask)
     with model.hooks(fwd_hooks=_keepers(kept, live)):
-        final = model(
-            residual, start_at_layer=0, stop_at_layer=model.cfg.n_layers, state=state
-        )
+        final = model(residual, start_at_layer=0, stop_at_layer=model.cfg.n_layers, state=state)
     after = [name for name in names if name.startswith("head")]
     with model.hooks(fwd_hooks=_keepers(kept, after)):
         output = model.unembed(final, state)

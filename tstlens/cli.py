@@ -1,0 +1,219 @@
+"""The command line: ``tstlens report``, ``tstlens train``, ``tstlens checkpoints``."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tstlens.errors import ArgumentError, TstlensError, UnknownNameError
+
+app = typer.Typer(
+    help="Open up time-series transformers with the workflows of TransformerLens.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+@app.command()
+def report(
+    model: Annotated[
+        str, typer.Argument(help="A shipped checkpoint, a folder, or a hub id.", show_default=False)
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="The HTML file; by default <model>-report.html here.", show_default=False
+        ),
+    ] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(
+            help="Data set to report on; by default the checkpoint's own.", show_default=False
+        ),
+    ] = None,
+    max_pairs: Annotated[int, typer.Option(min=2, help="Clean/corrupted pairs per question.")] = 24,
+    seed: Annotated[int, typer.Option(help="Of the pairs, the control and the bootstrap.")] = 0,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress bar.")] = False,
+) -> None:
+    """Which heads and time steps made a model decide: one HTML file and its numbers as JSON."""
+    from tstlens.report import build
+
+    path = build(model, out, data=data, max_pairs=max_pairs, seed=seed, progress=not quiet)
+    print(f"wrote {path} and {path.with_suffix('.json')}")
+
+
+@app.command()
+def train(
+    dataset: Annotated[
+        str | None,
+        typer.Argument(help="A data set, as aeon spells it: JapaneseVowels.", show_default=False),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder to save to; named after the recipe or the data by default.",
+            show_default=False,
+        ),
+    ] = None,
+    recipe: Annotated[
+        str | None,
+        typer.Option(help="Make a shipped checkpoint again, by its name.", show_default=False),
+    ] = None,
+    epochs: Annotated[int, typer.Option(min=1, help="Passes over the training split.")] = 100,
+    lr: Annotated[float, typer.Option(help="Peak learning rate.")] = 1e-3,
+    batch_size: Annotated[int, typer.Option(min=1, help="Series per step.")] = 32,
+    val_fraction: Annotated[
+        float, typer.Option(min=0.0, max=0.9, help="Of the training split, to choose the epoch.")
+    ] = 0.2,
+    seed: Annotated[int, typer.Option(help="Of initialisation, split and shuffles.")] = 0,
+    scaling: Annotated[
+        str | None, typer.Option(help="per_channel or per_series; none by default.")
+    ] = None,
+    unequal: Annotated[
+        bool, typer.Option("--unequal", help="Series as recorded, padded, with a mask.")
+    ] = False,
+    layers: Annotated[int, typer.Option(min=1, help="Encoder layers.")] = 3,
+    width: Annotated[int, typer.Option(min=8, help="d_model; a multiple of 4 and of heads.")] = 128,
+    heads: Annotated[int, typer.Option(min=1, help="Attention heads.")] = 8,
+    stride: Annotated[
+        int | None,
+        typer.Option(min=1, help="Samples per position; chosen by the length if not given."),
+    ] = None,
+    resume: Annotated[
+        Path | None,
+        typer.Option(help="Folder to keep progress in; a run found there is continued."),
+    ] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress bar.")] = False,
+) -> None:
+    """Train a classifier on a data set, convert it, check parity, and save a checkpoint folder."""
+    from tstlens.report import make_checkpoint
+    from tstlens.training import (
+        RECIPES,
+        ConvTST,
+        ConvTSTConfig,
+        Recipe,
+        fit_recipe,
+    )
+    from tstlens.training import train as fit
+
+    command = shlex.join(["tstlens", *sys.argv[1:]])
+    if (dataset is None) == (recipe is None):
+        raise ArgumentError(
+            "give either a data set (tstlens train GunPoint) or a recipe "
+            f"(tstlens train --recipe gunpoint); recipes: {', '.join(RECIPES)}"
+        )
+    if recipe is not None:
+        if recipe not in RECIPES:
+            raise UnknownNameError(recipe, RECIPES, "These are the recipes")
+        chosen = RECIPES[recipe]
+        folder = out or Path(recipe)
+        source, _, _ = fit_recipe(chosen, progress=not quiet, checkpoint=resume)
+        saved = make_checkpoint(
+            source,
+            folder,
+            data=chosen.dataset,
+            recipe=chosen.to_dict(),
+            seed=chosen.seed,
+            command=f"tstlens train --recipe {recipe} --out {folder.as_posix()}",
+            name=recipe,
+            scaling=chosen.scaling,
+        )
+    else:
+        import torch
+
+        from tstlens.data import load_dataset
+
+        data = load_dataset(str(dataset), split="train", equal_length=not unequal, scaling=scaling)
+        _, n_channels, n_time = data.series.shape
+        sizes = ConvTSTConfig(
+            n_channels,
+            n_time,
+            data.n_classes,
+            conv_channels=(width // 4, width // 2, width),
+            strides=_strides(stride or max(1, -(-n_time // 64))),
+            n_heads=heads,
+            d_mlp=2 * width,
+            n_layers=layers,
+        )
+        folder = out or Path(data.name)
+        settings = {"epochs": epochs, "batch_size": batch_size, "lr": lr}
+        settings["val_fraction"] = val_fraction
+        settings["select"] = "best_val" if val_fraction > 0 else "last"
+        chosen = Recipe(folder.resolve().name, data.name, sizes, settings, None, scaling, seed)
+        torch.manual_seed(seed)
+        source = ConvTST(sizes)
+        fit(source, data, seed=seed, checkpoint=resume, progress=not quiet, **settings)
+        saved = make_checkpoint(
+            source,
+            folder,
+            data=data.name,
+            recipe=chosen.to_dict(),
+            seed=seed,
+            command=command,
+            scaling=scaling,
+            equal_length=not unequal,
+        )
+    for split, part in saved.info["accuracy"].items():
+        print(f"{split:5}  {part['n_correct']} of {part['n']} right ({part['accuracy']:.2%})")
+    print(f"parity  {saved.parity.max_rel:.1e} of the output's scale (float32)")
+    print(f"saved  {folder}")
+
+
+@app.command()
+def checkpoints() -> None:
+    """List the checkpoints that ship, with their data, accuracy and size."""
+    from tstlens.model import list_checkpoints
+    from tstlens.model.saving import describe_checkpoint, find_checkpoint
+
+    rows: list[tuple[str, ...]] = [("name", "data", "train", "test", "layers", "heads", "size")]
+    for name in list_checkpoints():
+        record = describe_checkpoint(name)
+        info, cfg = record.get("info", {}), record["config"]
+        accuracy = info.get("accuracy", {})
+        size = sum(part.stat().st_size for part in find_checkpoint(name).iterdir())
+        rows.append(
+            (
+                name,
+                str(info.get("data", {}).get("name", "?")),
+                *(_accuracy(accuracy.get(split)) for split in ("train", "test")),
+                str(cfg["n_layers"]),
+                str(cfg["n_heads"]),
+                f"{size / 1e6:.1f} MB",
+            )
+        )
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    for row in rows:
+        print(
+            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        )
+
+
+def _accuracy(part: dict[str, float] | None) -> str:
+    return "?" if not part else f"{part['accuracy']:.2%}"
+
+
+def _strides(samples: int) -> tuple[int, int, int]:
+    """Strides of the three stages whose product is about this many samples per position."""
+    strides = [1, 1, 1]
+    for stage in (2, 1, 0, 2, 1, 0):
+        if strides[0] * strides[1] * strides[2] < samples:
+            strides[stage] *= 2
+    return strides[0], strides[1], strides[2]
+
+
+def main() -> None:
+    """Run the command line; an error made on purpose prints its message and exits with 1."""
+    try:
+        app()
+    except TstlensError as error:
+        print(f"tstlens: {error}", file=sys.stderr)
+        raise SystemExit(1) from None
+
+
+if __name__ == "__main__":
+    main()

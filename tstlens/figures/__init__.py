@@ -1,0 +1,45 @@
+"""Plotly figures from results; they never see a model.
+
+``draw(result)`` chooses by the kind of result and its axes; ``result.figure()`` calls it. Results
+of other analyses join with ``@draw.register``. Beside it: the series that a model read
+(``series``, ``pair``), a classifier's errors (``confusion``) and the strongest sites (``ranking``).
+
+Every figure is zero-centred where it shows a change, says the unit in its colour bar and gives
+numbers on hover. Importing this package imports plotly.
+"""
+
+from __future__ import annotations
+
+from tstlens.figures.agreement import draw_agreement
+from tstlens.figures.confusion import confusion
+from tstlens.figures.drawing import draw
+from tstlens.figures.influence import draw_influence
+from tstlens.figures.intervals import Interval, over_pairs
+from tstlens.figures.lines import pair, series
+from tstlens.figures.ranking import ranking
+from tstlens.figures.statistics import (
+    draw_ablation,
+    draw_campaign,
+    draw_split_half,
+    draw_summary,
+)
+from tstlens.figures.style import TEMPLATE
+from tstlens.figures.sweeps import draw_sweep
+
+__all__ = [
+    "TEMPLATE",
+    "Interval",
+    "confusion",
+    "draw",
+    "draw_ablation",
+    "draw_agreement",
+    "draw_campaign",
+    "draw_influence",
+    "draw_split_half",
+    "draw_summary",
+    "draw_sweep",
+    "over_pairs",
+    "pair",
+    "ranking",
+    "series",
+]

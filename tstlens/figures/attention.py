@@ -1,0 +1,373 @@
+"""Attention: patterns by head, attention received over the series, sharpness and reach of heads."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+from torch import Tensor
+
+from tstlens.errors import ArgumentError, UnknownNameError
+from tstlens.figures import style
+from tstlens.figures.drawing import draw
+from tstlens.figures.maps import Ticks
+from tstlens.figures.words import axis_title, number, when
+from tstlens.patching import AttentionResult
+
+_KINDS = ("patterns", "received", "heads")
+_PALE = [[0.0, "#ffffff"], [0.5, "#dcebf4"], [1.0, "#7fb2d8"]]
+_MOST_PANELS = 96
+
+
+@draw.register
+def draw_attention(
+    result: AttentionResult,
+    *,
+    kind: Literal["patterns", "received", "heads"] = "patterns",
+    series: int | Sequence[int] | None = None,
+    layer: int | None = None,
+    head: int | None = None,
+    names: Sequence[str] | None = None,
+    across: int | None = None,
+    title: str | None = "",
+) -> go.Figure:
+    """Patterns of every head, what each time step receives, or how sharp and far heads look.
+
+    What can mislead: as for :func:`tstlens.patching.attention`; and colours of ``"patterns"`` are
+    cut at the 99.5th percentile, so that single entries do not drown the rest.
+
+    Args:
+        result: the attention.
+        kind: ``"patterns"`` (a small map per head, query down, key across), ``"received"``
+            (attention that each time step gets, behind two series side by side) or ``"heads"``
+            (entropy against mean distance, a dot per head).
+        series: which series; two of them for ``"received"``; None for the mean over series (for
+            ``"received"``, the first two).
+        layer: only this layer; None for all (``"received"``: their mean).
+        head: only this head.
+        names: headings of the series shown by ``"received"``.
+        across: maps or series beside each other.
+        title: "" for one made from the result, None for none.
+
+    Returns:
+        A plotly figure.
+
+    Raises:
+        UnknownNameError: another kind.
+        ArgumentError: a series, layer or head that does not exist.
+
+    Example:
+        >>> import torch
+        >>> from tstlens import patching
+        >>> from tstlens.model import HookedTST, HookedTSTConfig, HeadConfig, PerStepConfig
+        >>> model = HookedTST(HookedTSTConfig(
+        ...     n_layers=2, d_model=16, n_heads=4, d_mlp=32, n_channels=3,
+        ...     embed=PerStepConfig(), head=HeadConfig("mean", n_classes=5)))
+        >>> looked = patching.attention(model, torch.randn(8, 3, 20))
+        >>> figure = draw_attention(looked, kind="received", series=(0, 4), layer=1)
+    """
+    if kind not in _KINDS:
+        raise UnknownNameError(kind, _KINDS, "this names how attention is drawn")
+    n_layers, n_heads = result.entropy.shape[-2:]
+    for name, value, size in (("layer", layer, n_layers), ("head", head, n_heads)):
+        if value is not None and not 0 <= value < size:
+            raise ArgumentError(f"expected {name} in 0..{size - 1}, got {value}")
+    chosen = [series] if isinstance(series, int) else None if series is None else list(series)
+    for one in chosen or ():
+        if not 0 <= one < len(result.series):
+            raise ArgumentError(f"expected series in 0..{len(result.series) - 1}, got {one}")
+    if kind == "heads":
+        return _heads(result, chosen, layer, head, title)
+    if kind == "received":
+        return _received(result, chosen, layer, head, names, across, title)
+    return _patterns(result, chosen, layer, head, across, title)
+
+
+def _numpy(tensor: Tensor) -> np.ndarray:
+    return tensor.detach().double().cpu().numpy()
+
+
+def _patterns(
+    result: AttentionResult,
+    chosen: list[int] | None,
+    layer: int | None,
+    head: int | None,
+    across: int | None,
+    title: str | None,
+) -> go.Figure:
+    if chosen is not None and ("series" not in result.axes or len(chosen) != 1):
+        raise ArgumentError(
+            f"kind='patterns' shows one series or the mean, got series={chosen}"
+            + ("" if "series" in result.axes else "; these patterns were averaged before")
+        )
+    which, pattern = f"mean over {len(result.series)} series", result.mean_pattern()
+    if chosen is not None:
+        which, pattern = f"series {chosen[0]}", result.pattern[chosen[0]]
+        if pattern.ndim == 5:  # [channel, layer, head, query, key]
+            which, pattern = f"{which}, mean over channels", pattern.nanmean(0)
+    values = _numpy(pattern)  # [layer, head, query, key]
+    places = [
+        (at, number_)
+        for at in (range(values.shape[0]) if layer is None else [layer])
+        for number_ in (range(values.shape[1]) if head is None else [head])
+    ]
+    if len(places) > _MOST_PANELS:
+        raise ArgumentError(
+            f"{len(places)} patterns are more than can be read; choose a layer or a head"
+        )
+    shown = np.stack([values[at] for at in places])
+    most = float(np.nanpercentile(shown, 99.5)) if np.isfinite(shown).any() else 1.0
+    across = min(across or 4, len(places))
+    down = -(-len(places) // across)
+    each, gap = (120 if across > 2 else 200 if len(places) > 1 else 300), 26
+    height = down * each + (down - 1) * gap
+    figure = make_subplots(
+        rows=down,
+        cols=across,
+        shared_xaxes=True,
+        shared_yaxes=True,
+        vertical_spacing=gap / height if down > 1 else 0,
+        horizontal_spacing=0.02 if across > 1 else 0,
+        subplot_titles=[f"L{at}H{number_}" for at, number_ in places],
+    )
+    cells = result.time_cells
+    ticks = Ticks.of("key", range(values.shape[3]), cells)
+    # Lists of numbers where positions have no place in time: their own index.
+    edges = ticks.edges if ticks.edges is not None else np.arange(values.shape[3] + 1) - 0.5
+    for number_, (at, one) in enumerate(places):
+        figure.add_trace(
+            go.Heatmap(
+                z=values[at, one],
+                x=edges,
+                y=edges,
+                coloraxis="coloraxis",
+                customdata=_places(cells, values.shape[3]),
+                hovertemplate=(
+                    f"<b>L{at}H{one}</b><br>%{{customdata}}<br>%{{z:.3f}}<extra></extra>"
+                ),
+                hoverongaps=False,
+            ),
+            row=number_ // across + 1,
+            col=number_ % across + 1,
+        )
+    ends = [float(edges[0]), float(edges[-1])]
+    figure.update_xaxes(range=ends, showgrid=False, zeroline=False, nticks=5, tickangle=0)
+    figure.update_yaxes(range=ends[::-1], showgrid=False, zeroline=False, nticks=5)
+    figure.update_layout(
+        coloraxis={
+            "cmin": 0,
+            "cmax": most or 1.0,
+            "colorscale": style.SEQUENTIAL,
+            "colorbar": {"len": min(height, 240)},
+        }
+    )
+    layout: Any = figure.layout
+    for number_, note in enumerate(layout.annotations):
+        left = layout[f"xaxis{number_ + 1 if number_ else ''}"].domain[0]
+        note.update(x=left, xanchor="left", font={"size": 11, "color": style.INK})
+    figure.add_annotation(
+        text=f"{axis_title('key', cells)} →",
+        showarrow=False,
+        font={"size": 12, "color": style.MUTED},
+        **{"xref": "paper", "yref": "paper", "x": 0.5, "y": 0},
+        **{"xanchor": "center", "yanchor": "top", "yshift": -20},
+    )
+    above = style.label_above(figure, f"attention; down: {axis_title('query', cells)}", 22)
+    heading = "Where heads look" if title == "" else title
+    mask = ", only keys before the query" if result.causal else ""
+    return style.finish(figure, heading, which + mask, plot_height=height, above=above, left=34)
+
+
+def _places(cells: Any, n_pos: int) -> np.ndarray:
+    names = [when(cell) for cell in cells] if cells else [f"position {p}" for p in range(n_pos)]
+    return np.array([[f"query {q}<br>key {k}" for k in names] for q in names], dtype=object)
+
+
+def _received(
+    result: AttentionResult,
+    chosen: list[int] | None,
+    layer: int | None,
+    head: int | None,
+    names: Sequence[str] | None,
+    across: int | None,
+    title: str | None,
+) -> go.Figure:
+    chosen = list(range(min(2, len(result.series)))) if chosen is None else chosen
+    if names is not None and len(names) != len(chosen):
+        raise ArgumentError(f"expected {len(chosen)} names, one per series, got {len(names)}")
+    if result.time_cells is None:
+        raise ArgumentError(
+            "the place of this model's positions in time is not known (its front end is a module "
+            "of your own), so they cannot be laid over the series"
+        )
+    received = _numpy(result.received)
+    if received.ndim == 5:
+        received = received.mean(1)  # channels
+    received = received[:, slice(None) if layer is None else slice(layer, layer + 1)]
+    received = received[:, :, slice(None) if head is None else slice(head, head + 1)]
+    ratio = received.mean((1, 2)) / np.maximum(_numpy(result.uniform_received), 1e-12)
+    ratio = np.where(result.observed.cpu().numpy(), ratio, np.nan)
+    across = min(across or 2, len(chosen))
+    down = -(-len(chosen) // across)
+    each, gap = 210, 40
+    height = down * each + (down - 1) * gap
+    headings = [style.shortened(name, 24) for name in names or [f"series {at}" for at in chosen]]
+    figure = make_subplots(
+        rows=down,
+        cols=across,
+        shared_xaxes=True,
+        shared_yaxes=True,
+        horizontal_spacing=0.03 if across > 1 else 0,
+        vertical_spacing=gap / height if down > 1 else 0,
+        subplot_titles=headings,
+    )
+    every = _numpy(result.series)
+    if result.mask is not None:
+        every = np.where(result.mask.cpu().numpy()[:, None], every, np.nan)
+    some = every[chosen]
+    low, high = float(np.nanmin(some)), float(np.nanmax(some))
+    room = 0.06 * ((high - low) or 1.0)
+    ends = [low - room, high + room]
+    n_channels, n_time = every.shape[1:]
+    for panel, at in enumerate(chosen):
+        row, column = panel // across + 1, panel % across + 1
+        figure.add_trace(_shading(ratio[at], result.time_cells, n_time, ends), row=row, col=column)
+        for channel in range(n_channels):
+            figure.add_scatter(
+                x=np.arange(n_time),
+                y=every[at, channel],
+                mode="lines",
+                line={
+                    "color": style.LINES[channel % len(style.LINES)],
+                    "width": 1.6 if n_channels <= 3 else 1.0,
+                },
+                opacity=0.9 if n_channels <= 3 else 0.7,
+                hovertemplate=f"channel {channel}, sample %{{x}}: %{{y:.4g}}<extra></extra>",
+                showlegend=False,
+                row=row,
+                col=column,
+            )
+    figure.update_xaxes(
+        range=[-0.5, n_time - 0.5], showgrid=False, zeroline=False, nticks=6, tickangle=0
+    )
+    figure.update_xaxes(title={"text": "time (sample)"}, row=down)
+    figure.update_yaxes(range=ends, zeroline=False, showgrid=False, nticks=6)
+    most = float(np.nanmax(ratio[chosen]))
+    figure.update_layout(
+        coloraxis={
+            "cmin": 0,
+            "cmax": max(most, 1.0),
+            "colorscale": _PALE,
+            "colorbar": {"len": min(height, 240)},
+        }
+    )
+    layout: Any = figure.layout
+    for panel, note in enumerate(layout.annotations):
+        left = layout[f"xaxis{panel + 1 if panel else ''}"].domain[0]
+        note.update(x=left, xanchor="left", font={"size": 12, "color": style.INK})
+    above = style.label_above(figure, "shading: attention received (1 = as uniform gives)", 24)
+    heads = "all heads" if head is None else f"head {head}"
+    where = "all layers" if layer is None else f"layer {layer}"
+    if layer is not None and head is not None:
+        heads, where = f"L{layer}H{head}", ""
+    heading = f"What {heads} look{'' if head is None else 's'} at" if title == "" else title
+    subtitle = ", ".join(part for part in (where, "mean over queries") if part)
+    return style.finish(figure, heading, subtitle, plot_height=height, above=above)
+
+
+def _shading(
+    values: np.ndarray, cells: Sequence[tuple[int, int]], n_time: int, ends: list[float]
+) -> go.Heatmap:
+    """One column per sample; where spans overlap the larger value shows."""
+    column = np.full(n_time, np.nan)
+    text = np.full(n_time, "", dtype=object)
+    for value, cell in zip(values, cells, strict=True):
+        for sample in range(cell[0], min(cell[1], n_time)):
+            if np.isfinite(value) and not value <= column[sample]:
+                column[sample] = value
+                text[sample] = f"{when(cell)}<br>{number(value)} times uniform"
+    return go.Heatmap(
+        z=column[None],
+        x=np.arange(n_time + 1) - 0.5,
+        y=ends,
+        coloraxis="coloraxis",
+        hovertext=text[None],
+        hovertemplate="%{hovertext}<extra></extra>",
+        hoverongaps=False,
+    )
+
+
+def _heads(
+    result: AttentionResult,
+    chosen: list[int] | None,
+    layer: int | None,
+    head: int | None,
+    title: str | None,
+) -> go.Figure:
+    rows = slice(None) if chosen is None else chosen
+    distance, unit, uniform = result.distance, "positions", result.uniform_distance
+    if result.distance_samples is not None and result.uniform_distance_samples is not None:
+        distance, unit = result.distance_samples, "samples"
+        uniform = result.uniform_distance_samples
+    entropy = _over_series(result.relative_entropy[rows])
+    nats = _over_series(result.entropy[rows])
+    far = _over_series(distance[rows])
+    n_layers, n_heads = entropy.shape
+    places = [
+        (at, one)
+        for at in (range(n_layers) if layer is None else [layer])
+        for one in (range(n_heads) if head is None else [head])
+    ]
+    figure = go.Figure()
+    level = float(_numpy(uniform)[rows].mean())
+    figure.add_hline(y=level, line={"color": style.FAINT, "width": 1.5, "dash": "dot"})
+    figure.add_annotation(
+        text="as far as uniform attention",
+        showarrow=False,
+        font={"size": 10, "color": style.MUTED},
+        **{"x": 0.0, "xref": "x", "y": level, "xanchor": "left", "yanchor": "bottom"},
+    )
+    labelled = len(places) <= 40
+    for at in sorted({at for at, _ in places}):
+        here = [place for place in places if place[0] == at]
+        figure.add_scatter(
+            x=[entropy[place] for place in here],
+            y=[far[place] for place in here],
+            mode="markers+text" if labelled else "markers",
+            text=[f"H{one}" for _, one in here],
+            textposition="top center",
+            textfont={"size": 10, "color": style.LINES[at % len(style.LINES)]},
+            marker={"size": 9, "color": style.LINES[at % len(style.LINES)], "opacity": 0.85},
+            name=f"layer {at}",
+            hovertext=[
+                f"<b>L{place[0]}H{place[1]}</b><br>entropy {number(nats[place])} nats, "
+                f"{100 * entropy[place]:.0f} % of uniform<br>"
+                f"mean distance {number(far[place])} {unit}"
+                for place in here
+            ],
+            hovertemplate="%{hovertext}<extra></extra>",
+        )
+    figure.update_xaxes(
+        title={"text": "entropy, share of uniform attention's"},
+        range=[-0.04, 1.06],
+        tickformat=".0%",
+        zeroline=False,
+    )
+    top = max(level, float(np.nanmax(far))) * 1.14 or 1.0
+    figure.update_yaxes(range=[0, top], zeroline=False, nticks=6)
+    above = style.label_above(figure, f"mean distance between query and key ({unit})", 6)
+    n = len(result.entropy) if chosen is None else len(chosen)
+    heading = "How sharply and how far heads look" if title == "" else title
+    below = 78 + 20 * -(-len({at for at, _ in places}) // 4)
+    subtitle = f"mean over {n} series; left: one key, right: all keys alike"
+    style.finish(figure, heading, subtitle, plot_height=330, above=above, below=below)
+    figure.update_layout(legend={"y": -58 / 330, "yanchor": "top", "yref": "paper"})
+    return figure
+
+
+def _over_series(values: Tensor) -> np.ndarray:
+    """The mean over series (and channels), [layer, head]."""
+    return _numpy(values.flatten(0, -3).nanmean(0))

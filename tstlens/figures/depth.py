@@ -1,0 +1,253 @@
+"""The lens: what the head reads at every depth, as curves, classes, positions or forecasts."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import numpy as np
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+from tstlens.errors import ArgumentError, UnknownNameError
+from tstlens.figures import style
+from tstlens.figures.drawing import draw
+from tstlens.figures.maps import Panel, Scale, Ticks, heat_maps
+from tstlens.figures.words import number, when
+from tstlens.patching import LensResult
+
+Kind = Literal["curves", "classes", "positions", "forecast"]
+_KINDS = ("curves", "classes", "positions", "forecast")
+
+
+@draw.register
+def draw_lens(
+    result: LensResult,
+    *,
+    kind: Kind | None = None,
+    series: int | None = None,
+    channel: int = 0,
+    title: str | None = "",
+) -> go.Figure:
+    """What the head would say at every depth.
+
+    The subtitle says how far the readings before the last can be trusted.
+
+    Args:
+        result: the lens.
+        kind: ``"curves"`` over depth (accuracy and nats, or squared error; all series),
+            ``"classes"`` (probability of every class at every point), ``"positions"`` (probability
+            of one class at every point and position read by itself) or ``"forecast"`` (the series
+            and its forecasts in its own units). None for curves, or with ``series`` for classes or
+            the forecast.
+        series: which series, for all but curves.
+        channel: of the forecast.
+        title: "" for one made from the result, None for none.
+
+    Returns:
+        A plotly figure.
+
+    Raises:
+        UnknownNameError: another kind.
+        ArgumentError: a kind that this result or call has not what it takes for.
+
+    Example:
+        >>> import torch
+        >>> from tstlens import patching
+        >>> from tstlens.model import HookedTST, HookedTSTConfig, HeadConfig, PerStepConfig
+        >>> model = HookedTST(HookedTSTConfig(
+        ...     n_layers=2, d_model=16, n_heads=4, d_mlp=32, n_channels=3,
+        ...     embed=PerStepConfig(), head=HeadConfig("mean", n_classes=5)))
+        >>> figure = draw_lens(patching.lens(model, torch.randn(8, 3, 20)), series=0)
+    """
+    by_default = "classes" if result.kind == "classes" else "forecast"
+    kind = kind or ("curves" if series is None else by_default)  # type: ignore[assignment]
+    if kind not in _KINDS:
+        raise UnknownNameError(kind, _KINDS, "this names how a lens is drawn")
+    if kind == "curves":
+        return _curves(result, "What the head reads at every depth" if title == "" else title)
+    wanted = "forecast" if kind == "forecast" else "classes"
+    if result.kind != wanted:
+        raise ArgumentError(f"kind={kind!r} needs a lens of {wanted}, this is one of {result.kind}")
+    n_series = result.output.shape[1]
+    if series is None or not -n_series <= series < n_series:
+        raise ArgumentError(f"kind={kind!r} shows one series in 0..{n_series - 1}, got {series}")
+    drawn = {"classes": _classes, "positions": _positions}
+    if kind == "forecast":
+        return _forecast(result, series % n_series, channel, title)
+    return drawn[kind](result, series % n_series, title)
+
+
+def _name(result: LensResult, index: int) -> str:
+    names = result.class_names
+    return names[index] if names and index < len(names) else str(index)
+
+
+def _curves(result: LensResult, title: str | None) -> go.Figure:
+    summary = result.summary()
+    lines: list[tuple[str, str, str, int]] = [  # column, name, colour, panel
+        ("accuracy", "accuracy", style.BLUE, 1),
+        ("agreement", "same class as the output", style.MUTED, 1),
+        ("log_prob", "log-probability of the true class", style.BLUE, 2),
+        ("kl", "KL from the output", style.ORANGE, 2),
+        ("mse_target", "from the true values", style.BLUE, 1),
+        ("mse_final", "from the final forecast", style.ORANGE, 1),
+    ]
+    lines = [line for line in lines if line[0] in summary]
+    n_panels = max(line[3] for line in lines)
+    headings = ["share of series", "nats, mean over series"]
+    if result.kind == "forecast":
+        headings = ["mean squared distance (squared units of the series)"]
+    gap, each = 40, 150
+    height = each * n_panels + gap * (n_panels - 1)
+    figure = make_subplots(
+        rows=n_panels,
+        cols=1,
+        shared_xaxes=True,
+        vertical_spacing=gap / height if n_panels > 1 else 0,
+        subplot_titles=headings[:n_panels],
+    )
+    for column, name, color, row in lines:
+        values = summary[column].to_numpy()
+        figure.add_scatter(
+            x=list(result.points),
+            y=values,
+            mode="lines+markers",
+            name=name,
+            line={"color": color, "width": 2, "dash": "dot" if column == "agreement" else None},
+            marker={"size": 7},
+            hovertext=[
+                f"<b>{point}</b><br>{name}: {number(value)}"
+                for point, value in zip(result.points, values, strict=True)
+            ],
+            hovertemplate="%{hovertext}<extra></extra>",
+            row=row,
+            col=1,
+        )
+    step = -(-len(result.points) // 16)
+    figure.update_xaxes(
+        type="category",
+        tickmode="array",
+        tickvals=list(result.points[::step]),
+        range=[-0.4, len(result.points) - 0.6],
+        showgrid=False,
+    )
+    figure.update_yaxes(nticks=5, zeroline=False)
+    if result.kind == "classes":
+        shares = [summary[column].min() for column, *_, row in lines if row == 1]
+        low = max(0.0, min(shares) - 0.05)
+        figure.update_yaxes(range=[low, 1.02], tickformat=".0%", row=1, col=1)
+    layout: Any = figure.layout
+    for note in layout.annotations:
+        note.update(x=0, xanchor="left", font={"size": 11, "color": style.MUTED})
+    below = 84 + 20 * -(-len(lines) // 2)
+    subtitle = f"{result.output.shape[1]} series; {result.heuristic}"
+    style.finish(figure, title, subtitle, plot_height=height, above=20, below=below)
+    figure.update_layout(legend={"y": -78 / height, "yanchor": "top", "yref": "paper"})
+    return figure
+
+
+def _classes(result: LensResult, at: int, title: str | None) -> go.Figure:
+    values = result.probabilities()[:, at].T.double().cpu().numpy()  # [class, point]
+    names = [_name(result, index) for index in range(len(values))]
+    hover = np.array(
+        [
+            [
+                f"<b>{point}</b><br>{name}: probability {number(values[row, column])}"
+                for column, point in enumerate(result.points)
+            ]
+            for row, name in enumerate(names)
+        ],
+        dtype=object,
+    )
+    truth = "" if result.target is None else f", true class {_name(result, int(result.target[at]))}"
+    heading = f"Series {at}{style.shortened(truth, 40)}" if title == "" else title
+    return heat_maps(
+        [Panel("", values, hover)],
+        Ticks("", tuple(names)),
+        Ticks("", tuple(result.points)),
+        Scale("probability of each class", 0.0, 1.0, diverging=False),
+        title=heading,
+        subtitle=result.heuristic,
+    )
+
+
+def _positions(result: LensResult, at: int, title: str | None) -> go.Figure:
+    if result.by_pos is None or result.observed is None:
+        raise ArgumentError("kind='positions' needs patching.lens(..., by_pos=True)")
+    index = int(result.final[at].argmax()) if result.target is None else int(result.target[at])
+    probability = result.by_pos[:, at].softmax(-1)[..., index].double().cpu().numpy()
+    values = np.where(result.observed[at].cpu().numpy()[None], probability, np.nan)
+    cells = result.time_cells
+    columns = Ticks.of("pos", range(values.shape[1]), cells)
+    hover = np.array(
+        [
+            [
+                f"<b>{point}, {when(cells[pos]) if cells else f'position {pos}'}</b><br>"
+                f"probability {number(values[row, pos])}"
+                for pos in range(values.shape[1])
+            ]
+            for row, point in enumerate(result.points)
+        ],
+        dtype=object,
+    )
+    which = "predicted class" if result.target is None else "true class"
+    heading = f"Series {at}, every position by itself" if title == "" else title
+    label = f"probability of the {which} {style.shortened(_name(result, index), 24)}"
+    return heat_maps(
+        [Panel("", values, hover)],
+        Ticks("", tuple(result.points)),
+        columns,
+        Scale(label, 0.0, 1.0, diverging=False),
+        title=heading,
+        subtitle=result.heuristic,
+    )
+
+
+def _forecast(result: LensResult, at: int, channel: int, title: str | None) -> go.Figure:
+    n_points, _, n_channels, horizon = result.output.shape
+    if not 0 <= channel < n_channels:
+        raise ArgumentError(f"expected channel in 0..{n_channels - 1}, got {channel}")
+    figure = go.Figure()
+    n_time, steps = 0, np.arange(horizon)
+    if result.series is not None:
+        past = result.series[at, channel].double().cpu().numpy()
+        n_time = len(past)
+        _line(figure, np.arange(n_time), past, "series", {"color": style.INK, "width": 1.6})
+    if result.target is not None:
+        truth = result.target[at, channel].double().cpu().numpy()
+        dashed = {"color": style.INK, "width": 1.6, "dash": "dot"}
+        _line(figure, n_time + steps, truth, "true values", dashed)
+    for number_, point in enumerate(result.points):
+        last = number_ == n_points - 1
+        color = style.BLUE if last else _shade(number_ / max(1, n_points - 1))
+        line = {"color": color, "width": 2.6 if last else 1.5}
+        values = result.output[number_, at, channel].double().cpu().numpy()
+        name = f"{point} (the forecast)" if last else point
+        _line(figure, n_time + steps, values, name, line)
+    heading = f"Forecasts read at every depth, channel {channel}" if title == "" else title
+    figure.update_xaxes(title={"text": "time (sample)"}, showgrid=False, zeroline=False)
+    figure.update_yaxes(zeroline=False, nticks=6)
+    above = style.label_above(figure, "units of the series")
+    below = 60 + 22 * -(-(n_points + 2) // 3)
+    subtitle = f"series {at}; {result.heuristic}"
+    style.finish(figure, heading, subtitle, plot_height=260, above=above, below=below)
+    figure.update_layout(legend={"y": -50 / 260, "yanchor": "top", "yref": "paper"})
+    return figure
+
+
+def _line(figure: go.Figure, x: Any, y: np.ndarray, name: str, line: dict[str, Any]) -> None:
+    figure.add_scatter(
+        x=x,
+        y=y,
+        mode="lines",
+        name=name,
+        line=line,
+        hovertemplate=f"{name}<br>sample %{{x}}: %{{y:.4g}}<extra></extra>",
+    )
+
+
+def _shade(depth: float) -> str:
+    """A warm colour, paler towards the embedding."""
+    pale, strong = (244, 214, 190), (200, 101, 27)
+    mixed = (round(a + (b - a) * depth) for a, b in zip(pale, strong, strict=True))
+    return "#" + "".join(f"{part:02x}" for part in mixed)

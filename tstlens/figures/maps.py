@@ -1,0 +1,287 @@
+"""Grids of numbers as heat maps or bars: the drawing that every sweep shares."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import plotly.graph_objects as go
+from jaxtyping import Float
+from plotly.subplots import make_subplots
+
+from tstlens.figures import style
+from tstlens.figures.words import Cells, axis_title, entry_label
+
+MOST_IN_CELLS = (12, 9)  # rows and columns up to which cells print their numbers
+MOST_DOTS = 400  # more single pairs than this are a cloud
+WIDE = 13  # maps with more columns than this get a row of their own
+
+
+@dataclass(frozen=True)
+class Scale:
+    """A colour scale and what it shows.
+
+    Args:
+        label: the colour bar's title, with the unit.
+        low: value of the first colour.
+        high: value of the last colour.
+        diverging: zero-centred; otherwise light to dark.
+    """
+
+    label: str
+    low: float
+    high: float
+    diverging: bool = True
+
+    @property
+    def digits(self) -> int:
+        """Decimals of a number printed in a cell."""
+        largest = max(abs(self.low), abs(self.high))
+        return 0 if largest >= 20 else 1 if largest >= 2 else 2
+
+    def coloraxis(self, height: int, *, pale: bool = False) -> dict[str, Any]:
+        """The plotly coloraxis of a figure whose plot is ``height`` pixels high."""
+        scale = (style.WASH if pale else style.DIVERGING) if self.diverging else style.SEQUENTIAL
+        return {
+            "cmin": self.low,
+            "cmax": self.high,
+            "colorscale": scale,
+            "colorbar": {"len": min(height, 240)},
+        }
+
+
+@dataclass(frozen=True)
+class Ticks:
+    """One axis of a grid, ready to be drawn.
+
+    Args:
+        title: the axis in words.
+        labels: one per entry.
+        edges: [entry + 1] in samples, where the entries lie side by side in time; else None.
+    """
+
+    title: str
+    labels: tuple[str, ...]
+    edges: Float[np.ndarray, " edge"] | None = None
+
+    @classmethod
+    def of(cls, axis: str, entries: Sequence[Any], cells: Cells = None) -> Ticks:
+        """The ticks of an axis of a result."""
+        if axis not in ("pos", "query", "key"):
+            cells = None
+        labels = tuple(entry_label(axis, entry, cells) for entry in entries)
+        if axis == "part":  # "attention L0" over two lines, which a phone has room for
+            labels = tuple(label.replace(" ", "<br>") for label in labels)
+        return cls(axis_title(axis, cells), labels, _edges(axis, entries, cells))
+
+    @property
+    def at(self) -> Any:
+        """Where plotly puts the entries: edges in samples, or the labels as categories."""
+        return self.edges if self.edges is not None else list(self.labels)
+
+    def layout(self) -> dict[str, Any]:
+        """The plotly axis."""
+        if self.edges is not None:
+            return {"title": {"text": self.title}, "showgrid": False, "zeroline": False}
+        step = -(-len(self.labels) // 32)  # every label where there is room, else every few
+        return {
+            "title": {"text": self.title},
+            "type": "category",
+            "showgrid": False,
+            "tickmode": "array",
+            "tickvals": list(range(0, len(self.labels), step)),
+            "ticktext": [style.shortened(label) for label in self.labels[::step]],
+        }
+
+
+def _edges(axis: str, entries: Sequence[Any], cells: Cells) -> np.ndarray | None:
+    if axis == "time":
+        cells, at = [(int(entry), int(entry) + 1) for entry in entries], range(len(entries))
+    elif cells is not None:
+        at = entries
+    else:
+        return None
+    spans = [cells[entry] for entry in at]
+    apart = any(before[1] != after[0] for before, after in pairwise(spans))
+    if not spans or apart or any(start >= stop for start, stop in spans):
+        return None
+    # A sample is a point: its cell reaches half a sample to either side.
+    return np.array([start for start, _ in spans] + [spans[-1][1]], dtype=float) - 0.5
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One heat map of a figure.
+
+    Args:
+        name: above it; "" for none.
+        values: [row, column].
+        hover: [row, column] of strings.
+    """
+
+    name: str
+    values: Float[np.ndarray, "row column"]
+    hover: np.ndarray
+
+
+def heat_maps(
+    panels: Sequence[Panel],
+    rows: Ticks,
+    columns: Ticks,
+    scale: Scale,
+    *,
+    title: str | None = None,
+    subtitle: str = "",
+    across: int | None = None,
+) -> go.Figure:
+    """Heat maps of one shape with one colour scale, first row on top.
+
+    Args:
+        panels: what is drawn, in reading order.
+        rows: the vertical axis.
+        columns: the horizontal axis.
+        scale: colours for all of them.
+        title: of the figure.
+        subtitle: a second line.
+        across: panels beside each other; 1 where maps are wide, else up to 2.
+    """
+    n_rows, n_columns = len(rows.labels), len(columns.labels)
+    across = across or (1 if n_columns >= WIDE else 2)
+    across = min(across, len(panels))
+    down = -(-len(panels) // across)
+    row_height = 40 if n_rows <= 4 else 30 if n_rows <= 12 else 14 if n_rows <= 40 else 7
+    named = any(panel.name for panel in panels)
+    gap, panel_height = (34 if named else 16), row_height * n_rows
+    height = down * panel_height + (down - 1) * gap
+    figure = make_subplots(
+        rows=down,
+        cols=across,
+        shared_xaxes=True,
+        shared_yaxes=True,
+        vertical_spacing=gap / height if down > 1 else 0,
+        horizontal_spacing=0.04 if across > 1 else 0,
+        subplot_titles=[panel.name for panel in panels] if named else None,
+    )
+    # Samples and numbers keep their place when a phone makes the map narrow; text would not.
+    printed = n_rows <= MOST_IN_CELLS[0] and n_columns * across <= MOST_IN_CELLS[1]
+    for number, panel in enumerate(panels):
+        row, column = number // across + 1, number % across + 1
+        trace = go.Heatmap(
+            z=panel.values,
+            x=columns.at,
+            y=list(range(n_rows)),
+            coloraxis="coloraxis",
+            hovertext=panel.hover,
+            hovertemplate="%{hovertext}<extra></extra>",
+            xgap=1 if n_columns <= 60 else 0,
+            ygap=1 if row_height > 7 else 0,
+            texttemplate=f"%{{z:.{scale.digits}f}}" if printed else None,
+            textfont={"size": 10},
+        )
+        figure.add_trace(trace, row=row, col=column)
+        figure.update_xaxes(
+            showticklabels=row == down or number + across >= len(panels), row=row, col=column
+        )
+    figure.update_xaxes(columns.layout() | {"title": None})
+    figure.update_xaxes(title={"text": columns.title}, row=down)
+    step = -(-n_rows // max(1, panel_height // 13))
+    names = [style.shortened(label) for label in rows.labels[::step]]
+    figure.update_yaxes(
+        autorange="reversed",
+        showgrid=False,
+        zeroline=False,
+        tickmode="array",
+        tickvals=list(range(0, n_rows, step)),
+        ticktext=names,
+    )
+    figure.update_yaxes(title={"text": rows.title}, col=1)
+    figure.update_layout(coloraxis=scale.coloraxis(height))
+    layout: Any = figure.layout
+    for number, note in enumerate(layout.annotations):
+        left = layout[f"xaxis{number + 1 if number else ''}"].domain[0]
+        note.update(x=left, xanchor="left", font={"size": 12, "color": style.INK})
+    above = style.label_above(figure, scale.label, 24 if named else 6)
+    left = style.room_for(names, rows.title)
+    return style.finish(figure, title, subtitle, plot_height=height, above=above, left=left)
+
+
+def bars(
+    ticks: Ticks,
+    values: Float[np.ndarray, " entry"],
+    hover: Sequence[str],
+    scale: Scale,
+    *,
+    low: Float[np.ndarray, " entry"] | None = None,
+    high: Float[np.ndarray, " entry"] | None = None,
+    each: Float[np.ndarray, "pair entry"] | None = None,
+    title: str | None = None,
+    subtitle: str = "",
+) -> go.Figure:
+    """One bar per entry, whiskers for the interval, a faint dot per pair.
+
+    Args:
+        ticks: the horizontal axis.
+        values: heights.
+        hover: one text per bar.
+        scale: the vertical axis: its label and ends.
+        low: lower ends of the intervals; NaN for none.
+        high: upper ends.
+        each: what every pair did, drawn as dots; None for no dots.
+        title: of the figure.
+        subtitle: a second line.
+    """
+    figure = go.Figure()
+    if ticks.edges is not None:
+        x, width = (ticks.edges[1:] + ticks.edges[:-1]) / 2, np.diff(ticks.edges) * 0.86
+    else:
+        x, width = np.arange(len(values), dtype=float), np.full(len(values), 0.68)
+    whiskers: dict[str, Any] = {}
+    if low is not None and high is not None and np.isfinite(low).any():
+        whiskers["error_y"] = {
+            "type": "data",
+            "symmetric": False,
+            "array": high - values,
+            "arrayminus": values - low,
+            "color": style.INK,
+            "thickness": 1.4,
+            "width": 4 if len(values) <= 30 else 0,
+        }
+    colors = [style.RED if value < 0 else style.BLUE for value in values]
+    if not scale.diverging:
+        colors = [style.BLUE] * len(values)
+    figure.add_bar(
+        x=x,
+        y=values,
+        width=width,
+        marker={"color": colors, "opacity": 0.75},
+        hovertext=list(hover),
+        hovertemplate="%{hovertext}<extra></extra>",
+        showlegend=False,
+        **whiskers,
+    )
+    if each is not None and 1 < len(each) and each.size <= MOST_DOTS:
+        spread = (np.arange(len(each)) % 7 - 3) / 7 * 0.5  # side by side, not on one line
+        figure.add_scatter(
+            x=(x[None] + spread[:, None] * width[None]).ravel(),
+            y=each.ravel(),
+            mode="markers",
+            marker={
+                "size": 5,
+                "color": style.INK,
+                "opacity": 0.45,
+                "line": {"color": style.PAPER, "width": 0.5},
+            },
+            hoverinfo="skip",
+            showlegend=False,
+        )
+    layout = ticks.layout()
+    if ticks.edges is None:
+        layout |= {"type": "linear", "range": [-0.6, len(values) - 0.4], "zeroline": False}
+    figure.update_xaxes(layout)
+    shown = [scale.low, scale.high] if each is None or len(each) < 2 else None
+    figure.update_yaxes(zeroline=True, zerolinewidth=1.5, range=shown, nticks=6)
+    above = style.label_above(figure, scale.label)
+    return style.finish(figure, title, subtitle, plot_height=230, above=above)

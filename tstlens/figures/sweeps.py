@@ -1,0 +1,258 @@
+"""The figures of patching sweeps.
+
+What can mislead here: probabilities saturate (a large change of the logits hardly moves a
+probability near 0 or 1), so look at the log-probability beside them; the mean over pairs hides
+pairs that move in opposite ways, so look at single pairs (``pair=``) or ``figures.ranking``; and
+a map's colours are scaled to its own largest entry, so two maps compare only with the same
+``limits``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from itertools import product
+from typing import Any
+
+import numpy as np
+import plotly.graph_objects as go
+
+from tstlens.errors import ArgumentError
+from tstlens.figures import style
+from tstlens.figures.drawing import draw
+from tstlens.figures.intervals import Interval, check_kind, over_pairs
+from tstlens.figures.maps import Panel, Scale, Ticks, bars, heat_maps
+from tstlens.figures.words import number, quantity, site_label, site_title
+from tstlens.patching import SweepResult
+
+# Axes from the one that makes panels and rows to the one that runs along the figure.
+_ORDER = ("layer", "query", "channel", "head", "slice", "class", "feature", "key", "pos", "time")
+_MOST_PANELS = 48
+
+
+@draw.register
+def draw_sweep(
+    result: SweepResult,
+    *,
+    kind: str = "effect",
+    pair: int | None = None,
+    title: str | None = "",
+    limits: float | tuple[float, float] | None = None,
+    clusters: Sequence[Any] | None = None,
+    across: int | None = None,
+) -> go.Figure:
+    """The map of a sweep: bars for one axis, a heat map for two, small multiples for three.
+
+    Several pairs are averaged; hover gives the mean with its 95 % bootstrap interval over pairs.
+    Blue is towards the clean run (where larger is better), white is no change. Positions are
+    labelled by the samples that they stand for, where these are known.
+
+    What can mislead: probabilities saturate, so look at log-probabilities beside them; and colours
+    are scaled to this map's largest entry unless ``limits`` are given.
+
+    Args:
+        result: the sweep.
+        kind: "effect" (change against the corrupted run, in the metric's unit), "normalized"
+            (share of the clean-corrupted gap closed) or "value" (the metric itself).
+        pair: show this pair only; None for the mean over pairs.
+        title: "" for one made from the result, None for none.
+        limits: the end of the zero-centred scale; for "value" its two ends.
+        clusters: one hashable per pair, for the interval; see :func:`over_pairs`.
+        across: small multiples beside each other.
+
+    Returns:
+        A plotly figure.
+
+    Raises:
+        UnknownNameError: another kind.
+        ArgumentError: a pair or limits that are not possible, or too many axes.
+
+    Example:
+        >>> import torch
+        >>> result = SweepResult(torch.randn(6, 3, 8), ("pair", "layer", "head"),
+        ...     {"pair": tuple(range(6)), "layer": (0, 1, 2), "head": tuple(range(8))},
+        ...     torch.zeros(6), torch.ones(6), "log-probability of the target class", "nats", "z")
+        >>> draw_sweep(result).data[0].z.shape
+        (3, 8)
+    """
+    check_kind(kind)
+    if pair is not None:
+        result = _one_pair(result, pair)
+    interval = None
+    if "pair" in result.axes and len(result.values) > 1:
+        interval = over_pairs(result, kind, clusters=clusters)
+        values = interval.mean
+    else:
+        if "pair" in result.axes:
+            result = result.mean("pair")
+        values = shown(result, kind)
+    axes = tuple(axis for axis in result.axes if axis != "pair")
+    scale = scale_of(result, values, kind, limits)
+    words: dict[str, Any] = {"title": _title(result, axes) if title == "" else title}
+    if words["title"]:
+        words["subtitle"] = _subtitle(result, pair)
+    if not axes:
+        return _per_pair(result, kind, scale, words)
+    order = sorted(range(len(axes)), key=lambda at: (_rank(axes[at]), at))
+    values = values.transpose(order)
+    hover = _hover(result, axes, interval, kind).transpose(order)
+    names = [axes[at] for at in order]
+    ticks = [Ticks.of(axis, result.coords[axis], result.time_cells) for axis in names]
+    if len(names) == 1:
+        low, high = (interval.low, interval.high) if interval else (None, None)
+        each = None if interval is None else shown(result, kind)
+        return bars(ticks[0], values, hover.tolist(), scale, low=low, high=high, each=each, **words)
+    panels = _panels(names[:-2], result, values, hover)
+    return heat_maps(panels, ticks[-2], ticks[-1], scale, across=across, **words)
+
+
+def shown(result: SweepResult, kind: str) -> np.ndarray:
+    """The numbers of a result: effect, normalized effect or value, [*axes]."""
+    chosen = {"effect": result.effect, "normalized": result.normalized}
+    values = chosen[kind]() if kind in chosen else result.values
+    return values.double().cpu().numpy()
+
+
+def scale_of(
+    result: SweepResult,
+    values: np.ndarray,
+    kind: str,
+    limits: float | tuple[float, float] | None = None,
+) -> Scale:
+    """The colour scale: symmetric about zero, except for values."""
+    label = quantity(result.metric, result.unit, kind)
+    finite = values[np.isfinite(values)]
+    if kind == "value":
+        if limits is not None and not isinstance(limits, tuple):
+            raise ArgumentError(f"limits of values are (low, high), got {limits!r}")
+        low, high = limits or (float(finite.min()), float(finite.max()))
+        return Scale(label, low, high if high > low else low + 1.0, diverging=False)
+    if isinstance(limits, tuple):
+        if len(limits) != 2 or limits[0] != -limits[1]:
+            raise ArgumentError(f"limits of a change are one number or (-x, x), got {limits!r}")
+        limits = limits[1]
+    if limits is not None and not limits > 0:
+        raise ArgumentError(f"expected limits above 0, got {limits!r}")
+    largest = limits or style.symmetric_limit(float(np.abs(finite).max(initial=0.0)))
+    return Scale(label, -largest, largest)
+
+
+def _rank(axis: str) -> int:
+    return _ORDER.index(axis) if axis in _ORDER else _ORDER.index("slice")
+
+
+def _one_pair(result: SweepResult, pair: int) -> SweepResult:
+    if "pair" not in result.axes:
+        raise ArgumentError(f"pair={pair}: the result was averaged over pairs before")
+    n_pairs = len(result.values)
+    if not -n_pairs <= pair < n_pairs:
+        raise ArgumentError(f"expected pair in 0..{n_pairs - 1}, got {pair}")
+    at = slice(pair % n_pairs, pair % n_pairs + 1)
+    return SweepResult(
+        values=result.values[at].mean(0),
+        axes=tuple(axis for axis in result.axes if axis != "pair"),
+        coords={axis: entries for axis, entries in result.coords.items() if axis != "pair"},
+        baseline=result.baseline[at].mean(),
+        clean=result.clean[at].mean(),
+        metric=result.metric,
+        unit=result.unit,
+        site=result.site,
+        source=result.source,
+        time_cells=result.time_cells,
+        n_pairs=1,
+        made=result.made,
+    )
+
+
+def _panels(
+    names: list[str], result: SweepResult, values: np.ndarray, hover: np.ndarray
+) -> list[Panel]:
+    if len(names) > 2:
+        raise ArgumentError(
+            f"expected at most 4 axes beside the pairs, got {len(names) + 2}; average over some "
+            "with result.mean(axis)"
+        )
+    entries = [result.coords[name] for name in names]
+    n_panels = math.prod(len(some) for some in entries)
+    if n_panels > _MOST_PANELS:
+        raise ArgumentError(
+            f"{n_panels} maps ({' x '.join(names)}) are more than can be read; average over an "
+            "axis with result.mean(axis), or sweep a Site that fixes one"
+        )
+    panels = []
+    for at in product(*(range(len(some)) for some in entries)):
+        place = {name: some[index] for name, some, index in zip(names, entries, at, strict=True)}
+        name = f"layer {place['layer']}" if list(place) == ["layer"] else site_label(place)
+        panels.append(Panel(name if place else "", values[at], hover[at]))
+    return panels
+
+
+def _hover(
+    result: SweepResult, axes: tuple[str, ...], interval: Interval | None, kind: str
+) -> np.ndarray:
+    """What hovering over each entry says, [*axes]."""
+    mean = result.mean("pair") if "pair" in result.axes else result
+    values, effects, shares = mean.values, mean.effect(), mean.normalized()
+    unit = "" if result.unit in ("probability", "value") else f" {result.unit}"
+    texts = np.empty(tuple(values.shape), dtype=object)
+    for at in product(*(range(size) for size in texts.shape)):
+        place = {axis: result.coords[axis][index] for axis, index in zip(axes, at, strict=True)}
+        lines = [
+            f"<b>{site_label(place, result.time_cells)}</b>",
+            f"{result.metric.removesuffix(' of the target class')}: "
+            f"{number(float(values[at]))}{unit}",
+            f"change: {number(float(effects[at]), signed=True)}{unit}, "
+            f"{100 * float(shares[at]):.0f} % of the gap",
+        ]
+        if interval is not None:
+            lines.append(_interval_text(interval, at, kind, unit))
+        texts[at] = "<br>".join(lines)
+    return texts
+
+
+def _interval_text(interval: Interval, at: tuple[int, ...], kind: str, unit: str) -> str:
+    low, high = float(interval.low[at]), float(interval.high[at])
+    pairs = f"mean over {interval.n_pairs} pairs"
+    if low != low:
+        return f"{pairs}, too few for an interval"
+    signed = kind == "effect"
+    ends = f"{number(low, signed)} to {number(high, signed)}"
+    if kind == "normalized":
+        ends, unit = f"{100 * low:.0f} to {100 * high:.0f}", " %"
+    of = {"effect": "change", "normalized": "share", "value": "value"}[kind]
+    return f"{pairs}; 95 % CI of the {of} {ends}{unit}"
+
+
+def _title(result: SweepResult, axes: tuple[str, ...]) -> str:
+    by = {"pos": "position", "time": "sample"}
+    words = [by.get(axis, axis) for axis in axes]
+    how = "Restoring" if result.source == "clean" else "Patching"
+    return f"{how} {site_title(result.site)}" + (f" by {' × '.join(words)}" if words else "")
+
+
+def _subtitle(result: SweepResult, pair: int | None) -> str:
+    unit = "" if result.unit in ("probability", "value") else f" {result.unit}"
+    which = f"pair {pair}" if pair is not None else f"mean over {result.n_pairs} pairs"
+    if result.n_pairs == 1 and pair is None:
+        which = "one pair"
+    source = "" if result.source == "clean" else f"; patched with {result.source}"
+    return (
+        f"{which}; {result.metric}: corrupted {number(float(result.baseline.mean()))}, "
+        f"clean {number(float(result.clean.mean()))}{unit}{source}"
+    )
+
+
+def _per_pair(result: SweepResult, kind: str, scale: Scale, words: dict[str, Any]) -> go.Figure:
+    """A sweep of a single site: one bar for every pair."""
+    if "pair" not in result.axes:
+        names, each = ("all pairs",), shown(result, kind)[None]
+    else:
+        names = tuple(str(entry) for entry in result.coords["pair"])
+        each = shown(result, kind)
+    scale = scale_of(result, each, kind)
+    unit = "" if result.unit in ("probability", "value") else f" {result.unit}"
+    hover = [
+        f"<b>pair {name}</b><br>{scale.label}: {number(float(value), kind == 'effect')}{unit}"
+        for name, value in zip(names, each, strict=True)
+    ]
+    return bars(Ticks("pair", names), each, hover, scale, **words)

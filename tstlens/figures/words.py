@@ -1,0 +1,128 @@
+"""What figures and reports call sites, axes, times and units."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+Cells = Sequence[tuple[int, int]] | None
+
+_LETTER = {"layer": "L", "head": "H"}
+_TITLES = {
+    "query": "query position (attends)",
+    "key": "key position (attended to)",
+    "time": "time (sample)",
+    "pos": "position",
+    "feature": "dimension",
+    "part": "",
+}
+_SITES = {
+    "z": "the head's output (z)",
+    "q": "the head's queries",
+    "k": "the head's keys",
+    "v": "the head's values",
+    "result": "the head's result",
+    "pattern": "the attention pattern",
+    "attn_scores": "the attention scores",
+    "attn_out": "the attention output",
+    "mlp_out": "the MLP output",
+    "mlp_pre": "the MLP's hidden layer (before the nonlinearity)",
+    "mlp_post": "the MLP's hidden layer",
+    "resid_pre": "the residual stream before the block",
+    "resid_mid": "the residual stream after attention",
+    "resid_post": "the residual stream after the block",
+    "normalized_resid_post": "the residual stream after the block's norm",
+    "series": "the input series",
+    "embed": "the embedding",
+    "pos_embed": "the position embedding",
+    "pooled": "the pooled vector",
+}
+
+
+def site_title(site: str) -> str:
+    """A site in words: ``z`` is "the head's output (z)"."""
+    return _SITES.get(site, site)
+
+
+def time_label(cell: tuple[int, int]) -> str:
+    """The samples of a position: "12", or "12–15" where it covers several."""
+    first, last = cell[0], cell[1] - 1
+    return f"{first}" if last <= first else f"{first}–{last}"
+
+
+def when(cell: tuple[int, int]) -> str:
+    """The samples of a position with their noun: "sample 12", "samples 12–15"."""
+    return f"sample{'s' if cell[1] - cell[0] > 1 else ''} {time_label(cell)}"
+
+
+def entry_label(axis: str, entry: Any, cells: Cells = None) -> str:
+    """One entry of an axis as a tick says it: "L0", "H6", "12–15"."""
+    if axis in ("pos", "query", "key") and cells is not None:
+        return time_label(cells[entry])
+    return f"{_LETTER.get(axis, '')}{entry}"
+
+
+def axis_title(axis: str, cells: Cells = None) -> str:
+    """An axis in words, with its unit where it has one."""
+    if cells is not None and axis in ("query", "key"):
+        return f"{'query' if axis == 'query' else 'key'}: time (sample)"
+    if cells is not None and axis == "pos":
+        return _TITLES["time"]
+    return _TITLES.get(axis, axis)
+
+
+def site_label(entries: Mapping[str, Any], cells: Cells = None) -> str:
+    """A place on a grid: {"layer": 0, "head": 6, "pos": 12} is "L0H6, sample 12".
+
+    Example:
+        >>> site_label({"layer": 1, "channel": 3})
+        'L1, channel 3'
+    """
+    compact = "".join(f"{_LETTER[axis]}{entries[axis]}" for axis in _LETTER if axis in entries)
+    rest = []
+    for axis, entry in entries.items():
+        if axis in ("pos", "query", "key") and cells is not None:
+            at = when(cells[entry])
+            rest.append(at if axis == "pos" else f"{axis} {at}")
+        elif axis == "time":
+            rest.append(f"sample {entry}")
+        elif axis not in _LETTER:
+            rest.append(f"{_TITLES.get(axis, axis)} {entry}")
+    return ", ".join([*([compact] if compact else []), *rest]) or "the site"
+
+
+def quantity(metric: str, unit: str, kind: str) -> str:
+    """What a colour bar shows, with its unit.
+
+    Args:
+        metric: name of the metric.
+        unit: its unit.
+        kind: "effect", "normalized" or "value".
+
+    Example:
+        >>> quantity("log-probability of the target class", "nats", "effect")
+        'change of log-probability (nats)'
+    """
+    name = metric.removesuffix(" of the target class")
+    if kind == "normalized":
+        return f"share of the gap in {name} closed"
+    shown = name if unit in name else f"{name} ({unit})"
+    return shown if kind == "value" else f"change of {shown}"
+
+
+def number(value: float, signed: bool = False) -> str:
+    """Three significant digits, with a real minus sign.
+
+    Example:
+        >>> number(-0.01234), number(3.0, signed=True), number(12.3456)
+        ('−0.0123', '+3.00', '12.3')
+    """
+    if value != value:
+        return "undefined"
+    size = abs(value)
+    if size and size < 5e-4:
+        text = f"{value:+.1e}" if signed else f"{value:.1e}"
+    else:
+        digits = 1 if size >= 10 else 2 if size >= 1 else 3 if size >= 0.1 else 4
+        text = f"{value:+.{digits}f}" if signed else f"{value:.{digits}f}"
+    return text.replace("-", "−")

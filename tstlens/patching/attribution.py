@@ -1,0 +1,311 @@
+"""Attribution patching: every site of a sweep estimated from a few gradients.
+
+To first order, replacing an activation by its clean value changes the metric by the gradient at
+the corrupted run times the difference: one backward pass estimates the effect of every site at
+once (AtP). Where the model is far from linear between the two runs, the gradient is averaged along
+a path instead (integrated gradients, ``steps`` > 0).
+
+Which path? Two were compared with exact sweeps of a trained classifier. ``"input"`` moves the
+embedding of the corrupted series towards the clean one, so that one backward pass per step serves
+all layers, but it moves everything upstream and downstream too. ``"site"`` moves the activation of
+one layer and leaves the run otherwise corrupted, as the exact sweep does; going all the way would
+move a whole layer where the sweep moves one head, so the path goes only as far as one site's
+replacement does: the fraction ``1 / sqrt(sites in the layer)`` of the difference, which has the
+same norm where the sites' differences are alike in size and unrelated in direction. A sweep of
+whole layers goes all the way, and is exact as the number of steps grows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from tstlens.errors import ArgumentError
+from tstlens.model import HookedTST
+from tstlens.patching.checks import check_pairs
+from tstlens.patching.gradients import (
+    Path,
+    covered,
+    delta,
+    input_gradients,
+    site_gradients,
+)
+from tstlens.patching.grids import Grid, check_axes, make_grid
+from tstlens.patching.metrics import Metric
+from tstlens.patching.outputs import Swept, swept
+from tstlens.patching.pattern_correction import corrected, pattern_place
+from tstlens.patching.result import SweepResult
+from tstlens.patching.sites import Place, Site, axis_of, locate
+from tstlens.patching.sources import Source, record, sources
+from tstlens.patching.sweep import (
+    MeasureOutput,
+    _blocks,
+    _check_metric,
+    _measure,
+    _name,
+    rows_that_fit,
+    time_cells,
+)
+from tstlens.patching.worlds import CorruptedRun, run_corrupted
+from tstlens.shapes import PairMask, PairSeries, Series
+
+
+def attribution(
+    model: HookedTST,
+    clean: PairSeries,
+    corrupted: PairSeries,
+    site: str | Site,
+    axes: Sequence[str],
+    metric: MeasureOutput,
+    steps: int = 0,
+    source: Source | Tensor = "clean",
+    *,
+    path: Literal["site", "input"] = "site",
+    qk_correction: bool = False,
+    n_slices: int | None = None,
+    reference: Series | None = None,
+    clean_mask: PairMask | None = None,
+    corrupted_mask: PairMask | None = None,
+    memory_mb: float = 256.0,
+    progress: bool = True,
+) -> SweepResult:
+    """What :func:`sweep` would give, estimated from gradients: same sites, axes and result.
+
+    Answers "which sites are worth an exact look?" at a cost that does not grow with the number of
+    sites. What can mislead: it is an estimate. It misses effects that only a large change has
+    (saturated attention, a ReLU that switches, a maximum that moves to another position), it can
+    be wrong in sign, and it is least to be trusted at MLPs and at queries and keys. Run
+    :func:`sweep` on what looks strongest, and report :func:`agreement` where both were run.
+
+    Args:
+        model: the model.
+        clean: series [pair, channel, time] (one pair may come without the pair axis).
+        corrupted: series of the same shape.
+        site: what is replaced, as for :func:`sweep`.
+        axes: what is swept, as for :func:`sweep`; axes that are not named are replaced whole.
+        metric: :func:`~tstlens.patching.log_prob` and its like, or any differentiable function
+            from outputs [pair, ...] to [pair].
+        steps: gradients averaged along the path (midpoint rule); 0 takes the one at the corrupted
+            run (AtP).
+        source: what replaces: ``"clean"``, ``"zero"``, ``"mean"`` (over ``reference``) or series.
+        path: with ``steps``: ``"site"`` moves each layer's activation by itself, one backward pass
+            per step and layer; ``"input"`` moves the embedding, one per step for all layers
+            (sites before the trunk are moved by themselves either way, and the source has to be
+            ``"clean"``). See the module's documentation for how far the paths go.
+        qk_correction: for sites ``q`` and ``k``: replace the queries or keys exactly, recompute
+            the softmax, and linearise from the pattern on (AtP*), because a gradient through a
+            saturated softmax is near zero whatever a large change would do.
+        n_slices: runs that axis ``"slice"`` cuts the last axis into.
+        reference: series [batch, channel, time] for ``source="mean"``.
+        clean_mask: bool [pair, time] of the clean series.
+        corrupted_mask: bool [pair, time] of the corrupted series.
+        memory_mb: steps run in chunks whose activations stay near this many MiB.
+        progress: show a progress bar.
+
+    Returns:
+        Values [pair, *axes]: baseline plus estimated effect, in the metric's unit;
+        ``made["method"]`` is ``"attribution"``.
+
+    Raises:
+        ArgumentError: steps, path or correction that are not possible, or a metric without a
+            gradient; and as :func:`sweep`.
+        UnknownSiteError, UnknownAxisError, SeriesShapeError: as :func:`sweep`.
+
+    Source: Nanda 2023, Attribution patching; Sundararajan et al. 2017 (arXiv 1703.01365);
+        Kramár et al. 2024, AtP* (arXiv 2403.00745).
+
+    Example:
+        >>> import torch
+        >>> from tstlens import patching
+        >>> from tstlens.model import HookedTST, HookedTSTConfig, HeadConfig, PerStepConfig
+        >>> model = HookedTST(HookedTSTConfig(
+        ...     n_layers=2, d_model=16, n_heads=4, d_mlp=32, n_channels=3,
+        ...     embed=PerStepConfig(), head=HeadConfig("mean", n_classes=5)))
+        >>> a, b = torch.randn(2, 6, 3, 20)
+        >>> approximate = patching.attribution(model, a, b, "z", ("layer", "head"),
+        ...     patching.log_prob(torch.zeros(6, dtype=torch.long)), steps=5, progress=False)
+        >>> approximate.effect().shape
+        torch.Size([6, 2, 4])
+    """
+    clean, corrupted = check_pairs(model, clean, corrupted, clean_mask, corrupted_mask)
+    site = Site(site) if isinstance(site, str) else site
+    place = locate(model, site)
+    axes = check_axes(place, site, axes, n_slices)
+    what = swept(model, site, place, axes, n_slices)
+    _check_options(place, site, steps, path, source, qk_correction)
+    model.require_live(what.names)
+    _check_metric(metric, len(clean))
+    pieces, coords = [], {}
+    with tqdm(total=len(clean), desc="attribution", unit="pair", disable=not progress) as bar:
+        for block in _blocks(len(clean), metric):
+            estimate = _Estimate(
+                model,
+                what,
+                metric.of_pairs(block) if isinstance(metric, Metric) else metric,
+                Path(path, steps),
+                qk_correction,
+                memory_mb,
+            )
+            given = source[block] if isinstance(source, Tensor) else source
+            piece, coords = estimate(
+                (clean[block], None if clean_mask is None else clean_mask[block]),
+                (corrupted[block], None if corrupted_mask is None else corrupted_mask[block]),
+                given,
+                reference,
+            )
+            pieces.append(piece)
+            bar.update(block.stop - block.start)
+    effects, baseline, clean_value = (torch.cat(part) for part in zip(*pieces, strict=True))
+    return SweepResult(
+        values=baseline.view(-1, *(1,) * (effects.ndim - 1)) + effects,
+        axes=("pair", *axes),
+        coords={"pair": tuple(range(len(clean))), **coords},
+        baseline=baseline,
+        clean=clean_value,
+        metric=metric.name if isinstance(metric, Metric) else _name(metric),
+        unit=metric.unit if isinstance(metric, Metric) else "value",
+        site=repr(site) if site.selections() or site.layer is not None else site.name,
+        source=source if isinstance(source, str) else "other series",
+        time_cells=time_cells(model, clean.shape[2]),
+        n_pairs=len(clean),
+        made={
+            "model": model.cfg.model_name,
+            "method": "attribution",
+            "steps": steps,
+            "path": path if steps else None,
+            "qk_correction": qk_correction,
+            "n_slices": n_slices,
+        },
+    )
+
+
+def _check_options(
+    place: Place, site: Site, steps: int, path: str, source: Source | Tensor, qk_correction: bool
+) -> None:
+    if not isinstance(steps, int) or isinstance(steps, bool) or steps < 0:
+        raise ArgumentError(
+            f"expected steps of 0 (plain gradients) or more (integrated gradients), got {steps!r}"
+        )
+    if path not in ("site", "input"):
+        raise ArgumentError(f"path must be 'site' or 'input', got {path!r}")
+    if steps and path == "input" and not (isinstance(source, str) and source == "clean"):
+        raise ArgumentError(
+            "path='input' goes from the corrupted series to the clean one, so source must be "
+            "'clean'; use path='site' for other sources"
+        )
+    if qk_correction and place.kind not in ("attn.hook_q", "attn.hook_k"):
+        raise ArgumentError(
+            f"qk_correction is for the sites 'q' and 'k', got {site.name!r}; leave it out here"
+        )
+
+
+class _Estimate:
+    """Effects, baseline and clean values of some of the pairs."""
+
+    def __init__(
+        self,
+        model: HookedTST,
+        what: Swept,
+        metric: MeasureOutput,
+        path: Path,
+        qk_correction: bool,
+        memory_mb: float,
+    ) -> None:
+        self.model, self.what, self.metric, self.path = model, what, metric, path
+        self.qk_correction, self.memory_mb = qk_correction, memory_mb
+
+    def __call__(
+        self,
+        clean: tuple[Tensor, Tensor | None],
+        corrupted: tuple[Tensor, Tensor | None],
+        source: Source | Tensor,
+        reference: Tensor | None,
+    ) -> tuple[tuple[Tensor, Tensor, Tensor], dict[str, tuple[int, ...]]]:
+        model, what, place = self.model, self.what, self.what.place
+        with torch.no_grad():
+            clean_output, clean_acts = record(model, *clean, what.names)
+            run = run_corrupted(model, *corrupted, place, what.layers)
+            given = sources(model, place, what.names, source, clean_acts, reference, clean[1])
+        by_series = place.by_series(run.acts[what.names[0]])
+        device = run.final.device
+        grid, coords = make_grid(
+            place, what.site, what.inner, by_series.shape[1:], what.n_slices, device
+        )
+        box = covered(place, grid, by_series)
+        change = {}
+        for name in what.names:
+            moved = place.by_series(delta(run.acts[name], given[name], name))
+            change[name] = torch.where(box, moved, 0.0).reshape(run.acts[name].shape)
+        gradients = self._gradients(run, change, clean, grid.n_worlds)
+        effects = []
+        for layer, name in zip(what.layers, what.names, strict=True):
+            if self.qk_correction and layer is not None:
+                effect = corrected(
+                    model, run, place, layer, grid, given[name], gradients[layer], self.memory_mb
+                )
+            else:
+                moved = place.by_series(gradients[layer] * change[name])
+                effect = _by_world(moved, what, grid, coords)
+            effects.append(effect)
+        values = what.in_order(torch.stack(effects, 1), coords)
+        measured = (_measure(self.metric, out[None])[0] for out in (run.output, clean_output))
+        baseline, clean_value = (value.detach() for value in measured)
+        return (values, baseline, clean_value), what.all_coords(coords)
+
+    def _gradients(
+        self,
+        run: CorruptedRun,
+        change: dict[str, Tensor],
+        clean: tuple[Tensor, Tensor | None],
+        n_sites: int,
+    ) -> dict[int | None, Tensor]:
+        """The mean gradient of the metric at the site (or its pattern) along the path, by layer."""
+        model, what, path = self.model, self.what, self.path
+        rows = rows_that_fit(model, run.final.shape[1], self.memory_mb / 2)
+        per_chunk = max(1, rows // len(run.final))
+        place = pattern_place(what.place) if self.qk_correction else what.place
+        names = {layer: place.hook_name(layer) for layer in what.layers}
+        in_trunk = what.place.template.startswith("blocks.")
+        if in_trunk and (path.of == "input" or not path.steps):
+            end = None
+            if path.steps:
+                with torch.no_grad():
+                    end = model.embed_series(*clean)[0]
+            found = input_gradients(
+                model, run, end, list(names.values()), self.metric, path, per_chunk
+            )
+            return {layer: found[name] for layer, name in names.items()}
+        reach = 1 / n_sites**0.5
+        gradients = {}
+        for layer, at_name in names.items():
+            moved = change[what.place.hook_name(layer)]
+            gradients[layer] = site_gradients(
+                model, run, what.place, layer, moved, at_name, self.metric, path, reach, per_chunk
+            )
+        return gradients
+
+
+def _by_world(moved: Tensor, what: Swept, grid: Grid, coords: dict[str, tuple[int, ...]]) -> Tensor:
+    """Contributions [pair, *place axes] summed over what each world replaces, [pair, world]."""
+    place = what.place
+    order = []
+    for number in range(len(place.axes) - 1, -1, -1):
+        target = place.axes[number]
+        swept_axis = [axis for axis in what.inner if axis_of(place, axis) == target]
+        along = 1 + number
+        if not swept_axis:
+            mask = grid.masks[number][0].to(moved.dtype)
+            moved = torch.tensordot(moved, mask, ([along], [0]))
+            continue
+        entries = coords[swept_axis[0]]
+        if swept_axis[0] == "slice":
+            moved = moved.unflatten(along, (len(entries), -1)).sum(along + 1)
+        else:
+            moved = moved.index_select(along, torch.tensor(entries, device=moved.device))
+        order.insert(0, swept_axis[0])
+    moved = moved.permute(0, *(1 + order.index(axis) for axis in what.inner))
+    return moved.flatten(1) if what.inner else moved[:, None]

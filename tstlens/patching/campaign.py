@@ -1,0 +1,428 @@
+"""A campaign: all pairs, all sites, both directions, several metrics, one folder.
+
+Every unit of work (a direction, a site, its axes) is one file that is written whole or not at all,
+so a campaign that was killed goes on where it stopped and ends with the same numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from tstlens.data import Pairs, load_dataset, misclassified_pairs
+from tstlens.errors import ArgumentError, UnknownNameError
+from tstlens.model import HookedTST
+from tstlens.patching.campaign_folder import CampaignFolder, fingerprint
+from tstlens.patching.checks import check_pairs
+from tstlens.patching.grids import check_axes
+from tstlens.patching.metrics import Metric, log_prob, logit, logit_diff, prob
+from tstlens.patching.outputs import patched_outputs, swept
+from tstlens.patching.result import SweepResult
+from tstlens.patching.sites import Site, locate, site_names
+from tstlens.patching.sources import record
+from tstlens.patching.statistics import Summary, summary
+from tstlens.patching.sweep import _blocks, time_cells
+from tstlens.patching.worlds import run_corrupted
+from tstlens.results import Result
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+MakeMetric = Callable[[Pairs], Metric]
+DIRECTIONS = ("denoise", "noise")
+METRICS: dict[str, MakeMetric] = {
+    "log_prob": lambda pairs: log_prob(pairs.target),
+    "prob": lambda pairs: prob(pairs.target),
+    "logit": lambda pairs: logit(pairs.target),
+    "logit_diff": lambda pairs: logit_diff(pairs.target, _predicted(pairs)),
+}
+_DEFAULT_METRICS = ("log_prob", "prob", "logit")
+
+
+@dataclass(frozen=True)
+class Campaign(Result):
+    """What a campaign found.
+
+    Args:
+        folder: where it lies.
+        results: by (direction, site, axes, metric), the axes joined as in ``"layer x head"``.
+        target: a class per pair.
+        clusters: [pair] the row in the data of the series that goes wrong: what :func:`summary`
+            takes as independent.
+        made: model, data, sizes.
+    """
+
+    folder: Path
+    results: dict[tuple[str, str, str, str], SweepResult]
+    target: Tensor
+    clusters: tuple[int, ...]
+    made: dict[str, Any] = field(default_factory=dict)
+
+    def result(
+        self,
+        site: str,
+        axes: Sequence[str],
+        metric: str = "log_prob",
+        direction: str = "denoise",
+    ) -> SweepResult:
+        """One sweep of the campaign.
+
+        Raises:
+            UnknownNameError: the campaign has no such sweep.
+        """
+        key = (direction, site, " x ".join(axes), metric)
+        if key not in self.results:
+            raise UnknownNameError(key, self.results, "The campaign holds these sweeps")
+        return self.results[key]
+
+    def summary(
+        self,
+        site: str,
+        axes: Sequence[str],
+        metric: str = "log_prob",
+        direction: str = "denoise",
+        *,
+        per_class: bool = False,
+        **options: Any,
+    ) -> Summary:
+        """Effect, interval, p and q of one sweep, clustered by the series that went wrong."""
+        by = self.target if per_class else None
+        result = self.result(site, axes, metric, direction)
+        return summary(result, by, cluster=self.clusters, **options)
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """Every sweep's mean effects: direction, site, metric, its axes, effect, std_error."""
+        import pandas as pd
+
+        frames = []
+        for (direction, site, axes, metric), result in self.results.items():
+            mean = result.mean("pair")
+            frame = mean.to_dataframe()
+            if result.n_pairs > 1:
+                frame["std_error"] = result.std_error().flatten().numpy()
+            for name, value in (("metric", metric), ("axes", axes), ("site", site)):
+                frame.insert(0, name, value)
+            frame.insert(0, "direction", direction)
+            frames.append(frame)
+        return pd.concat(frames, ignore_index=True)
+
+    def __repr__(self) -> str:
+        sites = len({key[1:3] for key in self.results})
+        return (
+            f"Campaign({len(self.target)} pairs, {sites} grids of sites, "
+            f"{len(self.results)} sweeps in {self.folder})"
+        )
+
+
+def campaign_grids(
+    model: HookedTST, sites: Sequence[str] | None = None
+) -> tuple[tuple[str, tuple[str, ...]], ...]:
+    """The grids of sites that a campaign sweeps by default: all sites, coarse and by position.
+
+    Site ``pos_embed`` is left out: it is the same in every run.
+
+    Args:
+        model: the model.
+        sites: short names; None for all that the model has and that fire as it is set.
+
+    Raises:
+        UnknownSiteError: the model has no such site.
+    """
+    found: list[tuple[str, tuple[str, ...]]] = []
+    for name in site_names(model) if sites is None else sites:
+        place = locate(model, Site(name))
+        silent = model.why_silent(place.hook_name(0)) is not None
+        if sites is None and (silent or name == "pos_embed"):
+            continue
+        coarse = tuple(axis for axis in ("channel", "head") if axis in place.axes)
+        along = next((axis for axis in ("pos", "query", "time") if axis in place.axes), "feature")
+        layer = ("layer",) if place.layered else ()
+        whole = (*layer, *coarse)
+        found += [(name, whole)] if whole else []
+        found.append((name, (*whole, along)))
+    return tuple(found)
+
+
+def run_campaign(
+    model: HookedTST,
+    pairs: Pairs,
+    out: str | Path,
+    *,
+    grids: Sequence[tuple[str, Sequence[str]]] | None = None,
+    metrics: Sequence[str] | Mapping[str, MakeMetric] = _DEFAULT_METRICS,
+    directions: Sequence[str] = DIRECTIONS,
+    figures: bool = True,
+    memory_mb: float = 256.0,
+    progress: bool = True,
+) -> Campaign:
+    """Sweep every site of every pair, in both directions, and keep it all in a folder.
+
+    Answers "what matters in this model, for all its errors?". Every patched run is made once and
+    read with all metrics. Calling it again with the same folder goes on where it stopped; a folder
+    of another campaign is refused. What can mislead: with so many sites some are strong by chance;
+    the table's q-values are the guard.
+
+    Args:
+        model: the model.
+        pairs: all pairs, from :func:`~tstlens.data.misclassified_pairs` say.
+        out: the folder: ``campaign.json``, ``results/*.npz`` (one per direction and grid, values
+            of all metrics), ``summary.csv`` (effect, interval, p and q of every site, for all pairs
+            and per class) and ``figures/*.html``.
+        grids: (site, axes) pairs; None for :func:`campaign_grids`.
+        metrics: names among log_prob, prob, logit and logit_diff, or functions from pairs to a
+            metric by name. The first one is drawn.
+        directions: ``"denoise"`` patches clean into corrupted, ``"noise"`` corrupted into clean.
+        figures: write figures.
+        memory_mb: worlds run in chunks whose activations stay near this many MiB.
+        progress: show a progress bar.
+
+    Returns:
+        All results; also readable later with :func:`load_campaign`.
+
+    Raises:
+        ArgumentError: a direction that does not exist, or a folder of something else.
+        UnknownNameError: a metric that does not exist.
+        CorruptFileError: a file in the folder is damaged.
+        UnknownSiteError, UnknownAxisError: a grid that the model does not have.
+
+    Example:
+        >>> import tempfile, torch
+        >>> from tstlens import patching
+        >>> from tstlens.data import Pairs
+        >>> from tstlens.model import HookedTST, HookedTSTConfig, HeadConfig, PerStepConfig
+        >>> model = HookedTST(HookedTSTConfig(
+        ...     n_layers=2, d_model=16, n_heads=4, d_mlp=32, n_channels=3,
+        ...     embed=PerStepConfig(), head=HeadConfig("mean", n_classes=5)))
+        >>> pairs = Pairs(*torch.randn(2, 6, 3, 8), torch.arange(6) % 5)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     campaign = patching.run_campaign(model, pairs, folder, figures=False,
+        ...         grids=[("z", ("layer", "head"))], progress=False)
+        >>> campaign.result("z", ("layer", "head"), "prob", "noise").values.shape
+        torch.Size([6, 2, 4])
+    """
+    check_pairs(model, pairs.clean, pairs.corrupted, pairs.clean_mask, pairs.corrupted_mask)
+    grids = campaign_grids(model) if grids is None else grids
+    chosen = [(site, tuple(axes)) for site, axes in grids]
+    for site, axes in chosen:
+        place = locate(model, Site(site))
+        check_axes(place, Site(site), axes, None)
+        model.require_live([place.hook_name(0)])
+    makers = _makers(metrics)
+    unknown = [direction for direction in directions if direction not in DIRECTIONS]
+    if unknown or not directions or not chosen:
+        raise ArgumentError(
+            f"expected directions among {DIRECTIONS} and at least one grid, got "
+            f"{tuple(directions)} and {len(chosen)} grids"
+        )
+    made_metrics = {name: make(pairs) for name, make in makers.items()}
+    made = {
+        "model": model.cfg.model_name,
+        "pairs": pairs.made,
+        "n_pairs": len(pairs),
+        "metrics": list(makers),
+        "directions": list(directions),
+        "grids": [[site, list(axes)] for site, axes in chosen],
+        "target": pairs.target.tolist(),
+        "clusters": _clusters(pairs),
+    }
+    folder = CampaignFolder(Path(out))
+    folder.open(fingerprint(model, pairs, made_metrics, made), made)
+    work = [(direction, *grid) for direction in directions for grid in chosen]
+    with tqdm(work, desc="campaign", unit="grid", disable=not progress) as bar:
+        for direction, site, axes in bar:
+            bar.set_postfix_str(f"{direction} {site} {' x '.join(axes)}")
+            key = (direction, site, " x ".join(axes))
+            if folder.has(key):
+                continue
+            turned = pairs if direction == "denoise" else pairs.swap()
+            folder.write(key, _sweeps(model, turned, site, axes, made_metrics, memory_mb))
+    campaign = load_campaign(folder.path)
+    folder.write_table(lambda: _table(campaign, progress))
+    if figures:
+        _draw(campaign, folder, next(iter(makers)), progress)
+    return campaign
+
+
+def load_campaign(folder: str | Path) -> Campaign:
+    """Read what :func:`run_campaign` wrote.
+
+    Args:
+        folder: the campaign's folder.
+
+    Raises:
+        StorageError: there is no campaign in the folder.
+        CorruptFileError: a file in the folder is damaged.
+    """
+    stored = CampaignFolder(Path(folder))
+    made = stored.description()
+    results = {}
+    for direction in made["directions"]:
+        for site, axes in made["grids"]:
+            key = (direction, site, " x ".join(axes))
+            if stored.has(key):
+                for metric, result in stored.read(key).items():
+                    results[(*key, metric)] = result
+    clusters = tuple(made["clusters"])
+    return Campaign(stored.path, results, torch.tensor(made["target"]), clusters, made)
+
+
+def sweep_checkpoint(
+    checkpoint: str | Path,
+    dataset: str,
+    out: str | Path,
+    *,
+    split: str = "test",
+    per_class: int | None = None,
+    sites: Sequence[str] | None = None,
+    metrics: Sequence[str] = _DEFAULT_METRICS,
+    directions: Sequence[str] = DIRECTIONS,
+    figures: bool = True,
+    progress: bool = True,
+) -> Campaign:
+    """A campaign over the misclassified series of a data set: what ``tstlens sweep`` runs.
+
+    Args:
+        checkpoint: a shipped checkpoint's name, a folder or a hub repository.
+        dataset: name of the data set, as for :func:`tstlens.load_dataset`.
+        out: the folder.
+        split: ``"train"`` or ``"test"``.
+        per_class: at most this many misclassified series per class; None for all.
+        sites: short names of sites; None for all.
+        metrics: names of metrics.
+        directions: ``"denoise"``, ``"noise"`` or both.
+        figures: write figures.
+        progress: show progress bars.
+
+    Raises:
+        UnknownCheckpointError, UnknownDatasetError: no such checkpoint or data set.
+        ArgumentError: nothing is misclassified; and as :func:`run_campaign`.
+    """
+    model = HookedTST.from_pretrained(checkpoint)
+    data = load_dataset(dataset, split=split)
+    pairs = misclassified_pairs(model, data, per_class)
+    return run_campaign(
+        model,
+        pairs,
+        out,
+        grids=campaign_grids(model, sites),
+        metrics=metrics,
+        directions=directions,
+        figures=figures,
+        progress=progress,
+    )
+
+
+@torch.no_grad()
+def _sweeps(
+    model: HookedTST,
+    pairs: Pairs,
+    site: str,
+    axes: tuple[str, ...],
+    metrics: Mapping[str, Metric],
+    memory_mb: float,
+) -> dict[str, SweepResult]:
+    """One sweep, read with all metrics: what ``sweep`` gives for each."""
+    place = locate(model, Site(site))
+    what = swept(model, Site(site), place, check_axes(place, Site(site), axes, None), None)
+    parts: dict[str, list[tuple[Tensor, Tensor, Tensor]]] = {name: [] for name in metrics}
+    coords: dict[str, tuple[Any, ...]] = {}
+    any_metric = next(iter(metrics.values()))
+    for block in _blocks(len(pairs), any_metric):
+        some = pairs[block]
+        clean, acts = record(model, some.clean, some.clean_mask, what.names)
+        run = run_corrupted(model, some.corrupted, some.corrupted_mask, place, what.layers)
+        given = {name: acts[name] for name in what.names}
+        outputs, coords = patched_outputs(model, run, what, given, memory_mb)
+        shape = outputs.shape[: 1 + len(axes)]
+        worlds = outputs.reshape(len(some), -1, *outputs.shape[1 + len(axes) :]).transpose(0, 1)
+        for name, metric in metrics.items():
+            own = metric.of_pairs(block)
+            values = own(worlds).T.reshape(shape)
+            parts[name].append((values, own(run.output[None])[0], own(clean[None])[0]))
+    results = {}
+    for name, pieces in parts.items():
+        values, baseline, clean_value = (torch.cat(part) for part in zip(*pieces, strict=True))
+        results[name] = SweepResult(
+            values=values.cpu(),
+            axes=("pair", *axes),
+            coords={"pair": tuple(range(len(pairs))), **coords},
+            baseline=baseline.cpu(),
+            clean=clean_value.cpu(),
+            metric=metrics[name].name,
+            unit=metrics[name].unit,
+            site=site,
+            source="clean",
+            time_cells=time_cells(model, pairs.clean.shape[2]),
+            n_pairs=len(pairs),
+            made={"model": model.cfg.model_name, "method": "exact", "n_slices": None},
+        )
+    return results
+
+
+def _makers(metrics: Sequence[str] | Mapping[str, MakeMetric]) -> dict[str, MakeMetric]:
+    if isinstance(metrics, Mapping):
+        makers = dict(metrics)
+    else:
+        names = [metrics] if isinstance(metrics, str) else list(metrics)
+        for name in names:
+            if name not in METRICS:
+                raise UnknownNameError(name, METRICS, "Give a dict of functions for others")
+        makers = {name: METRICS[name] for name in names}
+    if not makers:
+        raise ArgumentError("expected at least one metric, got none")
+    return makers
+
+
+def _predicted(pairs: Pairs) -> Tensor:
+    if pairs.predicted is None:
+        raise ArgumentError(
+            "logit_diff compares with the class that the model gave to the corrupted series, and "
+            "these pairs do not say which; use misclassified_pairs, or leave logit_diff out"
+        )
+    return pairs.predicted
+
+
+def _clusters(pairs: Pairs) -> list[int]:
+    """The corrupted series of each pair in the data, or the pair itself."""
+    index = pairs.corrupted_index
+    return list(range(len(pairs))) if index is None else index.tolist()
+
+
+def _table(campaign: Campaign, progress: bool) -> pd.DataFrame:
+    """Effect, interval, p and q of every site, for all pairs and per class."""
+    import pandas as pd
+
+    frames = []
+    bar = tqdm(campaign.results.items(), desc="statistics", unit="sweep", disable=not progress)
+    for (direction, site, axes, metric), result in bar:
+        n_classes = len(set(campaign.target.tolist()))
+        for by in (None, campaign.target) if n_classes > 1 else (None,):
+            frame = summary(result, by, cluster=campaign.clusters).to_dataframe()
+            for name, value in (("metric", metric), ("axes", axes), ("site", site)):
+                frame.insert(0, name, value)
+            frame.insert(0, "direction", direction)
+            frames.append(frame)
+    return pd.concat(frames, ignore_index=True)
+
+
+def _draw(campaign: Campaign, folder: CampaignFolder, metric: str, progress: bool) -> None:
+    """A map of every sweep, and its strongest sites with intervals."""
+    keys = [key for key in campaign.results if key[3] == metric]
+    for key in tqdm(keys, desc="figures", unit="sweep", disable=not progress):
+        result = campaign.results[key]
+        if len(result.axes) > 5:
+            continue
+        name = key[:3]
+        options = {"clusters": campaign.clusters}
+        folder.write_figure(name, "map", lambda r=result, o=options: r.figure(**o))
+        folder.write_figure(
+            name,
+            "strongest",
+            lambda r=result: summary(r, cluster=campaign.clusters).figure(),
+        )

@@ -1,0 +1,388 @@
+"""A circuit: the edges of a model that are said to do a task, with what each is worth.
+
+A circuit is a claim. :meth:`Circuit.faithfulness` asks whether its edges alone do what the model
+does, :meth:`Circuit.completeness` whether it also breaks as the model breaks, and
+:meth:`Circuit.minimality` whether each part is needed. The scores that edges were chosen by are
+effects of edges one at a time (or estimates of them); what the edges do together is measured.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from tstlens.data import Pairs
+from tstlens.errors import ArgumentError, SeriesShapeError
+from tstlens.model import HookedTST
+from tstlens.patching.circuits import storage, tables
+from tstlens.patching.circuits.attribution import Along, edge_attribution
+from tstlens.patching.circuits.edges import EdgeEffects
+from tstlens.patching.circuits.graph import ComponentGraph, Edge, Node
+from tstlens.patching.metrics import Metric, log_prob
+from tstlens.results import Result
+
+if TYPE_CHECKING:
+    import networkx as nx
+    import pandas as pd
+
+    from tstlens.patching.circuits.faithfulness import Faithfulness
+    from tstlens.patching.circuits.knockouts import Completeness, Minimality, Together
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Circuit(Result):
+    """Chosen edges of a model's component graph, with a signed weight on every edge.
+
+    Plain data: it does not hold the model. Make one with :meth:`from_edge_attribution` or
+    :meth:`from_effects`.
+
+    Args:
+        components: the whole graph that the edges were chosen from.
+        scores: [edge], mean effect of each edge of the whole graph (in the metric's unit);
+            positive where the clean contribution raises the metric.
+        kept: [edge], True for the edges of the circuit.
+        metric: name of the metric that the scores are changes of.
+        unit: its unit.
+        output: what the output is called: the target class.
+        time_cells: first and one-past-last sample of every position, or None.
+        made: how: model, method, pairs, what the edges were chosen by.
+
+    Example:
+        >>> import torch
+        >>> from tstlens.data import Pairs
+        >>> from tstlens.model import HookedTST, HookedTSTConfig, HeadConfig, PerStepConfig
+        >>> model = HookedTST(HookedTSTConfig(
+        ...     n_layers=2, d_model=16, n_heads=2, d_mlp=32, n_channels=3, n_time=20,
+        ...     embed=PerStepConfig(), head=HeadConfig("mean", n_classes=5)))
+        >>> with torch.no_grad():
+        ...     for weight in model.parameters():
+        ...         weight.copy_(torch.randn_like(weight) / 4)
+        >>> pairs = Pairs(*torch.randn(2, 6, 3, 20), torch.zeros(6, dtype=torch.long))
+        >>> circuit = Circuit.from_edge_attribution(model, pairs, budget=0.05, progress=False)
+        >>> circuit
+        Circuit(18 of 357 edges, 5 % …)
+    """
+
+    components: ComponentGraph
+    scores: Float[Tensor, " edge"]
+    kept: Bool[Tensor, " edge"]
+    metric: str
+    unit: str
+    output: str = "output"
+    time_cells: tuple[tuple[int, int], ...] | None = None
+    made: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        n_edges = len(self.components.edges)
+        for name in ("scores", "kept"):
+            shape = tuple(getattr(self, name).shape)
+            if shape != (n_edges,):
+                raise SeriesShapeError(
+                    f"expected {name} for every edge of the graph [{n_edges}], got {list(shape)}"
+                )
+        if not bool(self.scores.isfinite().all()):
+            raise ArgumentError("expected finite scores, got NaN or infinity")
+
+    @classmethod
+    def from_edge_attribution(
+        cls,
+        model: HookedTST,
+        pairs: Pairs,
+        *,
+        metric: Metric | None = None,
+        budget: float | None = None,
+        threshold: float | None = None,
+        top_k: int | None = None,
+        steps: int = 5,
+        along: Along = "inputs",
+        positions: bool = True,
+        channels: bool = False,
+        progress: bool = True,
+    ) -> Circuit:
+        """The edges with the largest estimated effect, averaged over the pairs.
+
+        Args:
+            model: the model.
+            pairs: clean and corrupted series.
+            metric: what is followed; the log-probability of ``pairs.target`` where None.
+            budget: share of all edges that are kept, 0.05 where nothing else is said.
+            threshold: keep edges whose mean effect is at least this large in size, instead.
+            top_k: keep this many edges, instead.
+            steps: of integrated gradients; 0 for plain gradients.
+            along: see :func:`edge_attribution`.
+            positions: the embedding at every position is a node of its own.
+            channels: the input's channels are nodes too.
+            progress: show a progress bar.
+
+        Returns:
+            The circuit.
+
+        Raises:
+            ArgumentError: two of budget, threshold and top_k, or one that is not possible; masks
+                of a pair that differ.
+        """
+        metric = default_metric(pairs) if metric is None else metric
+        effects = edge_attribution(
+            model,
+            pairs.clean,
+            pairs.corrupted,
+            metric,
+            steps,
+            along=along,
+            positions=positions,
+            channels=channels,
+            clean_mask=pairs.clean_mask,
+            corrupted_mask=pairs.corrupted_mask,
+            progress=progress,
+        )
+        return cls.from_effects(
+            effects,
+            budget=budget,
+            threshold=threshold,
+            top_k=top_k,
+            output=output_name(model, pairs),
+        )
+
+    @classmethod
+    def from_effects(
+        cls,
+        effects: EdgeEffects,
+        *,
+        budget: float | None = None,
+        threshold: float | None = None,
+        top_k: int | None = None,
+        edges: Sequence[str | Edge] | None = None,
+        output: str = "output",
+    ) -> Circuit:
+        """A circuit from effects of edges, exact or estimated.
+
+        Args:
+            effects: what :func:`edge_sweep` or :func:`edge_attribution` returned.
+            budget: share of all edges that are kept, the largest in size; 0.05 where nothing else
+                is said.
+            threshold: keep edges whose mean effect is at least this large in size.
+            top_k: keep this many edges.
+            edges: keep exactly these.
+            output: what the output is called.
+
+        Raises:
+            ArgumentError: two ways of choosing at once, or one that is not possible.
+            UnknownSiteError: an edge that the graph does not have.
+        """
+        graph = effects.graph
+        numbers = graph.edge_numbers(effects.coords["edge"])
+        effect = effects.effect()
+        mean = effect.mean(0) if "pair" in effects.axes else effect
+        scores = torch.zeros(len(graph.edges), dtype=torch.float64)
+        scores[numbers] = mean.detach().double().cpu()
+        circuit = cls(
+            components=graph,
+            scores=scores,
+            kept=torch.zeros(len(graph.edges), dtype=torch.bool),
+            metric=effects.metric,
+            unit=effects.unit,
+            output=output,
+            time_cells=effects.time_cells,
+            made={
+                key: value for key, value in effects.made.items() if key in ("model", "method")
+            }
+            | {"n_pairs": effects.n_pairs},
+        )
+        return circuit.choose(budget=budget, threshold=threshold, top_k=top_k, edges=edges)
+
+    def choose(
+        self,
+        *,
+        budget: float | None = None,
+        threshold: float | None = None,
+        top_k: int | None = None,
+        edges: Sequence[str | Edge] | None = None,
+    ) -> Circuit:
+        """The same scores with another choice of edges; see :meth:`from_effects`."""
+        given = {"budget": budget, "threshold": threshold, "top_k": top_k, "edges": edges}
+        asked = [name for name, value in given.items() if value is not None]
+        if len(asked) > 1:
+            raise ArgumentError(f"edges are chosen in one way, got {' and '.join(asked)}")
+        kept = torch.zeros_like(self.kept)
+        if edges is not None:
+            kept[self.components.edge_numbers(edges)] = True
+            return replace(self, kept=kept, made=self.made | {"chosen": "by name"})
+        if threshold is not None:
+            if not threshold > 0:
+                raise ArgumentError(f"expected a threshold above 0, got {threshold}")
+            kept = self.scores.abs() >= threshold
+            chosen = f"effects of at least {threshold:g} {self.unit}"
+            return replace(self, kept=kept, made=self.made | {"chosen": chosen})
+        if top_k is None:
+            budget = 0.05 if budget is None else budget
+            if not 0 < budget <= 1:
+                raise ArgumentError(f"expected a budget in (0, 1], a share of edges, got {budget}")
+            top_k = max(1, round(budget * len(self.kept)))
+            chosen = f"{100 * budget:g} % of edges"
+        else:
+            chosen = f"{top_k} strongest edges"
+        if not 1 <= top_k <= len(self.kept):
+            raise ArgumentError(f"expected top_k in 1..{len(self.kept)}, got {top_k}")
+        kept[self.ranking()[:top_k]] = True
+        return replace(self, kept=kept, made=self.made | {"chosen": chosen})
+
+    def ranking(self, absolute: bool = True) -> Tensor:
+        """Numbers of all edges of the graph, strongest first (in size, or signed)."""
+        key = self.scores.abs() if absolute else self.scores
+        return key.argsort(descending=True, stable=True)
+
+    def prune(self) -> Circuit:
+        """Without edges that lead from nowhere or to nowhere; what the circuit does is the same.
+
+        An edge counts if its sender hears of the input through the circuit, and its receiver is
+        heard at the output.
+        """
+        graph, edges = self.components, self.edges
+        heard: set[str] = {node.name for node in graph.senders[: self._n_sources]}
+        for edge in edges:  # in the order of senders: whatever feeds a sender comes before it
+            if edge.sender.name in heard:
+                heard.add(edge.receiver.name)
+        useful = {"output"}
+        for edge in reversed(edges):
+            if edge.receiver.name in useful:
+                useful.add(edge.sender.name)
+        live = [e for e in edges if e.sender.name in heard and e.receiver.name in useful]
+        kept = torch.zeros_like(self.kept)
+        if live:
+            kept[graph.edge_numbers(live)] = True
+        return replace(self, kept=kept)
+
+    @property
+    def _n_sources(self) -> int:
+        return self.components.n_channels or self.components.n_inputs
+
+    @property
+    def edges(self) -> tuple[Edge, ...]:
+        """The circuit's edges, by sender."""
+        numbers = self.kept.nonzero()[:, 0].tolist()
+        return tuple(self.components.edges[number] for number in numbers)
+
+    @property
+    def weights(self) -> Float[Tensor, " kept"]:
+        """The score of each edge in ``edges``, in the metric's unit."""
+        return self.scores[self.kept]
+
+    @property
+    def nodes(self) -> tuple[Node, ...]:
+        """The nodes that the circuit's edges touch, from the input to the output."""
+        touched = {node for edge in self.edges for node in (edge.sender, edge.receiver)}
+        return tuple(node for node in self.components.nodes if node in touched)
+
+    @property
+    def graph(self) -> nx.DiGraph:
+        """The circuit as a networkx DiGraph.
+
+        Nodes carry ``kind`` (``channel``, ``time``, ``embed``, ``head``, ``mlp``, ``class``),
+        ``label`` and what applies of ``layer``, ``head``, ``pos``, ``channel``, ``start`` and
+        ``stop`` (samples). A head can be read by queries, keys and values at once, and a DiGraph
+        has one edge between two nodes: ``weight`` is the sum, and ``q``, ``k``, ``v`` hold the
+        weight of each.
+        """
+        return tables.as_digraph(self)
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """One row per edge: sender, receiver, part, weight and the metric's unit."""
+        return tables.edge_table(self)
+
+    def edge_table(self) -> pd.DataFrame:
+        """The same as :meth:`to_dataframe`."""
+        return tables.edge_table(self)
+
+    def node_table(self) -> pd.DataFrame:
+        """One row per node: kind, edges in and out, sums of their weights and of their sizes."""
+        return tables.node_table(self)
+
+    def faithfulness(self, model: HookedTST, pairs: Pairs, **options: Any) -> Faithfulness:
+        """How much of the model's behaviour the strongest edges keep; see :func:`faithfulness`."""
+        from tstlens.patching.circuits.faithfulness import faithfulness
+
+        return faithfulness(self, model, pairs, **options)
+
+    def completeness(self, model: HookedTST, pairs: Pairs, **options: Any) -> Completeness:
+        """Whether circuit and model break alike; see :func:`completeness`."""
+        from tstlens.patching.circuits.knockouts import completeness
+
+        return completeness(self, model, pairs, **options)
+
+    def minimality(self, model: HookedTST, pairs: Pairs, **options: Any) -> Minimality:
+        """What the circuit loses without each of its parts; see :func:`minimality`."""
+        from tstlens.patching.circuits.knockouts import minimality
+
+        return minimality(self, model, pairs, **options)
+
+    def patch_together(self, model: HookedTST, pairs: Pairs, **options: Any) -> Together:
+        """The effect of patching the circuit's nodes, or edges, at once."""
+        from tstlens.patching.circuits.knockouts import patch_together
+
+        return patch_together(self, model, pairs, **options)
+
+    def metric_of(self, pairs: Pairs) -> Metric:
+        """The metric that the circuit was made with, for these pairs.
+
+        Raises:
+            ArgumentError: it cannot be made from the pairs alone.
+        """
+        return storage.metric_named(self.metric, pairs)
+
+    def to_json(self, path: str | Path) -> Path:
+        """Write the circuit with the scores of all edges, whole or not at all.
+
+        Raises:
+            StorageError: the place cannot be written.
+        """
+        return storage.write_json(self, Path(path))
+
+    @classmethod
+    def from_json(cls, path: str | Path) -> Circuit:
+        """Read what :meth:`to_json` wrote.
+
+        Raises:
+            StorageError: there is no such file.
+            CorruptFileError: it is truncated, or no circuit.
+            ConfigVersionError: a newer tstlens wrote it.
+        """
+        return cls(**storage.read_json(Path(path)))
+
+    def to_graphml(self, path: str | Path) -> Path:
+        """Write :attr:`graph` as GraphML (Gephi, Cytoscape, yEd), whole or not at all.
+
+        Raises:
+            StorageError: the place cannot be written.
+        """
+        return storage.write_graphml(self, Path(path))
+
+    def __len__(self) -> int:
+        return int(self.kept.sum())
+
+    def __repr__(self) -> str:
+        share = 100 * len(self) / max(1, len(self.kept))
+        return f"Circuit({len(self)} of {len(self.kept)} edges, {share:.2g} %, {self.metric})"
+
+
+def default_metric(pairs: Pairs) -> Metric:
+    """The log-probability of each pair's target."""
+    return log_prob(pairs.target)
+
+
+def output_name(model: HookedTST, pairs: Pairs) -> str:
+    """The target class by name where all pairs have the same, else "target class"."""
+    if model.cfg.n_classes is None:
+        return "forecast" if getattr(model.cfg.head, "horizon", None) else "output"
+    targets = set(pairs.target.tolist())
+    if len(targets) != 1:
+        return "target class"
+    (target,) = targets
+    names: Iterable[str] = model.cfg.class_names or ()
+    known = dict(enumerate(names))
+    return f"class {known.get(target, target)}"

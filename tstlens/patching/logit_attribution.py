@@ -1,0 +1,230 @@
+"""Direct logit attribution: what every component writes to one output, by position.
+
+In a pre-norm model the stream that reaches the head is a plain sum, so an output is one too, once
+two things are held as they were in this run: the scale of the final norm, and which positions the
+pooling takes (see :mod:`tstlens.patching.routing`). Only direct contributions are counted: a head
+that matters by what a later head reads from it shows nothing here; patch it to see that.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from tstlens.errors import ArgumentError, NonlinearResidualError
+from tstlens.model import HeadConfig, HookedTST
+from tstlens.patching.logit_attribution_result import Component, LogitAttribution
+from tstlens.patching.output_part import OutputPart
+from tstlens.patching.routing import route
+from tstlens.patching.sweep import time_cells
+
+SERIES_PER_BLOCK = 64  # series whose activations are held at once
+
+_REFUSED = (
+    "logit_attribution adds up what components wrote to the residual stream, but this model "
+    "normalises the stream after every sublayer (post-norm), so what they wrote does not add up to "
+    "a logit; patch them instead (patching.sweep), or read the stream with patching.lens"
+)
+
+
+@torch.no_grad()
+def logit_attribution(
+    model: HookedTST,
+    series: Tensor,
+    labels: Tensor | int | None = None,
+    *,
+    other: Tensor | int | None = None,
+    channel: int | None = None,
+    step: int | None = None,
+    mask: Tensor | None = None,
+    progress: bool = True,
+) -> LogitAttribution:
+    """Split an output of a pre-norm model into what each component wrote at each position.
+
+    It answers "who put this logit there, and when?". Components are the embedding, the positions,
+    every head, the attention's output bias, every MLP (its bias included) and the final norm's
+    bias; the head's own bias has no position. They sum to the output.
+
+    What can mislead: only direct writing counts, not what later components read; the final norm's
+    scale and a max pooling's winners are held fixed, so a contribution is not what would be lost by
+    removing the component; a constant added to all logits changes no prediction, so compare
+    classes with ``other``.
+
+    Args:
+        model: a pre-norm model with a linear head.
+        series: float [batch, channel, time].
+        labels: the class of each series, int [batch], or one class for all; classifiers only.
+        other: classes to subtract, for the logit difference.
+        channel: channel of the forecast; not needed where there is one.
+        step: step of the forecast, negative from the end.
+        mask: bool [batch, time], True where observed.
+        progress: show a progress bar where it takes longer than a second.
+
+    Returns:
+        Contributions [series, (channel,) component, pos], in logits or in units of the forecast;
+        the channel axis is there for classifiers whose channels go through the trunk one by one.
+
+    Raises:
+        NonlinearResidualError: the model is post-norm, or something edits its stream.
+        ArgumentError: the head is the user's own, or the output asked for does not exist.
+        LabelError: labels that are not classes of the model.
+
+    Source: Elhage et al. 2021, "A Mathematical Framework for Transformer Circuits";
+        TransformerLens' ``ActivationCache.logit_attrs``.
+
+    Example:
+        >>> from tstlens import patching
+        >>> from tstlens.model import HookedTST, HookedTSTConfig, HeadConfig, PerStepConfig
+        >>> model = HookedTST(HookedTSTConfig(
+        ...     n_layers=2, d_model=16, n_heads=4, d_mlp=32, n_channels=3,
+        ...     embed=PerStepConfig(), head=HeadConfig("max", n_classes=5), final_norm=True))
+        >>> parts = patching.logit_attribution(model, torch.randn(8, 3, 20), labels=2)
+        >>> parts.axes, parts.values.shape
+        (('series', 'component', 'pos'), torch.Size([8, 14, 20]))
+        >>> torch.allclose(parts.total(), parts.output, atol=1e-5)
+        True
+    """
+    head = _check_model(model)
+    model.check_series(series, mask)
+    if not len(series):
+        raise ArgumentError("expected at least one series, got none")
+    asked = OutputPart.of(model, head, len(series), labels, other, channel, step)
+    blocks = []
+    starts = range(0, len(series), SERIES_PER_BLOCK)
+    bar = tqdm(starts, desc="logit attribution", unit="block", disable=not progress, delay=1)
+    for start in bar:
+        rows = slice(start, start + SERIES_PER_BLOCK)
+        blocks.append(_split_block(model, head, asked.rows(rows), series[rows], _rows(mask, rows)))
+    values = torch.cat([block.values for block in blocks])
+    constant = torch.cat([block.constant for block in blocks])
+    output = torch.cat([block.output for block in blocks])
+    winners = [block.winner for block in blocks if block.winner is not None]
+    error = _check_sum(values, constant, output)
+    parts = components(model)
+    per_channel = values.ndim == 4
+    coords: dict[str, tuple[Any, ...]] = {
+        "series": tuple(range(len(values))),
+        **({"channel": tuple(range(values.shape[1]))} if per_channel else {}),
+        "component": tuple(str(part) for part in parts),
+        "pos": tuple(range(values.shape[-1])),
+    }
+    return LogitAttribution(
+        values=values,
+        axes=tuple(coords),
+        coords=coords,
+        components=parts,
+        constant=constant,
+        output=output,
+        target=asked.name,
+        unit="logit" if model.cfg.n_classes else "units of the forecast",
+        pooling=head.pooling,
+        weight=torch.cat([block.weight for block in blocks]),
+        winner=torch.cat(winners) if winners else None,
+        time_cells=time_cells(model, series.shape[2]),
+        error=error,
+        made={"model": model.cfg.model_name, "method": "direct logit attribution"},
+    )
+
+
+def components(model: HookedTST) -> tuple[Component, ...]:
+    """What writes to the residual stream of a model, in the order of the forward pass."""
+    cfg = model.cfg
+    parts = [Component("embedding", "embed")]
+    if cfg.positions != "none":
+        parts.append(Component("position embedding", "pos_embed"))
+    for layer in range(cfg.n_layers):
+        parts += [Component(f"L{layer}H{head}", "head", layer, head) for head in range(cfg.n_heads)]
+        if cfg.attn_bias:
+            parts.append(Component(f"L{layer} attention bias", "attn_bias", layer))
+        parts.append(Component(f"L{layer} MLP", "mlp", layer))
+    if cfg.final_norm and cfg.normalization_type == "LN":
+        parts.append(Component("final norm bias", "norm_bias"))
+    return tuple(parts)
+
+
+@dataclass(frozen=True)
+class _Block:
+    """What a result holds, for some of the series."""
+
+    values: Tensor
+    constant: Tensor
+    output: Tensor
+    weight: Tensor
+    winner: Tensor | None
+
+
+def _split_block(
+    model: HookedTST, head: HeadConfig, asked: OutputPart, series: Tensor, mask: Tensor | None
+) -> _Block:
+    cfg, norm = model.cfg, getattr(model, "ln_final", None)
+    last = f"blocks.{cfg.n_layers - 1}.hook_resid_post"
+    _, state = model.embed_series(series, mask)
+    names = ["hook_embed", last]
+    names += ["hook_pos_embed"] if cfg.positions != "none" else []
+    names += ["ln_final.hook_scale", "ln_final.hook_normalized"] if norm is not None else []
+    for layer in range(cfg.n_layers):
+        names += [f"blocks.{layer}.attn.hook_z", f"blocks.{layer}.hook_mlp_out"]
+    output, cache = model.run_with_cache(
+        series, mask=mask, names_filter=names, return_cache_object=False
+    )
+    final = cache[last]
+    if norm is not None:
+        final = cache["ln_final.hook_normalized"] * norm.w + getattr(norm, "b", 0.0)
+    routing = route(final, head.pooling, state.pos_mask)
+    read = routing.unpool(asked.direction.flatten(0, 1))  # [row, pos, d_model], after the norm
+    written = read
+    if norm is not None:
+        written = read * norm.w / cache["ln_final.hook_scale"]
+        if cfg.normalization_type == "LN":  # centring is symmetric: centre the reader instead
+            written = written - written.mean(-1, keepdim=True)
+    parts = [(cache["hook_embed"] * written).sum(-1)]
+    if cfg.positions != "none":
+        parts.append((cache["hook_pos_embed"] * written).sum(-1))
+    for layer in range(cfg.n_layers):
+        attn: Any = model.blocks[layer].attn
+        per_head = torch.einsum("rpm,hdm->rphd", written, attn.W_O)
+        parts += (cache[f"blocks.{layer}.attn.hook_z"] * per_head).sum(-1).unbind(-1)
+        parts += [written @ attn.b_O] if cfg.attn_bias else []
+        parts.append((cache[f"blocks.{layer}.hook_mlp_out"] * written).sum(-1))
+    if norm is not None and cfg.normalization_type == "LN":
+        parts.append(read @ norm.b)
+    return _Block(
+        values=asked.by_series(torch.stack(parts, 1)),
+        constant=asked.constant,
+        output=asked.read(output),
+        weight=asked.by_series(routing.weight),
+        winner=None if routing.winner is None else asked.by_series(routing.winner),
+    )
+
+
+def _check_model(model: HookedTST) -> HeadConfig:
+    if model.cfg.norm_position == "post":
+        raise NonlinearResidualError(_REFUSED)
+    if not isinstance(model.cfg.head, HeadConfig):
+        raise ArgumentError(
+            "logit_attribution needs a head that pools and then maps linearly, and this head is a "
+            "module of your own; patch with patching.sweep, or read the stream with patching.lens"
+        )
+    return model.cfg.head
+
+
+def _check_sum(values: Tensor, constant: Tensor, output: Tensor) -> float:
+    """The largest gap between the sum of all parts and the output."""
+    total = values.flatten(1).sum(1) + constant
+    size = 1 + values.flatten(1).abs().sum(1) + constant.abs()
+    gap = (total - output).abs()
+    if bool((gap > 1e3 * torch.finfo(values.dtype).eps * size).any()):
+        raise NonlinearResidualError(
+            f"contributions add up to {float(total[gap.argmax()]):.4g} where the model gives "
+            f"{float(output[gap.argmax()]):.4g}: something edits the residual stream or the head "
+            "(a permanent hook, a spliced module); remove it with model.reset_hooks()"
+        )
+    return float(gap.max())
+
+
+def _rows(mask: Tensor | None, rows: slice) -> Tensor | None:
+    return None if mask is None else mask[rows]

@@ -1,0 +1,9 @@
+"""Accounts of a model for people: the HTML report, and the card of a checkpoint."""
+
+from __future__ import annotations
+
+from tstlens.report.build import build
+from tstlens.report.card import model_card
+from tstlens.report.checkpoint import make_checkpoint
+
+__all__ = ["build", "make_checkpoint", "model_card"]

@@ -1,0 +1,242 @@
+"""Everything that a report prints, as plain numbers and sentences: the JSON beside it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tstlens.figures.intervals import FEWEST
+from tstlens.figures.words import time_label
+from tstlens.patching import SweepResult
+from tstlens.report.findings import Finding, intervals, noise, strongest
+from tstlens.report.study import Study, Swept, by_part
+from tstlens.report.wording import nats, percent
+from tstlens.training import Evaluation
+
+WHAT = {  # sweep -> how a sentence names one of its sites
+    "parts": "{}",
+    "heads": "head {}",
+    "inputs": "the embedding of {}",
+    "positions": "the residual stream after block {}",
+    "head_positions": "head {}",
+    "channels": "{} of the input",
+}
+MOST_BY_PAIR = 40  # up to this many sites the JSON lists every pair's effect
+_CARD = ("accuracy", "seed", "command", "recipe")
+
+
+def account(found: Study, name: str, made: dict[str, Any]) -> dict[str, Any]:
+    """The report's numbers and sentences.
+
+    Args:
+        found: what was measured.
+        name: of the model.
+        made: versions, seeds and timing.
+
+    Returns:
+        A nested dict: model, data, evaluation, parity, one entry per pair set, headline, made.
+    """
+    cfg = found.model.cfg
+    sets = {entry.pairs.key: _of_set(entry, found) for entry in found.sets}
+    parity = found.model.parity
+    return {
+        "name": name,
+        "model": {
+            "layers": cfg.n_layers,
+            "heads": cfg.n_heads,
+            "d_model": cfg.d_model,
+            "d_head": cfg.d_head,
+            "d_mlp": cfg.d_mlp,
+            "channels": found.data.series.shape[1],
+            "samples": found.data.series.shape[2],
+            "positions": found.model.n_pos(found.data.series.shape[2]),
+            "norm": f"{cfg.norm_position}-norm",
+            "parameters": sum(tensor.numel() for tensor in found.model.parameters()),
+        },
+        "data": {
+            "name": found.data.name,
+            "split": found.data.split,
+            "series": len(found.data),
+            "scaling": None if found.data.scaling is None else found.data.scaling.to_dict(),
+        },
+        "card": {
+            key: found.model.info[key]
+            for key in ("accuracy", "seed", "command", "recipe")
+            if key in found.model.info
+        },
+        "evaluation": found.evaluation.to_dict(),
+        "confusions": confusions(found.evaluation),
+        "parity": None if parity is None else {**parity.to_dict(), "passed": parity.passed},
+        "sets": sets,
+        "missing": list(found.missing),
+        "headline": _headline(found, sets),
+        "made": made,
+    }
+
+
+def confusions(evaluation: Evaluation) -> list[dict[str, Any]]:
+    """Which classes are taken for which, most series first."""
+    counts = evaluation.confusion
+    names = evaluation.class_names
+    rows = [
+        {"true": names[a], "predicted": names[b], "series": int(counts[a, b])}
+        for a in range(len(names))
+        for b in range(len(names))
+        if a != b and int(counts[a, b])
+    ]
+    return sorted(rows, key=lambda row: -row["series"])
+
+
+def _of_set(entry: Swept, found: Study) -> dict[str, Any]:
+    clusters, pairs = entry.pairs.clusters, entry.pairs.pairs
+    sweeps = dict(entry.sweeps)
+    stream = sweeps.pop("stream")
+    sweeps = {"parts": by_part(sweeps.pop("attention"), sweeps.pop("mlp")), **sweeps}
+    control = dict(entry.control)
+    if control:
+        control["parts"] = by_part(control["attention"], control["mlp"])
+    listed = {
+        key: strongest(result, clusters, found.seed, control.get(key))
+        for key, result in sweeps.items()
+    }
+    heads = entry.sweeps["heads"]
+    return {
+        "title": entry.pairs.title,
+        "question": entry.pairs.question,
+        "notes": list(entry.pairs.notes),
+        "n_pairs": len(pairs),
+        "n_clusters": len(set(clusters)),
+        "few": len(set(clusters)) < FEWEST,
+        "pairs": _pair_rows(entry, found),
+        "gap": float((heads.clean - heads.baseline).mean()),
+        "log_p": {"clean": float(heads.clean.mean()), "corrupted": float(heads.baseline.mean())},
+        "p": {
+            "clean": float(heads.clean.exp().mean()),
+            "corrupted": float(heads.baseline.exp().mean()),
+        },
+        "whole_stream_deviation": float((stream.values - stream.clean[:, None]).abs().max()),
+        "strongest": {key: [one.to_dict() for one in some] for key, some in listed.items()},
+        "sentences": {
+            key: some[0].sentence(WHAT[key].format(some[0].label.replace(", ", " at ")))
+            for key, some in listed.items()
+        },
+        "together": list(entry.together),
+        "control": {
+            "n_pairs": len(entry.pairs.control) if entry.pairs.control is not None else 0,
+            "largest": {key: noise(result) for key, result in control.items() if key in listed},
+        },
+        "sweeps": {key: _numbers(result, clusters, found.seed) for key, result in sweeps.items()},
+        "control_sweeps": {
+            key: _numbers(result, list(range(len(result.values))), found.seed)
+            for key, result in control.items()
+            if key in listed
+        },
+    }
+
+
+def _numbers(result: SweepResult, clusters: list[int], seed: int) -> dict[str, Any]:
+    """A sweep's mean effects with intervals, in the order of its axes."""
+    effect, share = intervals(result, clusters, seed)
+    numbers: dict[str, Any] = {
+        "site": result.site,
+        "time_cells": result.time_cells,
+        "axes": [axis for axis in result.axes if axis != "pair"],
+        "coords": {axis: entries for axis, entries in result.coords.items() if axis != "pair"},
+        "metric": result.metric,
+        "unit": result.unit,
+        "effect": effect.mean,
+        "low": effect.low,
+        "high": effect.high,
+        "share": share.mean,
+    }
+    if effect.mean.size <= MOST_BY_PAIR:
+        numbers["effect_by_pair"] = result.effect()
+    return numbers
+
+
+def _pair_rows(entry: Swept, found: Study) -> list[dict[str, Any]]:
+    pairs, names = entry.pairs.pairs, found.evaluation.class_names
+    heads = entry.sweeps["heads"]
+    rows = []
+    for number in range(len(pairs)):
+        row: dict[str, Any] = {"pair": number, "target": names[int(pairs.target[number])]}
+        for key in ("clean_index", "corrupted_index"):
+            index = getattr(pairs, key)
+            row[key] = None if index is None else int(index[number])
+        if pairs.predicted is not None:
+            row["seen_as"] = names[int(pairs.predicted[number])]
+        row["log_p_clean"] = float(heads.clean[number])
+        row["log_p_corrupted"] = float(heads.baseline[number])
+        rows.append(row)
+    return rows
+
+
+def _headline(found: Study, sets: dict[str, Any]) -> list[dict[str, str]]:
+    """What a reader takes away in two minutes: short claims with their evidence."""
+    claims = []
+    for key, part in sets.items():
+        of = "between classes" if key == "classes" else "in its errors"
+        claims.append({"topic": f"Heads, {of}", **_heads_claim(part)})
+        claims.append({"topic": f"Time steps, {of}", **_times_claim(part)})
+    return claims
+
+
+def _heads_claim(part: dict[str, Any]) -> dict[str, str]:
+    top = [Finding(**one) for one in part["strongest"]["heads"]]
+    share = top[0].share or 0.0
+    few = [one for one in part["together"] if one.n == min(5, part["together"][-1].n)]
+    everything = part["together"][-1]
+    if part["few"]:
+        claim = f"In these {part['n_pairs']} cases head {top[0].label} carries the most."
+    elif unclear(top[0]):
+        claim = "No head stands out from the noise."
+    elif share >= 0.4:
+        claim = f"Head {top[0].label} carries much of the decision."
+    elif share >= 0.15:
+        claim = f"Head {top[0].label} carries the most, but not alone."
+    else:
+        claim = f"No single head decides; {top[0].label} carries the most."
+    text = part["sentences"]["heads"]
+    if top[0].control is not None:
+        text += f" In the control the same head moves it by {nats(top[0].control, True)} nats."
+    text += (
+        f" The {few[0].n} strongest heads together close {percent(few[0].share)}, all "
+        f"{everything.n} close {percent(everything.share)}."
+    )
+    return {"claim": claim, "evidence": text}
+
+
+def _times_claim(part: dict[str, Any]) -> dict[str, str]:
+    top = [Finding(**one) for one in part["strongest"]["inputs"]]
+    times = _times(part["sweeps"]["inputs"], [one.place["pos"] for one in top[:3]])
+    if part["few"]:
+        claim = f"In these {part['n_pairs']} cases the evidence enters most strongly at {times}."
+    elif unclear(top[0]):
+        claim = "No single time step stands out from the noise."
+    elif (top[0].share or 0.0) < 0.1:
+        claim = f"No single time step decides; {times} carry the most."
+    else:
+        claim = f"The evidence enters most strongly at {times}."
+    text = part["sentences"]["inputs"]
+    if top[0].control is not None:
+        text += f" In the control: {nats(top[0].control, True)} nats."
+    return {"claim": claim, "evidence": text}
+
+
+def unclear(finding: Finding) -> bool:
+    """Whether the interval of the change reaches zero."""
+    return finding.low is not None and finding.high is not None and finding.low * finding.high <= 0
+
+
+def _times(sweep: dict[str, Any], positions: list[int]) -> str:
+    """Positions in the order of time, neighbours as one stretch: "samples 16–19 and 24"."""
+    cells = sweep["time_cells"]
+    spans: list[list[int]] = []
+    for pos in sorted(positions):
+        start, stop = cells[pos] if cells else (pos, pos + 1)
+        if spans and spans[-1][1] == start:
+            spans[-1][1] = stop
+        else:
+            spans.append([start, stop])
+    names = [time_label((start, stop)) for start, stop in spans]
+    listed = " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
+    return f"{'samples' if cells else 'positions'} {listed}"

@@ -1,0 +1,38 @@
+"""Numbers in running text: as many digits as they deserve, real minus signs."""
+
+from __future__ import annotations
+
+
+def nats(value: float, signed: bool = False) -> str:
+    """A log-probability or a change of one, to a hundredth of a nat.
+
+    Example:
+        >>> nats(1.234, signed=True), nats(-0.5), nats(-0.001, signed=True)
+        ('+1.23', '−0.50', '0.00')
+    """
+    if value != value:
+        return "undefined"
+    text = f"{value:+.2f}" if signed else f"{value:.2f}"
+    if not text.strip("+-0."):
+        return "0.00"
+    return text.replace("-", "−")
+
+
+def chance(value: float) -> str:
+    """A probability, to a thousandth; smaller ones say that they are.
+
+    Example:
+        >>> chance(0.12345), chance(0.0001)
+        ('0.123', '< 0.001')
+    """
+    return f"{value:.3f}" if value >= 0.0005 or value == 0 else "< 0.001"
+
+
+def percent(share: float) -> str:
+    """A fraction in per cent.
+
+    Example:
+        >>> percent(0.314)
+        '31 %'
+    """
+    return "undefined" if share != share else f"{100 * share:.0f} %".replace("-", "−")

@@ -1,0 +1,26 @@
+"""Trainable source models, one training loop, evaluation, and the shipped recipes."""
+
+from __future__ import annotations
+
+from tstlens.training.augment import Augment
+from tstlens.training.conv_tst import ConvTST, ConvTSTConfig
+from tstlens.training.evaluation import Evaluation, evaluate
+from tstlens.training.loop import TrainingResult, train
+from tstlens.training.recipes import RECIPES, Recipe, cross_validate, fit_recipe
+from tstlens.training.split import stratified_folds, stratified_split
+
+__all__ = [
+    "RECIPES",
+    "Augment",
+    "ConvTST",
+    "ConvTSTConfig",
+    "Evaluation",
+    "Recipe",
+    "TrainingResult",
+    "cross_validate",
+    "evaluate",
+    "fit_recipe",
+    "stratified_folds",
+    "stratified_split",
+    "train",
+]

@@ -1,0 +1,177 @@
+"""Evaluation of a classifier: accuracy, a table per class, the confusion matrix.
+
+Works on anything that turns series into logits: a ConvTST, a ``HookedTST``, a function. What is
+measured here is the predicted class, not calibration: look at ``cross_entropy`` beside it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from tstlens.data import TimeSeriesData
+from tstlens.errors import ArgumentError, LabelError
+
+if TYPE_CHECKING:
+    import pandas
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """What a classifier did on one split.
+
+    Args:
+        accuracy: fraction of series predicted right.
+        n_correct: series predicted right.
+        n: series.
+        cross_entropy: mean negative log-probability of the true class, in nats.
+        confusion: [class, class], series by true class (rows) and predicted class (columns).
+        predictions: [batch], the class with the largest logit.
+        probabilities: [batch, class].
+        labels: [batch], the true classes.
+        class_names: one name per class.
+    """
+
+    accuracy: float
+    n_correct: int
+    n: int
+    cross_entropy: float
+    confusion: Int[Tensor, "class class"]
+    predictions: Int[Tensor, " batch"]
+    probabilities: Float[Tensor, "batch class"]
+    labels: Int[Tensor, " batch"]
+    class_names: tuple[str, ...]
+
+    def to_dataframe(self) -> pandas.DataFrame:
+        """One row per class: precision, recall, f1 (0 where undefined) and support in series."""
+        import pandas
+        from sklearn.metrics import precision_recall_fscore_support
+
+        precision, recall, f1, support = precision_recall_fscore_support(
+            self.labels.numpy(),
+            self.predictions.numpy(),
+            labels=list(range(len(self.class_names))),
+            zero_division=0.0,  # type: ignore[arg-type]  # sklearn's stub knows only strings
+        )
+        columns = {"precision": precision, "recall": recall, "f1": f1, "support": support}
+        return pandas.DataFrame(columns, index=pandas.Index(self.class_names, name="class"))
+
+    def to_dict(self) -> dict[str, Any]:
+        """The summary as plain JSON values; per-series arrays are left out."""
+        return {
+            "accuracy": self.accuracy,
+            "n_correct": self.n_correct,
+            "n": self.n,
+            "cross_entropy": self.cross_entropy,
+            "class_names": list(self.class_names),
+            "confusion": self.confusion.tolist(),
+            "per_class": self.to_dataframe().reset_index().to_dict(orient="records"),
+        }
+
+
+def evaluate(
+    model: Callable[..., Tensor], data: TimeSeriesData, batch_size: int = 256
+) -> Evaluation:
+    """Run a classifier over a data set, in eval mode and without gradients.
+
+    A module's training flags are put back afterwards; data go to the module's device.
+
+    Args:
+        model: ``model(series)``, or ``model(series, mask=mask)`` where the data have a mask,
+            giving logits [batch, class].
+        data: the series and labels; one class name per logit.
+        batch_size: series per forward pass.
+
+    Returns:
+        An Evaluation, on the CPU.
+
+    Raises:
+        ArgumentError: an empty data set, or a model whose output is not [batch, class] with
+            one logit per class name.
+        LabelError: a label outside the classes.
+
+    Example:
+        >>> from tstlens.data import load_dataset
+        >>> from tstlens.training import ConvTST
+        >>> data = load_dataset("JapaneseVowels", split="test")
+        >>> evaluate(ConvTST(n_channels=12, n_time=25, n_classes=9), data).n
+        370
+    """
+    if len(data) == 0:
+        raise ArgumentError("data: expected at least one series, got none")
+    if batch_size < 1:
+        raise ArgumentError(f"batch_size: expected at least 1, got {batch_size}")
+    n_classes = len(data.class_names)
+    labels = labels_of(data).cpu()
+    if int(labels.min()) < 0 or int(labels.max()) >= n_classes:
+        raise LabelError(
+            f"expected labels in 0..{n_classes - 1} (one class name each), got "
+            f"{int(labels.min())}..{int(labels.max())}"
+        )
+    device = device_of(model)
+    parts = []
+    with _eval_mode(model), torch.no_grad():
+        for start in range(0, len(data), batch_size):
+            stop = min(start + batch_size, len(data))
+            series = data.series[start:stop].to(device or data.series.device)
+            kwargs = {}
+            if data.mask is not None:
+                kwargs["mask"] = data.mask[start:stop].to(series.device)
+            logits = model(series, **kwargs)
+            if not torch.is_tensor(logits) or logits.shape != (stop - start, n_classes):
+                came = list(logits.shape) if torch.is_tensor(logits) else type(logits).__name__
+                raise ArgumentError(
+                    f"model: expected logits [batch={stop - start}, class={n_classes}], got "
+                    f"{came}; data.class_names needs one name per logit"
+                )
+            parts.append(logits.cpu())
+    log_probs = torch.cat(parts).double().log_softmax(dim=-1)
+    predictions = log_probs.argmax(dim=-1)
+    flat = labels * n_classes + predictions
+    n_correct = int((predictions == labels).sum())
+    return Evaluation(
+        accuracy=n_correct / len(labels),
+        n_correct=n_correct,
+        n=len(labels),
+        cross_entropy=float(-log_probs.gather(1, labels[:, None]).mean()),
+        confusion=flat.bincount(minlength=n_classes**2).reshape(n_classes, n_classes),
+        predictions=predictions,
+        probabilities=log_probs.exp().float(),
+        labels=labels,
+        class_names=tuple(str(name) for name in data.class_names),
+    )
+
+
+def labels_of(data: TimeSeriesData) -> Int[Tensor, " batch"]:
+    """The labels of a data set; raises LabelError where it has none."""
+    if data.labels is None:
+        raise LabelError("expected labelled series, got data with labels=None")
+    return data.labels
+
+
+def device_of(model: Callable[..., Tensor]) -> torch.device | None:
+    """The device of a module's first parameter; None for a function or an empty module."""
+    if isinstance(model, nn.Module):
+        for parameter in model.parameters():
+            return parameter.device
+    return None
+
+
+@contextmanager
+def _eval_mode(model: Callable[..., Tensor]) -> Iterator[None]:
+    if not isinstance(model, nn.Module):
+        yield
+        return
+    training = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, flag in training:
+            module.training = flag

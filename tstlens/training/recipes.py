@@ -1,0 +1,230 @@
+"""The recipes of the checkpoints that ship with tstlens.
+
+A recipe is everything that a checkpoint depends on: data set, scaling, sizes, training
+arguments, seed. ``fit_recipe(RECIPES["gunpoint"])`` makes the model again. The recipes were
+chosen by cross-validation on the training splits; the test splits took no part in it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tstlens.data import load_dataset
+from tstlens.errors import UnknownNameError
+from tstlens.training.augment import Augment
+from tstlens.training.conv_tst import ConvTST, ConvTSTConfig
+from tstlens.training.evaluation import Evaluation, evaluate, labels_of
+from tstlens.training.loop import TrainingResult, train
+from tstlens.training.split import stratified_folds
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """Everything that a trained checkpoint depends on.
+
+    Args:
+        name: of the checkpoint.
+        dataset: as ``tstlens.load_dataset`` knows it.
+        config: the sizes of the ConvTST.
+        training: arguments of ``train``, without seed, augment, checkpoint and progress.
+        augment: variation of the training batches.
+        scaling: of the series, as ``load_dataset`` knows it.
+        seed: of the initialisation and the training.
+
+    Example:
+        >>> recipe = RECIPES["gunpoint"]
+        >>> Recipe.from_dict(recipe.to_dict()) == recipe
+        True
+    """
+
+    name: str
+    dataset: str
+    config: ConvTSTConfig
+    training: Mapping[str, Any]
+    augment: Augment | None = None
+    scaling: str | None = None
+    seed: int = 0
+
+    def to_dict(self) -> dict[str, Any]:
+        """The recipe as plain JSON values."""
+        augment = None if self.augment is None else dataclasses.asdict(self.augment)
+        return {
+            "name": self.name,
+            "dataset": self.dataset,
+            "scaling": self.scaling,
+            "seed": self.seed,
+            "config": self.config.to_dict(),
+            "training": dict(self.training),
+            "augment": augment,
+        }
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Recipe:
+        """The inverse of ``to_dict``; raises UnknownNameError for a field that does not exist."""
+        known = [field.name for field in dataclasses.fields(cls)]
+        for name in values:
+            if name not in known:
+                raise UnknownNameError(name, known, "these are the fields of Recipe")
+        values = dict(values)
+        values["config"] = ConvTSTConfig.from_dict(values["config"])
+        if values.get("augment") is not None:
+            values["augment"] = Augment(**values["augment"])
+        return cls(**values)
+
+
+def fit_recipe(
+    recipe: Recipe, progress: bool = True, checkpoint: str | Path | None = None
+) -> tuple[ConvTST, TrainingResult, dict[str, Evaluation]]:
+    """Train a recipe's model from nothing and evaluate it.
+
+    Runs on one thread of the CPU, so that the order of floating-point sums, and with it the
+    result, does not depend on the number of cores.
+
+    Args:
+        recipe: what to train.
+        progress: whether to show a bar.
+        checkpoint: a folder to keep progress in; a run found there is continued.
+
+    Returns:
+        The module in eval mode, how training went, and the evaluations of "train" and "test".
+
+    Example:
+        >>> model, result, evaluations = fit_recipe(RECIPES["gunpoint"])  # doctest: +SKIP
+        >>> evaluations["test"].accuracy >= 0.95  # doctest: +SKIP
+        True
+    """
+    data = load_dataset(recipe.dataset, split="train", scaling=recipe.scaling)
+    with _one_thread():
+        model = _fresh(recipe)
+        result = train(
+            model,
+            data,
+            seed=recipe.seed,
+            augment=recipe.augment,
+            checkpoint=checkpoint,
+            progress=progress,
+            **recipe.training,
+        )
+        test = load_dataset(recipe.dataset, split="test", scaling=recipe.scaling)
+        evaluations = {"train": evaluate(model, data), "test": evaluate(model, test)}
+    return model, result, evaluations
+
+
+def cross_validate(recipe: Recipe, n_folds: int = 5, progress: bool = False) -> list[Evaluation]:
+    """Train a recipe on all but one fold of its *training* split and evaluate it on that fold.
+
+    This is how the shipped recipes were chosen. The recipe's own choice of an epoch, if it
+    makes one, happens inside the folds trained on.
+
+    Args:
+        recipe: what to train, ``n_folds`` times.
+        n_folds: stratified folds, dealt with the recipe's seed.
+        progress: whether to show bars.
+
+    Returns:
+        One Evaluation per fold, of series that its model has not seen.
+
+    Example:
+        >>> folds = cross_validate(RECIPES["gunpoint"], n_folds=5)  # doctest: +SKIP
+        >>> sum(fold.n_correct for fold in folds)  # doctest: +SKIP
+        49
+    """
+    data = load_dataset(recipe.dataset, split="train", scaling=recipe.scaling)
+    evaluations = []
+    with _one_thread():
+        for fold in stratified_folds(labels_of(data), n_folds, recipe.seed):
+            inside = torch.ones(len(data), dtype=torch.bool)
+            inside[fold] = False
+            kept = inside.nonzero()[:, 0]
+            model = _fresh(recipe)
+            train(
+                model,
+                data[kept],
+                seed=recipe.seed,
+                augment=recipe.augment,
+                progress=progress,
+                **recipe.training,
+            )
+            evaluations.append(evaluate(model, data[fold]))
+    return evaluations
+
+
+def _fresh(recipe: Recipe) -> ConvTST:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(recipe.seed)
+        return ConvTST(recipe.config)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _small(n_channels: int, n_time: int, n_classes: int, **sizes: Any) -> ConvTSTConfig:
+    """Two layers of width 64: enough for a few dozen series, at 24 to 38 positions."""
+    widths = {"conv_channels": (16, 32, 64), "n_heads": 8, "d_mlp": 128, "n_layers": 2}
+    return ConvTSTConfig(n_channels, n_time, n_classes, **{**widths, **sizes})
+
+
+# No epoch is chosen here: cross-validation chose the arguments, and every series is trained on.
+_TRAINING = {
+    "epochs": 150,
+    "batch_size": 16,
+    "lr": 1e-3,
+    "weight_decay": 0.05,
+    "schedule": "onecycle",
+    "label_smoothing": 0.1,
+    "val_fraction": 0.0,
+    "select": "last",
+}
+
+_SHIPPED = (
+    Recipe(
+        name="japanese-vowels",
+        dataset="JapaneseVowels",
+        config=ConvTSTConfig(n_channels=12, n_time=25, n_classes=9),
+        training={**_TRAINING, "epochs": 60, "batch_size": 32},
+        augment=Augment(jitter=0.2),
+    ),
+    Recipe(
+        name="gunpoint",
+        dataset="GunPoint",
+        config=_small(1, 150, 2, kernel_sizes=(7, 5, 3), strides=(1, 2, 2)),
+        training=_TRAINING,
+        augment=Augment(jitter=0.05, scale=0.1, window=0.1, shift=0.05),
+    ),
+    Recipe(
+        name="italy-power-demand",
+        dataset="ItalyPowerDemand",
+        config=_small(1, 24, 2),
+        training=_TRAINING,
+        augment=Augment(jitter=0.1, scale=0.1),
+    ),
+    Recipe(
+        name="basic-motions",
+        dataset="BasicMotions",
+        config=_small(6, 100, 4, kernel_sizes=(7, 5, 3), strides=(1, 2, 2)),
+        training=_TRAINING,
+        augment=Augment(jitter=0.05, scale=0.1, window=0.1, shift=0.05),
+    ),
+    Recipe(
+        name="arrow-head",
+        dataset="ArrowHead",
+        config=_small(1, 251, 3, kernel_sizes=(9, 5, 3), strides=(2, 2, 2), pooling="mean"),
+        training=_TRAINING,
+        augment=Augment(jitter=0.03, window=0.2),
+    ),
+)
+
+RECIPES: dict[str, Recipe] = {recipe.name: recipe for recipe in _SHIPPED}
