@@ -288,5 +288,6 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """``norm_position`` runs over both kinds of block, ``front_end`` over every front end."""
     if "norm_position" in metafunc.fixturenames:
         metafunc.parametrize("norm_position", ["pre", "post"])
-    if "front_end" in metafunc.fixturenames:
+    given = [mark.args[0] for mark in metafunc.definition.iter_markers("parametrize")]
+    if "front_end" in metafunc.fixturenames and "front_end" not in given:
         metafunc.parametrize("front_end", list(EMBEDS))

@@ -84,11 +84,11 @@ def by_autograd(model: HookedTST, x: Tensor, mask: Tensor | None, read: Any) -> 
         hooks.append(("ln_final.hook_scale", lambda scale, hook: scale.detach()))
     output = model.run_with_hooks(x, mask=mask, fwd_hooks=hooks)
     (gradient,) = torch.autograd.grad(read(output).sum(), cache[last])
-    written = {"embedding": cache["hook_embed"], "position embedding": cache["hook_pos_embed"]}
+    written = {"embedding": cache["hook_embed"], "positions": cache["hook_pos_embed"]}
     for layer in range(model.cfg.n_layers):
         for head in range(model.cfg.n_heads):
             written[f"L{layer}H{head}"] = cache[names[2 + 2 * layer]][:, :, head]
-        written[f"L{layer} attention bias"] = model.b_O[layer]
+        written[f"L{layer} attn bias"] = model.b_O[layer]
         written[f"L{layer} MLP"] = cache[names[3 + 2 * layer]]
     model.set_use_attn_result(False)
     return {name: (part * gradient).sum(-1).detach() for name, part in written.items()}
@@ -139,7 +139,7 @@ def test_contributions_sum_to_a_step_of_a_forecast(
 
 
 def hand_made(pooling: str) -> HookedTST:
-    """d_model 2, the embedding copies two channels, blocks write nothing; W_U = (2, -1), b_U = .5."""
+    """d_model 2, the embedding copies two channels, blocks write nothing; W_U = (2, -1)."""
     model = HookedTST(
         HookedTSTConfig(
             n_layers=1, d_model=2, n_heads=1, d_mlp=2, n_channels=2, n_time=3,
@@ -198,7 +198,9 @@ def test_a_logit_difference_is_the_difference_of_two_attributions() -> None:
     difference = logit_attribution(model, x, 2, other=0)
     torch.testing.assert_close(difference.values, a.values - b.values)
     torch.testing.assert_close(difference.constant, a.constant - b.constant)
-    assert difference.target == "logit difference"
+    assert difference.target == "logit of class 2 minus class 0"
+    various = logit_attribution(model, x, torch.tensor([0, 1, 2, 3]), other=0)
+    assert various.target == "logit of the class asked for minus class 0"
 
 
 def test_many_series_in_blocks_give_what_each_gives_alone() -> None:

@@ -62,7 +62,7 @@ def build(
         class_names=class_names,
         **options,
     )
-    weight = source.layers[0].linear1.weight
+    weight = next(source.parameters())
     model = HookedTST(cfg, embed=copy.deepcopy(embed), head=copy.deepcopy(head))
     model.to(device=weight.device, dtype=weight.dtype)
     for block, layer in zip(model.blocks, source.layers, strict=True):

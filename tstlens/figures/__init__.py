@@ -16,6 +16,7 @@ from tstlens.figures.drawing import draw
 from tstlens.figures.influence import draw_influence
 from tstlens.figures.intervals import Interval, over_pairs
 from tstlens.figures.lines import pair, series
+from tstlens.figures.notebook import in_notebooks
 from tstlens.figures.ranking import ranking
 from tstlens.figures.statistics import (
     draw_ablation,
@@ -38,6 +39,7 @@ __all__ = [
     "draw_split_half",
     "draw_summary",
     "draw_sweep",
+    "in_notebooks",
     "over_pairs",
     "pair",
     "ranking",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -154,8 +155,9 @@ def _patterns(
             col=number_ % across + 1,
         )
     ends = [float(edges[0]), float(edges[-1])]
-    figure.update_xaxes(range=ends, showgrid=False, zeroline=False, nticks=5, tickangle=0)
-    figure.update_yaxes(range=ends[::-1], showgrid=False, zeroline=False, nticks=5)
+    few = {"nticks": 3 if across > 2 else 6, "showgrid": False, "zeroline": False}
+    figure.update_xaxes(range=ends, tickangle=0, **few)
+    figure.update_yaxes(range=ends[::-1], **few)
     figure.update_layout(
         coloraxis={
             "cmin": 0,
@@ -169,13 +171,13 @@ def _patterns(
         left = layout[f"xaxis{number_ + 1 if number_ else ''}"].domain[0]
         note.update(x=left, xanchor="left", font={"size": 11, "color": style.INK})
     figure.add_annotation(
-        text=f"{axis_title('key', cells)} →",
+        text=axis_title("key", cells),
         showarrow=False,
         font={"size": 12, "color": style.MUTED},
         **{"xref": "paper", "yref": "paper", "x": 0.5, "y": 0},
         **{"xanchor": "center", "yanchor": "top", "yshift": -20},
     )
-    above = style.label_above(figure, f"attention; down: {axis_title('query', cells)}", 22)
+    above = style.label_above(figure, f"attention; a row per {axis_title('query', cells)}", 22)
     heading = "Where heads look" if title == "" else title
     mask = ", only keys before the query" if result.causal else ""
     return style.finish(figure, heading, which + mask, plot_height=height, above=above, left=34)
@@ -212,9 +214,13 @@ def _received(
     ratio = np.where(result.observed.cpu().numpy(), ratio, np.nan)
     across = min(across or 2, len(chosen))
     down = -(-len(chosen) // across)
-    each, gap = 210, 40
+    each, gap = 210, 50
     height = down * each + (down - 1) * gap
-    headings = [style.shortened(name, 24) for name in names or [f"series {at}" for at in chosen]]
+    headings = [
+        "<br>".join(textwrap.wrap(style.shortened(name, 42), 21))  # two lines of half a phone
+        for name in names or [f"series {at}" for at in chosen]
+    ]
+    lines = max(heading.count("<br>") + 1 for heading in headings)
     figure = make_subplots(
         rows=down,
         cols=across,
@@ -267,8 +273,8 @@ def _received(
     layout: Any = figure.layout
     for panel, note in enumerate(layout.annotations):
         left = layout[f"xaxis{panel + 1 if panel else ''}"].domain[0]
-        note.update(x=left, xanchor="left", font={"size": 12, "color": style.INK})
-    above = style.label_above(figure, "shading: attention received (1 = as uniform gives)", 24)
+        note.update(x=left, xanchor="left", align="left", font={"size": 11, "color": style.INK})
+    above = style.label_above(figure, "shading: attention received (1 is uniform)", 8 + 15 * lines)
     heads = "all heads" if head is None else f"head {head}"
     where = "all layers" if layer is None else f"layer {layer}"
     if layer is not None and head is not None:
@@ -328,7 +334,7 @@ def _heads(
         text="as far as uniform attention",
         showarrow=False,
         font={"size": 10, "color": style.MUTED},
-        **{"x": 0.0, "xref": "x", "y": level, "xanchor": "left", "yanchor": "bottom"},
+        **{"x": 1.05, "xref": "x", "y": level, "xanchor": "right", "yanchor": "bottom"},
     )
     labelled = len(places) <= 40
     for at in sorted({at for at, _ in places}):
@@ -337,10 +343,14 @@ def _heads(
             x=[entropy[place] for place in here],
             y=[far[place] for place in here],
             mode="markers+text" if labelled else "markers",
-            text=[f"H{one}" for _, one in here],
-            textposition="top center",
-            textfont={"size": 10, "color": style.LINES[at % len(style.LINES)]},
-            marker={"size": 9, "color": style.LINES[at % len(style.LINES)], "opacity": 0.85},
+            text=[str(one) for _, one in here],
+            textfont={"size": 10, "color": style.PAPER},
+            marker={
+                "size": 17 if labelled else 9,
+                "color": style.LINES[at % len(style.LINES)],
+                "opacity": 0.85,
+                "line": {"color": style.PAPER, "width": 1},
+            },
             name=f"layer {at}",
             hovertext=[
                 f"<b>L{place[0]}H{place[1]}</b><br>entropy {number(nats[place])} nats, "
@@ -356,13 +366,16 @@ def _heads(
         tickformat=".0%",
         zeroline=False,
     )
-    top = max(level, float(np.nanmax(far))) * 1.14 or 1.0
-    figure.update_yaxes(range=[0, top], zeroline=False, nticks=6)
+    drawn = [level, *(far[place] for place in places)]
+    low, high = float(np.nanmin(drawn)), float(np.nanmax(drawn))
+    room = 0.12 * ((high - low) or 1.0)
+    figure.update_yaxes(range=[max(0.0, low - room), high + room], zeroline=False, nticks=6)
     above = style.label_above(figure, f"mean distance between query and key ({unit})", 6)
     n = len(result.entropy) if chosen is None else len(chosen)
     heading = "How sharply and how far heads look" if title == "" else title
     below = 78 + 20 * -(-len({at for at, _ in places}) // 4)
-    subtitle = f"mean over {n} series; left: one key, right: all keys alike"
+    numbers = "; the number is the head" if labelled else ""
+    subtitle = f"mean over {n} series{numbers}"
     style.finish(figure, heading, subtitle, plot_height=330, above=above, below=below)
     figure.update_layout(legend={"y": -58 / 330, "yanchor": "top", "yref": "paper"})
     return figure

@@ -106,9 +106,10 @@ def draw_logit_attribution(
             hover[row, pos] = f"<b>{name}, {place}</b><br>{value} {unit}"
     rows = Ticks("", tuple(names))
     panel = Panel("", values, hover)
-    return heat_maps(
+    figure = heat_maps(
         [panel], rows, columns, Scale(label, -end, end), title=heading, subtitle=subtitle
     )
+    return title_at_edge(figure)
 
 
 def _largest(names: list[str], each: np.ndarray, most: int) -> tuple[list[str], np.ndarray]:
@@ -179,4 +180,10 @@ def _bars(
     if limits:
         figure.update_xaxes(range=[-limits, limits])
     size = {"plot_height": 19 * len(names) + 12, "below": 52, "left": style.room_for(names)}
-    return style.finish(figure, heading, subtitle, **size)
+    return title_at_edge(style.finish(figure, heading, subtitle, **size))
+
+
+def title_at_edge(figure: go.Figure) -> go.Figure:
+    """The title at the figure's left edge: above long row labels a phone would cut it off."""
+    figure.update_layout(title={"xref": "container", "x": 0, "pad": {"l": 12, "t": 12}})
+    return figure

@@ -10,6 +10,7 @@ from plotly.subplots import make_subplots
 
 from tstlens.errors import ArgumentError, UnknownNameError
 from tstlens.figures import style
+from tstlens.figures.attribution import title_at_edge
 from tstlens.figures.drawing import draw
 from tstlens.figures.maps import Panel, Scale, Ticks, heat_maps
 from tstlens.figures.words import number, when
@@ -87,16 +88,20 @@ def _curves(result: LensResult, title: str | None) -> go.Figure:
     lines: list[tuple[str, str, str, int]] = [  # column, name, colour, panel
         ("accuracy", "accuracy", style.BLUE, 1),
         ("agreement", "same class as the output", style.MUTED, 1),
-        ("log_prob", "log-probability of the true class", style.BLUE, 2),
+        ("log_prob", "log p of the true class", style.BLUE, 2),
         ("kl", "KL from the output", style.ORANGE, 2),
-        ("mse_target", "from the true values", style.BLUE, 1),
-        ("mse_final", "from the final forecast", style.ORANGE, 1),
+        ("mse_target", "true values", style.BLUE, 1),
+        ("mse_final", "final forecast", style.ORANGE, 1),
     ]
     lines = [line for line in lines if line[0] in summary]
     n_panels = max(line[3] for line in lines)
-    headings = ["share of series", "nats, mean over series"]
+    headings = ["share of series", "nats"]
     if result.kind == "forecast":
-        headings = ["mean squared distance (squared units of the series)"]
+        headings = ["mean squared distance from the"]
+    # Named in their own colour: a legend below would not fit a phone.
+    for at in range(n_panels):
+        named = [f"<b style='color:{c}'>{name}</b>" for _, name, c, row in lines if row == at + 1]
+        headings[at] += (": " if result.kind == "classes" else " ") + ", ".join(named)
     gap, each = 40, 150
     height = each * n_panels + gap * (n_panels - 1)
     figure = make_subplots(
@@ -113,6 +118,7 @@ def _curves(result: LensResult, title: str | None) -> go.Figure:
             y=values,
             mode="lines+markers",
             name=name,
+            showlegend=False,
             line={"color": color, "width": 2, "dash": "dot" if column == "agreement" else None},
             marker={"size": 7},
             hovertext=[
@@ -128,6 +134,8 @@ def _curves(result: LensResult, title: str | None) -> go.Figure:
         type="category",
         tickmode="array",
         tickvals=list(result.points[::step]),
+        ticktext=[_broken(point) for point in result.points[::step]],
+        tickangle=0,
         range=[-0.4, len(result.points) - 0.6],
         showgrid=False,
     )
@@ -139,11 +147,13 @@ def _curves(result: LensResult, title: str | None) -> go.Figure:
     layout: Any = figure.layout
     for note in layout.annotations:
         note.update(x=0, xanchor="left", font={"size": 11, "color": style.MUTED})
-    below = 84 + 20 * -(-len(lines) // 2)
     subtitle = f"{result.output.shape[1]} series; {result.heuristic}"
-    style.finish(figure, title, subtitle, plot_height=height, above=20, below=below)
-    figure.update_layout(legend={"y": -78 / height, "yanchor": "top", "yref": "paper"})
-    return figure
+    return style.finish(figure, title, subtitle, plot_height=height, above=20)
+
+
+def _broken(point: str) -> str:
+    """A point's name on two lines, so that seven of them stand beside each other on a phone."""
+    return point.replace(" ", "<br>")
 
 
 def _classes(result: LensResult, at: int, title: str | None) -> go.Figure:
@@ -160,15 +170,19 @@ def _classes(result: LensResult, at: int, title: str | None) -> go.Figure:
         dtype=object,
     )
     truth = "" if result.target is None else f", true class {_name(result, int(result.target[at]))}"
-    heading = f"Series {at}{style.shortened(truth, 40)}" if title == "" else title
-    return heat_maps(
+    heading = f"Series {at}{style.shortened(truth, 60)}" if title == "" else title
+    short = [style.shortened(name) for name in names]
+    if len(set(short)) < len(names):  # cut off, some would read the same
+        short = [style.shortened(f"{index}: {name}") for index, name in enumerate(names)]
+    figure = heat_maps(
         [Panel("", values, hover)],
-        Ticks("", tuple(names)),
-        Ticks("", tuple(result.points)),
+        Ticks("", tuple(short)),
+        Ticks("", tuple(_broken(point) for point in result.points)),
         Scale("probability of each class", 0.0, 1.0, diverging=False),
         title=heading,
         subtitle=result.heuristic,
     )
+    return title_at_edge(figure.update_xaxes(tickangle=0))
 
 
 def _positions(result: LensResult, at: int, title: str | None) -> go.Figure:
@@ -193,7 +207,7 @@ def _positions(result: LensResult, at: int, title: str | None) -> go.Figure:
     which = "predicted class" if result.target is None else "true class"
     heading = f"Series {at}, every position by itself" if title == "" else title
     label = f"probability of the {which} {style.shortened(_name(result, index), 24)}"
-    return heat_maps(
+    figure = heat_maps(
         [Panel("", values, hover)],
         Ticks("", tuple(result.points)),
         columns,
@@ -201,6 +215,7 @@ def _positions(result: LensResult, at: int, title: str | None) -> go.Figure:
         title=heading,
         subtitle=result.heuristic,
     )
+    return title_at_edge(figure)
 
 
 def _forecast(result: LensResult, at: int, channel: int, title: str | None) -> go.Figure:
@@ -212,7 +227,9 @@ def _forecast(result: LensResult, at: int, channel: int, title: str | None) -> g
     if result.series is not None:
         past = result.series[at, channel].double().cpu().numpy()
         n_time = len(past)
-        _line(figure, np.arange(n_time), past, "series", {"color": style.INK, "width": 1.6})
+        first = max(0, n_time - 2 * horizon)  # enough to see what the forecast goes on from
+        line = {"color": style.INK, "width": 1.6}
+        _line(figure, np.arange(first, n_time), past[first:], "series", line)
     if result.target is not None:
         truth = result.target[at, channel].double().cpu().numpy()
         dashed = {"color": style.INK, "width": 1.6, "dash": "dot"}
@@ -222,22 +239,31 @@ def _forecast(result: LensResult, at: int, channel: int, title: str | None) -> g
         color = style.BLUE if last else _shade(number_ / max(1, n_points - 1))
         line = {"color": color, "width": 2.6 if last else 1.5}
         values = result.output[number_, at, channel].double().cpu().numpy()
-        name = f"{point} (the forecast)" if last else point
-        _line(figure, n_time + steps, values, name, line)
+        name = f"{point}: the forecast" if last else point
+        named = last or number_ in (0, (n_points - 1) // 2)
+        _line(figure, n_time + steps, values, name, line, named=named)
     heading = f"Forecasts read at every depth, channel {channel}" if title == "" else title
     figure.update_xaxes(title={"text": "time (sample)"}, showgrid=False, zeroline=False)
     figure.update_yaxes(zeroline=False, nticks=6)
     above = style.label_above(figure, "units of the series")
-    below = 60 + 22 * -(-(n_points + 2) // 3)
+    below = 60 + 22 * 3
     subtitle = f"series {at}; {result.heuristic}"
     style.finish(figure, heading, subtitle, plot_height=260, above=above, below=below)
     figure.update_layout(legend={"y": -50 / 260, "yanchor": "top", "yref": "paper"})
     return figure
 
 
-def _line(figure: go.Figure, x: Any, y: np.ndarray, name: str, line: dict[str, Any]) -> None:
+def _line(
+    figure: go.Figure,
+    x: np.ndarray,
+    y: np.ndarray,
+    name: str,
+    line: dict[str, Any],
+    named: bool = True,
+) -> None:
     figure.add_scatter(
         x=x,
+        showlegend=named,
         y=y,
         mode="lines",
         name=name,

@@ -262,7 +262,7 @@ def bars(
         showlegend=False,
         **whiskers,
     )
-    if each is not None and 1 < len(each) and each.size <= MOST_DOTS:
+    if each is not None and len(each) > 1 and each.size <= MOST_DOTS:
         spread = (np.arange(len(each)) % 7 - 3) / 7 * 0.5  # side by side, not on one line
         figure.add_scatter(
             x=(x[None] + spread[:, None] * width[None]).ravel(),

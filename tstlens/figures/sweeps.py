@@ -26,7 +26,7 @@ from tstlens.figures.words import number, quantity, site_label, site_title
 from tstlens.patching import SweepResult
 
 # Axes from the one that makes panels and rows to the one that runs along the figure.
-_ORDER = ("layer", "query", "channel", "head", "slice", "class", "feature", "key", "pos", "time")
+_ORDER = ("layer", "channel", "head", "slice", "class", "feature", "query", "key", "pos", "time")
 _MOST_PANELS = 48
 
 

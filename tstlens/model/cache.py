@@ -36,7 +36,8 @@ def _linear_with(name: str, *options: str) -> Any:
     def method(self: TSTActivationCache, *args: Any, **kwargs: Any) -> Any:
         given = signature.bind(self, *args, **kwargs).arguments
         asked = [option for option in options if given.get(option)]
-        if asked and self.model.cfg.norm_position == "post":
+        cfg: Any = self.model.cfg
+        if asked and cfg.norm_position == "post":
             raise NonlinearResidualError(_REASON.format(method=f"{name}({asked[0]}=True)"))
         return inherited(self, *args, **kwargs)
 

@@ -30,8 +30,8 @@ PRE_NORM = (
     "the head was trained on the last stream: earlier readings are a heuristic, the last is exact"
 )
 POST_NORM = (
-    "heuristic: post-norm blocks rescale and shift the stream after every sublayer, and the head "
-    "fits what leaves the last one; only the last reading is exact"
+    "heuristic: post-norm blocks rescale the stream after every sublayer, and the head fits what "
+    "leaves the last; only that reading is exact"
 )
 
 
@@ -85,7 +85,7 @@ def lens(
         ...     embed=PerStepConfig(), head=HeadConfig("mean", n_classes=5)))
         >>> read = patching.lens(model, torch.randn(8, 3, 20), torch.zeros(8, dtype=torch.long))
         >>> read.points
-        ('embedding', 'L0 attention', 'L0 MLP', 'L1 attention', 'L1 MLP')
+        ('embedding', 'L0 attn', 'L0 MLP', 'L1 attn', 'L1 MLP')
         >>> read.accuracy().shape
         torch.Size([5])
     """
@@ -126,9 +126,7 @@ def lens(
 
 def point_names(n_layers: int) -> tuple[str, ...]:
     """Where the lens reads: after the embedding and after every sublayer."""
-    after = [
-        f"L{layer} {sublayer}" for layer in range(n_layers) for sublayer in ("attention", "MLP")
-    ]
+    after = [f"L{layer} {sublayer}" for layer in range(n_layers) for sublayer in ("attn", "MLP")]
     return ("embedding", *after)
 
 

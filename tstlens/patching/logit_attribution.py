@@ -135,14 +135,14 @@ def components(model: HookedTST) -> tuple[Component, ...]:
     cfg = model.cfg
     parts = [Component("embedding", "embed")]
     if cfg.positions != "none":
-        parts.append(Component("position embedding", "pos_embed"))
+        parts.append(Component("positions", "pos_embed"))
     for layer in range(cfg.n_layers):
         parts += [Component(f"L{layer}H{head}", "head", layer, head) for head in range(cfg.n_heads)]
         if cfg.attn_bias:
-            parts.append(Component(f"L{layer} attention bias", "attn_bias", layer))
+            parts.append(Component(f"L{layer} attn bias", "attn_bias", layer))
         parts.append(Component(f"L{layer} MLP", "mlp", layer))
     if cfg.final_norm and cfg.normalization_type == "LN":
-        parts.append(Component("final norm bias", "norm_bias"))
+        parts.append(Component("norm bias", "norm_bias"))
     return tuple(parts)
 
 

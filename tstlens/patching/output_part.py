@@ -52,10 +52,10 @@ class OutputPart:
             index = _classes("labels", labels, n, head.n_classes, model)
             minus = None if other is None else _classes("other", other, n, head.n_classes, model)
             direction, constant = model.W_U.T[index], model.b_U[index]
-            name = "logit of the class asked for"
+            name = f"logit of {_class_name(model, index)}"
             if minus is not None:
                 direction, constant = direction - model.W_U.T[minus], constant - model.b_U[minus]
-                name = "logit difference"
+                name += f" minus {_class_name(model, minus)}"
             return cls(name, direction.view(n, n_rows, -1), constant, (index, minus))
         if labels is not None or other is not None:
             raise ArgumentError(
@@ -117,6 +117,14 @@ def _classes(name: str, given: Tensor | int, n: int, n_classes: int, model: Hook
     if len(bad):
         raise LabelError(f"expected {name} in 0..{n_classes - 1}, got {int(bad[0])}")
     return index.to(model.W_U.device)
+
+
+def _class_name(model: HookedTST, index: Tensor) -> str:
+    """The class where it is one for all series."""
+    if bool((index != index[0]).any()):
+        return "the class asked for"
+    names = model.cfg.class_names
+    return f"class {names[int(index[0])] if names else int(index[0])}"
 
 
 def _in_range(name: str, value: int | None, size: int) -> int:

@@ -28,6 +28,10 @@ from tstlens.patching.circuits.streams import (
     written,
 )
 
+Share = (
+    Bool[Tensor, "world sender receiver"] | Float[Tensor, "world sender receiver"]
+)
+
 TOLERANCE = 1e-3  # of the output's scale; the rebuilt run differs by rounding only
 
 
@@ -36,7 +40,7 @@ def run_edge_sets(
     graph: ComponentGraph,
     here: Recorded,
     there: Recorded,
-    masks: Bool[Tensor, "world sender receiver"],
+    masks: Share,
     memory_mb: float = 256.0,
 ) -> Iterator[Float[Tensor, "world pair *out"]]:
     """Outputs of runs whose masked edges carry the other run's contributions.
@@ -46,7 +50,7 @@ def run_edge_sets(
         graph: its components.
         here: the run that goes on as it is where no edge is replaced.
         there: where replaced edges take their contributions from.
-        masks: True where an edge is replaced.
+        masks: True where an edge is replaced; numbers from 0 to 1 replace by that share.
         memory_mb: worlds run in chunks whose streams stay near this many MiB.
 
     Yields:

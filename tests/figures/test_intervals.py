@@ -1,0 +1,93 @@
+"""Intervals over pairs: against a loop of one's own, and against coverage that is known."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from tstlens.errors import ArgumentError
+from tstlens.figures import over_pairs
+
+
+def by_hand(effect: np.ndarray, clusters: list[int], n: int, rng) -> tuple[np.ndarray, np.ndarray]:
+    groups = [np.flatnonzero(np.array(clusters) == one) for one in sorted(set(clusters))]
+    means = []
+    for _ in range(n):
+        drawn = rng.integers(len(groups), size=len(groups))
+        rows = np.concatenate([groups[one] for one in drawn])
+        means.append(effect[rows].mean(0))
+    return np.quantile(means, 0.025, axis=0), np.quantile(means, 0.975, axis=0)
+
+
+@pytest.mark.parametrize("clusters", [list(range(12)), [0, 0, 0, 1, 1, 2, 3, 4, 5, 5, 6, 7]])
+def test_the_interval_is_that_of_a_loop_over_whole_clusters(sweep, clusters):
+    result = sweep(n_pairs=12, layer=3)
+    interval = over_pairs(result, clusters=clusters, n_resamples=4000)
+    low, high = by_hand(result.effect().numpy(), clusters, 4000, np.random.default_rng(5))
+    np.testing.assert_allclose(interval.low, low, atol=0.06)
+    np.testing.assert_allclose(interval.high, high, atol=0.06)
+
+
+def test_copies_of_a_pair_do_not_narrow_the_interval_of_their_cluster(sweep):
+    result = sweep(n_pairs=8, layer=2)
+    doubled = dataclasses.replace(
+        result,
+        values=result.values.repeat_interleave(3, 0),
+        baseline=result.baseline.repeat_interleave(3),
+        clean=result.clean.repeat_interleave(3),
+        coords={**result.coords, "pair": tuple(range(24))},
+        n_pairs=24,
+    )
+    clusters = [pair // 3 for pair in range(24)]
+    once, thrice = over_pairs(result), over_pairs(doubled, clusters=clusters)
+    np.testing.assert_allclose(thrice.low, once.low, atol=1e-6)
+    np.testing.assert_allclose(thrice.high, once.high, atol=1e-6)
+    assert (thrice.n_pairs, thrice.n_clusters) == (24, 8)
+    naive = over_pairs(doubled)
+    assert (naive.high - naive.low < 0.8 * (once.high - once.low)).all()
+
+
+def test_the_same_seed_gives_the_same_interval(sweep):
+    result = sweep(layer=3, head=2)
+    np.testing.assert_array_equal(over_pairs(result).low, over_pairs(result).low)
+    assert (over_pairs(result, seed=1).low != over_pairs(result).low).any()
+
+
+def test_few_series_have_a_mean_but_no_interval(sweep):
+    interval = over_pairs(sweep(n_pairs=4, layer=2))
+    assert np.isfinite(interval.mean).all()
+    assert np.isnan(interval.low).all() and np.isnan(interval.strongest).all()
+
+
+def test_a_site_that_always_wins_is_always_the_strongest(sweep):
+    result = sweep(layer=3)
+    result.values[:, 1] += 50
+    np.testing.assert_array_equal(over_pairs(result).strongest, [0, 1, 0])
+
+
+def test_the_normalized_interval_resamples_the_gap_too(sweep):
+    result = sweep(n_pairs=10, layer=1)
+    result.values[:, 0] = result.baseline + 0.25 * (result.clean - result.baseline)
+    interval = over_pairs(result, "normalized")
+    np.testing.assert_allclose([interval.low[0], interval.high[0]], 0.25, atol=1e-6)
+
+
+def test_95_percent_intervals_cover_a_known_mean_about_that_often(sweep):
+    generator = torch.Generator().manual_seed(3)
+    covered = 0
+    result = sweep(n_pairs=25, layer=40)
+    for _ in range(10):
+        values = 0.7 + torch.randn(25, 40, generator=generator) + result.baseline[:, None]
+        interval = over_pairs(dataclasses.replace(result, values=values), n_resamples=500)
+        covered += int(((interval.low <= 0.7) & (interval.high >= 0.7)).sum())
+    assert 0.89 <= covered / 400 <= 0.98
+
+
+def test_what_cannot_be_resampled_is_refused(sweep):
+    with pytest.raises(ArgumentError, match="averaged over"):
+        over_pairs(sweep(layer=2).mean("pair"))
+    with pytest.raises(ArgumentError, match=r"one cluster per pair \[6\], got 2"):
+        over_pairs(sweep(layer=2), clusters=[0, 1])

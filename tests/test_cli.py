@@ -1,0 +1,125 @@
+"""The command line: what it writes, what it says, how it fails."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import tstlens
+from tstlens import cli
+from tstlens.training import evaluate
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+def run(monkeypatch, capsys, *arguments: str) -> tuple[int, str, str]:
+    """``tstlens ...`` in this process: exit code, what it printed, what it complained."""
+    monkeypatch.setattr(sys, "argv", ["tstlens", *arguments])
+    with pytest.raises(SystemExit) as exit:
+        cli.main()
+    captured = capsys.readouterr()
+    return int(exit.value.code or 0), captured.out, captured.err
+
+
+def test_an_error_made_on_purpose_is_one_line_and_exit_code_1():
+    command = [sys.executable, "-m", "tstlens.cli", "report", "japanese-vowles"]
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    result = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert result.returncode == 1
+    assert result.stderr.startswith(
+        "tstlens: unknown checkpoint 'japanese-vowles'; did you mean 'japanese-vowels'?"
+    )
+    assert "Traceback" not in result.stderr and len(result.stderr.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["report", "gunpoint", "--data", "NoSuchData"], "unknown data set 'NoSuchData'"),
+        (["report", "gunpoint", "--out", "a.pdf"], "expected out to end in .html"),
+        (["train"], "give either a data set"),
+        (["train", "GunPoint", "--recipe", "gunpoint"], "give either a data set"),
+        (["train", "--recipe", "gun-point"], "unknown name 'gun-point'; did you mean 'gunpoint'"),
+        (["train", "ItalyPowerDemand", "--heads", "7"], "n_heads: 7 does not divide d_model=128"),
+        (["train", "ItalyPowerDemand", "--scaling", "max"], "expected scaling in"),
+    ],
+)
+def test_bad_arguments_are_named(monkeypatch, capsys, tmp_path, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    code, out, err = run(monkeypatch, capsys, *arguments)
+    assert code == 1 and message in err and not out
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("command", [[], ["report"], ["train"], ["checkpoints"]])
+def test_help_is_there(monkeypatch, capsys, command):
+    code, out, _ = run(monkeypatch, capsys, *command, "--help")
+    assert code == 0 and "Usage" in out
+
+
+def test_help_loads_nothing_heavy():
+    code = (
+        "import sys; from tstlens import cli; "
+        "heavy = {'torch', 'plotly', 'aeon', 'pandas'} & set(sys.modules); assert not heavy, heavy"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    subprocess.run([sys.executable, "-c", code], check=True, env=environment)
+
+
+def test_checkpoints_are_listed_with_data_and_accuracy(monkeypatch, capsys):
+    code, out, _ = run(monkeypatch, capsys, "checkpoints")
+    assert code == 0
+    rows = {line.split()[0]: line for line in out.splitlines()[1:]}
+    assert sorted(rows) == tstlens.list_checkpoints()
+    assert "JapaneseVowels" in rows["japanese-vowels"]
+    accuracy = tstlens.HookedTST.from_pretrained("gunpoint").info["accuracy"]["test"]["accuracy"]
+    assert f"{accuracy:.2%}" in rows["gunpoint"]
+
+
+def test_train_makes_a_checkpoint_that_can_be_reported_on(monkeypatch, capsys, tmp_path):
+    folder = tmp_path / "mine"
+    sizes = ["--layers", "1", "--width", "16", "--heads", "2"]
+    code, out, err = run(
+        monkeypatch, capsys, "train", "ItalyPowerDemand", "--epochs", "3", *sizes,
+        "--scaling", "per_channel", "--seed", "5", "--quiet", "--out", str(folder),
+    )  # fmt: skip
+    assert code == 0, err
+    model = tstlens.HookedTST.from_pretrained(folder)
+    info = model.info
+    assert info["seed"] == 5 and info["recipe"]["training"]["epochs"] == 3
+    assert info["command"].startswith("tstlens train ItalyPowerDemand --epochs 3")
+    test = tstlens.load_dataset("ItalyPowerDemand", scaling="per_channel")
+    measured = evaluate(model, test)
+    assert f"{measured.n_correct} of 1029 right" in out
+    assert info["accuracy"]["test"]["n_correct"] == measured.n_correct
+
+    page = tmp_path / "mine.html"
+    arguments = ["report", str(folder), "--out", str(page), "--max-pairs", "4", "--quiet"]
+    code, out, err = run(monkeypatch, capsys, *arguments)
+    assert code == 0 and str(page) in out
+    numbers = json.loads(page.with_suffix(".json").read_text())
+    assert numbers["name"] == "mine"
+    assert numbers["evaluation"]["n_correct"] == measured.n_correct
+    assert numbers["data"]["scaling"]["kind"] == "per_channel"
+
+
+def test_the_same_seed_trains_the_same_weights(monkeypatch, capsys, tmp_path):
+    for name in ("a", "b"):
+        arguments = ["train", "ItalyPowerDemand", "--epochs", "1", "--layers", "1", "--width", "8"]
+        arguments += ["--heads", "2", "--quiet", "--out", str(tmp_path / name)]
+        code, _, err = run(monkeypatch, capsys, *arguments)
+        assert code == 0, err
+    weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("a", "b")]
+    assert weights[0] == weights[1]
+
+
+@pytest.mark.parametrize(
+    ("samples", "strides"), [(1, (1, 1, 1)), (2, (1, 1, 2)), (3, (1, 2, 2)), (8, (2, 2, 2))]
+)
+def test_strides_make_positions_of_about_the_samples_asked_for(samples, strides):
+    assert cli._strides(samples) == strides
