@@ -65,7 +65,6 @@ def test_bad_masks_are_refused(make_model, series, mask, change, words, no_shape
     "embed",
     [
         ConvStemConfig((8,), (3,), (4,), (1,)),
-        LinearPatchesConfig(5, 5, leftover="drop_start"),
         LinearPatchesConfig(2, 2, leftover="drop_end", channel_independent=True),
     ],
 )
@@ -77,6 +76,17 @@ def test_a_mask_that_leaves_no_position_is_refused(make_model, embed):
     mask[1] = torch.arange(n_time) == observed
     with pytest.raises(SeriesShapeError, match="every series an observed position.*none in row 1"):
         model(torch.randn(2, 3, n_time), mask=mask)
+
+
+@pytest.mark.parametrize(
+    "embed", [LinearPatchesConfig(4, 2, padding=2), LinearPatchesConfig(5, 5, leftover="drop_start")]
+)
+def test_patches_that_move_with_the_padded_length_refuse_padded_series(make_model, series, embed):
+    model, mask = make_model(embed), torch.ones(4, 12, dtype=torch.bool)
+    torch.testing.assert_close(model(series, mask=mask), model(series))
+    mask[1, 8:] = False
+    with pytest.raises(ArgumentError, match="depend on how far a series is padded"):
+        model(series, mask=mask)
 
 
 def test_a_batch_of_no_series_gives_no_outputs(make_model, front_end, norm_position):

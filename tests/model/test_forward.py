@@ -161,7 +161,9 @@ def test_more_padding_never_changes_the_output_of_a_conv_stem(
         )
 
 
-@pytest.mark.parametrize("front_end", ["conv", "conv-folded", "patches", "patches-ci", "per-step"])
+@pytest.mark.parametrize(
+    "front_end", ["conv", "conv-folded", LinearPatchesConfig(4, 2), "patches-ci", "per-step"]
+)
 def test_what_padding_holds_does_not_matter(make_model, series, mask, front_end, norm_position):
     head = HeadConfig("max", n_classes=4)
     model = make_model(front_end, norm_position=norm_position, head=head)

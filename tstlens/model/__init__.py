@@ -5,16 +5,16 @@ bottom. Imports only from ``tstlens.data``.
 """
 
 from tstlens.model.cache import TSTActivationCache
-from tstlens.model.config import (
+from tstlens.model.config import HookedTSTConfig
+from tstlens.model.hooked_tst import HookedTST
+from tstlens.model.parity import Parity
+from tstlens.model.parts import (
     ConvStemConfig,
     CustomConfig,
     HeadConfig,
-    HookedTSTConfig,
     LinearPatchesConfig,
     PerStepConfig,
 )
-from tstlens.model.hooked_tst import HookedTST
-from tstlens.model.parity import Parity
 from tstlens.model.saving import describe_checkpoint, list_checkpoints
 from tstlens.model.state import TrunkState
 

@@ -15,15 +15,10 @@ from torch import Tensor, nn
 from transformer_lens.hook_points import HookPoint
 
 from tstlens.errors import ArgumentError, SeriesShapeError
-from tstlens.model.config import (
-    ConvStemConfig,
-    CustomConfig,
-    HookedTSTConfig,
-    LinearPatchesConfig,
-    PerStepConfig,
-)
+from tstlens.model.config import HookedTSTConfig
 from tstlens.model.mlp import ACTIVATIONS
 from tstlens.model.norms import listened_to
+from tstlens.model.parts import ConvStemConfig, CustomConfig, LinearPatchesConfig, PerStepConfig
 from tstlens.model.state import TrunkState
 from tstlens.shapes import Mask, Residual, Series
 
@@ -105,6 +100,13 @@ class LinearPatches(nn.Module):
 
     def forward(self, series: Series, mask: Mask | None) -> Embedded:
         n_channels = series.shape[1]
+        moves = bool(self.cfg.padding) or self.cfg.leftover == "drop_start"
+        if moves and mask is not None and not bool(mask.all()):
+            raise ArgumentError(
+                "this front end repeats the last samples (padding) or drops the first ones "
+                "(leftover='drop_start'), which depend on how far a series is padded; run series "
+                "of one length together, without a mask"
+            )
         patches = self._cut(series if mask is None else series * mask[:, None])
         if listened_to(self.hook_patches):
             patches = self.hook_patches(patches.clone())  # patches may overlap, and are views

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from transformer_lens.hook_points import HookPoint
 
 from tstlens.errors import SeriesShapeError
-from tstlens.model.config import CustomConfig, HeadConfig, HookedTSTConfig, Pooling
+from tstlens.model.config import HookedTSTConfig
 from tstlens.model.embed import brought_module, reject_module
+from tstlens.model.parts import CustomConfig, HeadConfig, Pooling
 from tstlens.model.state import TrunkState
 from tstlens.shapes import Output, PosMask, Residual
 

@@ -15,11 +15,12 @@ from tstlens.data.validate import check_series
 from tstlens.errors import ArgumentError, LabelError, SeriesShapeError, SeriesValueError
 from tstlens.model.block import make_block
 from tstlens.model.cache import TSTActivationCache
-from tstlens.model.config import CustomConfig, HookedTSTConfig, LinearPatchesConfig
+from tstlens.model.config import HookedTSTConfig
 from tstlens.model.embed import Positions, make_embed
 from tstlens.model.heads import make_head
 from tstlens.model.hooking import CheckedHooks
 from tstlens.model.norms import listened_to, make_norm
+from tstlens.model.parts import CustomConfig, LinearPatchesConfig
 from tstlens.model.saving import SavedModel
 from tstlens.model.state import TrunkState
 from tstlens.model.weights import StackedWeights
