@@ -85,14 +85,14 @@ def test_train_makes_a_checkpoint_that_can_be_reported_on(monkeypatch, capsys, t
     folder = tmp_path / "mine"
     sizes = ["--layers", "1", "--width", "16", "--heads", "2"]
     code, out, err = run(
-        monkeypatch, capsys, "train", "ItalyPowerDemand", "--epochs", "3", *sizes,
+        monkeypatch, capsys, "train", "ItalyPowerDemand", "--epochs", "10", "--lr", "0.005", *sizes,
         "--scaling", "per_channel", "--seed", "5", "--quiet", "--out", str(folder),
     )  # fmt: skip
     assert code == 0, err
     model = tstlens.HookedTST.from_pretrained(folder)
     info = model.info
-    assert info["seed"] == 5 and info["recipe"]["training"]["epochs"] == 3
-    assert info["command"].startswith("tstlens train ItalyPowerDemand --epochs 3")
+    assert info["seed"] == 5 and info["recipe"]["training"]["epochs"] == 10
+    assert info["command"].startswith("tstlens train ItalyPowerDemand --epochs 10")
     test = tstlens.load_dataset("ItalyPowerDemand", scaling="per_channel")
     measured = evaluate(model, test)
     assert f"{measured.n_correct} of 1029 right" in out
@@ -101,7 +101,8 @@ def test_train_makes_a_checkpoint_that_can_be_reported_on(monkeypatch, capsys, t
     page = tmp_path / "mine.html"
     arguments = ["report", str(folder), "--out", str(page), "--max-pairs", "4", "--quiet"]
     code, out, err = run(monkeypatch, capsys, *arguments)
-    assert code == 0 and str(page) in out
+    assert code == 0, err
+    assert str(page) in out
     numbers = json.loads(page.with_suffix(".json").read_text())
     assert numbers["name"] == "mine"
     assert numbers["evaluation"]["n_correct"] == measured.n_correct

@@ -39,7 +39,7 @@ RANK = {room: rank for rank, rooms in enumerate(ROOMS) for room in rooms}
 # Analyses do not import each other, but codebooks are dictionaries, as SAEs are.
 ALSO_ALLOWED = {("codebooks", "saes")}
 # A result knows how to become a figure; it looks for the figures when it is asked to.
-ALLOWED_INSIDE_A_FUNCTION = {("results", "figures"): "figure"}
+ALLOWED_INSIDE_A_FUNCTION = {("results", "figures"): {"figure", "to_html"}}
 
 NEEDS_SAE_LENS = {"saes", "codebooks"}
 GONE_IN_TRANSFORMER_LENS_4 = {
@@ -110,8 +110,8 @@ def may_import(path: Path, statement: ast.stmt, other: str) -> bool:
     if other == room or other in BASE or (room, other) in ALSO_ALLOWED:
         return True
     if room in BASE:
-        function = ALLOWED_INSIDE_A_FUNCTION.get((room, other))
-        return function is not None and enclosing_function(path, statement) == function
+        functions = ALLOWED_INSIDE_A_FUNCTION.get((room, other), set())
+        return enclosing_function(path, statement) in functions
     return RANK.get(other, len(ROOMS)) < RANK[room]
 
 

@@ -7,6 +7,7 @@ drawing in :mod:`tstlens.figures`, the one place where an arrow of the house poi
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -30,3 +31,21 @@ class Result(ABC):
         from tstlens import figures
 
         return figures.draw(self, **options)
+
+
+class PagedResult(Result):
+    """Base of the results that also become an HTML page of their own."""
+
+    def to_html(self, path: str | Path, **options: Any) -> Path:
+        """Write one self-contained page that needs no network.
+
+        Args:
+            path: the file; replaced as a whole, or not at all.
+            **options: of the page; see :func:`tstlens.figures.page`.
+
+        Returns:
+            The path.
+        """
+        from tstlens import figures
+
+        return figures.page(self, path, **options)

@@ -91,7 +91,7 @@ def test_a_pair_shows_both_series_with_that_pairs_effects(sweep, pairs):
         np.testing.assert_allclose(shading.z[0], result.effect()[3].numpy(), rtol=1e-6)
     notes = [note.text for note in figure.layout.annotations]
     assert notes[0] == "clean: series 13, class walk"
-    assert notes[1] == "corrupted: series 23, taken for rest"
+    assert notes[1] == "corrupted: series 23, seen as rest"
     assert any("change of log-probability (nats)" in note for note in notes)
 
 

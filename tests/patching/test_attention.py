@@ -114,9 +114,7 @@ def test_padding_takes_no_part() -> None:
     alone = attention(random_model(), series()[2:3], MASK[2:3])
     random = attention(random_model(), series(), MASK)
     for name in ("entropy", "distance", "received", "pattern"):
-        torch.testing.assert_close(
-            getattr(random, name)[2:3], getattr(alone, name), equal_nan=True
-        )
+        torch.testing.assert_close(getattr(random, name)[2:3], getattr(alone, name), equal_nan=True)
 
 
 def test_a_series_of_one_observed_position_has_no_relative_entropy() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from tests.patching.conftest import make_case
 from tests.patching.edge_oracle import patched_output
 from tstlens import patching
 from tstlens.errors import (
@@ -167,21 +168,21 @@ def test_along_the_edges_it_is_the_gradient_where_all_masks_are_the_share(double
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("channels", [False, True])
-def test_along_the_edges_the_estimates_add_up_to_the_gap(double, channels):
-    case, metric = double, patching.log_prob(double.target)
+@pytest.mark.parametrize("kind", ["pre-norm per step, max", "post-norm conv stem, mean"])
+def test_along_the_edges_the_estimates_add_up_to_the_gap(kind):
+    case = make_case(kind)
     effects = edge_attribution(
         case.model,
         case.clean,
         case.corrupted,
-        metric,
-        steps=100,
+        patching.log_prob(case.target),
+        steps=80,
         along="edges",
-        channels=channels,
+        channels=True,
         progress=False,
     )
     gap = effects.clean - effects.baseline
-    torch.testing.assert_close(effects.effect().sum(1), gap, atol=0.03, rtol=0.02)
+    torch.testing.assert_close(effects.effect().sum(1), gap, atol=0.05, rtol=0.05)
 
 
 def test_blocks_of_pairs_give_what_all_pairs_give(case):
@@ -189,13 +190,13 @@ def test_blocks_of_pairs_give_what_all_pairs_give(case):
     runs = (case.model, case.clean, case.corrupted, metric)
     whole = edge_attribution(*runs, steps=2, progress=False)
     split = edge_attribution(*runs, steps=2, pairs_at_once=1, progress=False)
-    torch.testing.assert_close(whole.values, split.values, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(whole.values, split.values, atol=5e-5, rtol=1e-4)
 
 
 def test_paths_of_one_edge_are_edges_and_senders_add_nothing(case):
     metric = patching.logit(case.target)
     runs = (case.model, case.clean, case.corrupted)
-    names = ["pos2->L0H1.q", "L0H2->L1H0.k", "L0MLP->L1MLP", "L1H1->output", "pos4->L1MLP"]
+    names = ["pos2->L0H1.q", "L0H2->L1H0.k", "L0MLP->L1MLP", "L1H1->output", "pos3->L1MLP"]
     edges = edge_sweep(*runs, metric, edges=names, progress=False)
     paths = follow_paths(*runs, names, metric, progress=False)
     torch.testing.assert_close(edges.values, paths.values, atol=2e-5, rtol=1e-4)

@@ -82,7 +82,7 @@ def test_all_heads_together_do_what_patching_them_together_does(numbers, model, 
     sites = [patching.Site("z", layer=layer) for layer in range(2)]
     metric = patching.log_prob(target)
     patched = metric(patching.patch(model, clean, corrupted, sites))
-    expected = float((patched - metric(model(corrupted))).mean())
+    expected = float((patched - metric(model(corrupted))).mean().detach())
     assert part["together"][-1]["n"] == 8
     assert part["together"][-1]["effect"] == pytest.approx(expected, abs=1e-5)
 

@@ -52,7 +52,8 @@ def build(
                 f"{', '.join(told)}: a live ConvTST knows these itself; leave them out"
             )
         name = "tstlens.training.ConvTST"
-    sizes = source.config
+    sizes: Any = source.config
+    first: Any = source.transformer_encoder.layers[0]
     cfg = HookedTSTConfig(
         n_layers=sizes.n_layers,
         d_model=sizes.d_model,
@@ -71,7 +72,7 @@ def build(
         act_fn=sizes.activation,
         norm_position="pre" if sizes.norm_first else "post",
         final_norm=sizes.norm_first,
-        eps=source.transformer_encoder.layers[0].norm1.eps,
+        eps=first.norm1.eps,
         class_names=class_names,
     )
     weight = source.classifier.weight
@@ -93,7 +94,8 @@ def _run_source(source: nn.Module, series: Tensor, mask: Tensor | None = None) -
 
 
 def _fill_model(model: HookedTST, source: ConvTST) -> None:
-    for number, stage in enumerate(model.embed.stages, start=1):
+    stem: Any = model.embed
+    for number, stage in enumerate(stem.stages, start=1):
         conv = source.get_submodule(f"conv{number}")
         norm = source.get_submodule(f"bn{number}")
         fill(stage.conv, conv.state_dict())
@@ -101,9 +103,9 @@ def _fill_model(model: HookedTST, source: ConvTST) -> None:
     fill(model.pos_embed, {"W_pos": source.pos_enc[0]})
     for block, layer in zip(model.blocks, source.transformer_encoder.layers, strict=True):
         fill_block(block, layer.state_dict(), source.config.n_heads)
-    if source.transformer_encoder.norm is not None:
-        norm = source.transformer_encoder.norm
-        fill(model.ln_final, {"w": norm.weight, "b": norm.bias})
+    final_norm: Any = source.transformer_encoder.norm
+    if final_norm is not None:
+        fill(model.ln_final, {"w": final_norm.weight, "b": final_norm.bias})
     fill(model.head, {"W_U": source.classifier.weight.T, "b_U": source.classifier.bias})
 
 

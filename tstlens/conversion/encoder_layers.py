@@ -6,10 +6,9 @@ from collections.abc import Mapping
 
 import einops
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from tstlens.errors import StateDictError
-from tstlens.model.block import Block
 
 
 def block_weights(layer: Mapping[str, Tensor], n_heads: int) -> dict[str, Tensor]:
@@ -58,13 +57,13 @@ def block_weights(layer: Mapping[str, Tensor], n_heads: int) -> dict[str, Tensor
     return weights
 
 
-def fill_block(block: Block, layer: Mapping[str, Tensor], n_heads: int) -> None:
+def fill_block(block: nn.Module, layer: Mapping[str, Tensor], n_heads: int) -> None:
     """Copy an encoder layer's weights into a block; biases that the source lacks are zero."""
     fill(block, block_weights(layer, n_heads))
 
 
 @torch.no_grad()
-def fill(module: torch.nn.Module, weights: Mapping[str, Tensor]) -> None:
+def fill(module: nn.Module, weights: Mapping[str, Tensor]) -> None:
     """Copy weights into a module's parameters and buffers by name.
 
     Raises:

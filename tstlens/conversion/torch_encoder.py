@@ -87,7 +87,8 @@ class WholeEncoder(nn.Module):
     ) -> None:
         super().__init__()
         self.encoder, self.embed, self.head, self.causal = encoder, embed, head, causal
-        self.batch_first = encoder.layers[0].self_attn.batch_first
+        first: Any = encoder.layers[0]
+        self.batch_first = bool(first.self_attn.batch_first)
 
     def trunk(self, residual: Tensor) -> Tensor:
         """The encoder alone, [batch, pos, d_model] to the same.

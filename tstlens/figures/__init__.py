@@ -11,7 +11,10 @@ numbers on hover. Importing this package imports plotly.
 from __future__ import annotations
 
 from tstlens.figures.agreement import draw_agreement
+from tstlens.figures.attention import draw_attention
+from tstlens.figures.attribution import draw_logit_attribution
 from tstlens.figures.confusion import confusion
+from tstlens.figures.depth import draw_lens
 from tstlens.figures.drawing import draw
 from tstlens.figures.influence import draw_influence
 from tstlens.figures.intervals import Interval, over_pairs
@@ -32,6 +35,9 @@ __all__ = [
     "Interval",
     "confusion",
     "draw",
+    "draw_logit_attribution",
+    "draw_lens",
+    "draw_attention",
     "draw_ablation",
     "draw_agreement",
     "draw_campaign",

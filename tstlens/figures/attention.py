@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
@@ -27,7 +27,7 @@ _MOST_PANELS = 96
 def draw_attention(
     result: AttentionResult,
     *,
-    kind: Literal["patterns", "received", "heads"] = "patterns",
+    kind: str = "patterns",
     series: int | Sequence[int] | None = None,
     layer: int | None = None,
     head: int | None = None,

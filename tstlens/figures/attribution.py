@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import numpy as np
 import plotly.graph_objects as go
 
@@ -21,7 +19,7 @@ _KINDS = ("map", "bars")
 def draw_logit_attribution(
     result: LogitAttribution,
     *,
-    kind: Literal["map", "bars"] = "map",
+    kind: str = "map",
     series: int | None = None,
     most: int = 40,
     title: str | None = "",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
@@ -16,7 +16,6 @@ from tstlens.figures.maps import Panel, Scale, Ticks, heat_maps
 from tstlens.figures.words import number, when
 from tstlens.patching import LensResult
 
-Kind = Literal["curves", "classes", "positions", "forecast"]
 _KINDS = ("curves", "classes", "positions", "forecast")
 
 
@@ -24,7 +23,7 @@ _KINDS = ("curves", "classes", "positions", "forecast")
 def draw_lens(
     result: LensResult,
     *,
-    kind: Kind | None = None,
+    kind: str | None = None,
     series: int | None = None,
     channel: int = 0,
     title: str | None = "",
@@ -61,7 +60,7 @@ def draw_lens(
         >>> figure = draw_lens(patching.lens(model, torch.randn(8, 3, 20)), series=0)
     """
     by_default = "classes" if result.kind == "classes" else "forecast"
-    kind = kind or ("curves" if series is None else by_default)  # type: ignore[assignment]
+    kind = kind or ("curves" if series is None else by_default)
     if kind not in _KINDS:
         raise UnknownNameError(kind, _KINDS, "this names how a lens is drawn")
     if kind == "curves":

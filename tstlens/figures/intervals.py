@@ -128,6 +128,7 @@ def _bootstrap(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     from scipy.stats import bootstrap
 
+    generator: Any = {"random_state": np.random.default_rng(seed)}  # "rng" from SciPy 1.15 on
     drawn = bootstrap(
         (sums, weights),
         _ratio,
@@ -138,7 +139,7 @@ def _bootstrap(
         batch=max(1, 2_000_000 // sums.size),
         confidence_level=level,
         method="percentile",
-        rng=np.random.default_rng(seed),
+        **generator,
     )
     size = np.nan_to_num(np.abs(drawn.bootstrap_distribution), nan=-1.0)  # [site, resample]
     wins = np.bincount(size.argmax(0), minlength=len(sums)) / size.shape[1]

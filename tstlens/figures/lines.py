@@ -141,7 +141,7 @@ def pair(
     if pairs.corrupted_index is not None:
         corrupted = f"corrupted: series {int(pairs.corrupted_index[index])}"
     if pairs.predicted is not None:
-        corrupted += f", taken for {_class(class_names, int(pairs.predicted[index]))}"
+        corrupted += f", seen as {_class(class_names, int(pairs.predicted[index]))}"
     masks = [
         None if mask is None else mask[index] for mask in (pairs.clean_mask, pairs.corrupted_mask)
     ]

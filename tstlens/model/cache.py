@@ -20,7 +20,8 @@ def _linear_only(name: str) -> Any:
     inherited = getattr(ActivationCache, name)
 
     def method(self: TSTActivationCache, *args: Any, **kwargs: Any) -> Any:
-        if self.model.cfg.norm_position == "post":
+        cfg: Any = self.model.cfg
+        if cfg.norm_position == "post":
             raise NonlinearResidualError(_REASON.format(method=name))
         return inherited(self, *args, **kwargs)
 

@@ -8,6 +8,7 @@ observed position.
 from __future__ import annotations
 
 import inspect
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
@@ -51,10 +52,11 @@ class ConvStage(nn.Module):
     @torch.no_grad()
     def fold(self) -> None:
         """Multiply the live batch norm into the convolution (eval mode's statistics)."""
-        norm = self.norm
+        norm: Any = self.norm
         gain = norm.weight / torch.sqrt(norm.running_var + norm.eps)
         self.conv.weight.mul_(gain[:, None, None])
-        self.conv.bias.copy_((self.conv.bias - norm.running_mean) * gain + norm.bias)
+        bias: Any = self.conv.bias
+        bias.copy_((bias - norm.running_mean) * gain + norm.bias)
         self.norm = nn.Identity()
 
     def forward(self, x: Series, mask: Mask | None) -> Staged:

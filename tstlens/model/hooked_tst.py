@@ -18,10 +18,10 @@ from tstlens.model.cache import TSTActivationCache
 from tstlens.model.config import HookedTSTConfig
 from tstlens.model.embed import Positions, make_embed
 from tstlens.model.heads import make_head
-from tstlens.model.hooking import CheckedHooks
 from tstlens.model.norms import listened_to, make_norm
 from tstlens.model.parts import CustomConfig, LinearPatchesConfig
 from tstlens.model.saving import SavedModel
+from tstlens.model.splicing import SplicedDictionaries
 from tstlens.model.state import TrunkState
 from tstlens.model.weights import StackedWeights
 from tstlens.shapes import Labels, Mask, Residual, Series
@@ -29,7 +29,7 @@ from tstlens.shapes import Labels, Mask, Residual, Series
 ReturnType = Literal["logits", "loss", "both"] | None
 
 
-class HookedTST(CheckedHooks, StackedWeights, SavedModel):
+class HookedTST(SplicedDictionaries, StackedWeights, SavedModel):
     """A trunk of transformer blocks between an embedding front end and a head.
 
     Everything a TransformerLens user expects works: ``run_with_cache``, ``run_with_hooks``,
@@ -89,7 +89,11 @@ class HookedTST(CheckedHooks, StackedWeights, SavedModel):
         generator = torch.Generator().manual_seed(seed)
         for name, parameter in self.named_parameters():
             leaf = name.rsplit(".", 1)[-1]
-            if ".module." in name or (parameter.ndim == 1 and leaf in ("w", "weight")):
+            if (
+                name.startswith("splices.")
+                or ".module." in name
+                or (parameter.ndim == 1 and leaf in ("w", "weight"))
+            ):
                 continue
             if leaf.startswith("b"):
                 parameter.zero_()
@@ -327,7 +331,8 @@ class HookedTST(CheckedHooks, StackedWeights, SavedModel):
         folded.reset_hooks(including_permanent=True)
         folded.cfg.embed = dataclasses.replace(self.cfg.embed, batch_norm="folded")
         folded.parity = None
-        for stage in folded.embed.stages:
+        stem: Any = folded.embed
+        for stage in stem.stages:
             stage.fold()
         folded.setup()
         return folded
@@ -345,4 +350,5 @@ class HookedTST(CheckedHooks, StackedWeights, SavedModel):
         first = next(self.parameters(), None)
         if first is not None:
             self.cfg.device, self.cfg.dtype = first.device, first.dtype
+        self._follow_dictionaries()
         return self

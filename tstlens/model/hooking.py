@@ -52,8 +52,9 @@ class CheckedHooks(HookedRootModule):
         """
         if name not in self.hook_dict:
             raise UnknownHookError(name, self.hook_dict, self._missing_advice(name))
+        place = name.split(".hook_sae_")[0]  # of a spliced dictionary, the point it stands at
         for ending, flag in _NEEDS_FLAG.items():
-            if name.endswith("." + ending) and not getattr(self.cfg, flag):
+            if place.endswith("." + ending) and not getattr(self.cfg, flag):
                 return f"{name} only fires with model.set_{flag}(True)"
         return None
 

@@ -14,10 +14,11 @@ from transformer_lens.hook_points import HookPoint
 from tstlens.model.config import HookedTSTConfig
 
 
-def listened_to(*points: HookPoint) -> bool:
-    """Whether any hook of any kind sits on one of these points."""
+def listened_to(*points: nn.Module) -> bool:
+    """Whether any hook of any kind sits on one of these points, or a dictionary is spliced in."""
     return any(
-        point._forward_hooks
+        "intercepts" in point.__dict__
+        or point._forward_hooks
         or point._backward_hooks
         or point._forward_pre_hooks
         or point._backward_pre_hooks

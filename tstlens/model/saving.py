@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -25,9 +26,13 @@ class SavedModel(nn.Module):
     cfg: HookedTSTConfig
     info: dict[str, Any]
     parity: Any
+    save_spliced: Callable[[Path], None]
 
     def save_pretrained(self, folder: str | Path) -> Path:
         """Write weights and config to a folder, atomically.
+
+        Dictionaries that are spliced in are saved beside the model, in their own format, under
+        ``saes/<hook point>``; :meth:`from_pretrained` gives the model without them.
 
         Args:
             folder: where to; made if missing, and replaced as a whole if it holds a model.
@@ -41,7 +46,8 @@ class SavedModel(nn.Module):
         record = {"config": self.cfg.to_dict(), "info": self.info}
         if self.parity is not None:
             record["parity"] = self.parity.to_dict()
-        write_folder(Path(folder), dict(self.state_dict()), record)
+        weights = {k: v for k, v in self.state_dict().items() if not k.startswith("splices.")}
+        write_folder(Path(folder), weights, record, self.save_spliced)
         return Path(folder)
 
     @classmethod

@@ -12,6 +12,7 @@ import json
 import os
 import shutil
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +27,16 @@ WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
 
 
-def write_folder(folder: Path, weights: dict[str, Tensor], config: dict[str, Any]) -> None:
+def write_folder(
+    folder: Path,
+    weights: dict[str, Tensor],
+    config: dict[str, Any],
+    write_more: Callable[[Path], None] | None = None,
+) -> None:
     """Write a model's folder so that an interrupt leaves the old one or the new one, never half.
 
-    Files in an existing folder that are not the model's (a README, say) stay.
+    Files in an existing folder that are not the model's (a README, say) stay. ``write_more`` is
+    called with the folder in the making, to put what else belongs to the model into it.
 
     Raises:
         StorageError: the place is a file, or cannot be written.
@@ -47,6 +54,8 @@ def write_folder(folder: Path, weights: dict[str, Tensor], config: dict[str, Any
         staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
         try:
             _fill(staging, folder, weights, config)
+            if write_more is not None:
+                write_more(staging)
             _swap_in(staging, folder)
         finally:
             shutil.rmtree(staging, ignore_errors=True)

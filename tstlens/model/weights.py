@@ -130,7 +130,7 @@ class StackedWeights(nn.Module):
 
     def all_head_labels(self) -> list[str]:
         """``L0H0`` and so on, layer by layer."""
-        n_heads = self.blocks[0].attn.W_Q.shape[0]
+        n_heads = self.W_Q.shape[1]
         return [f"L{layer}H{head}" for layer in range(len(self.blocks)) for head in range(n_heads)]
 
     def _head(self, name: str) -> Tensor:

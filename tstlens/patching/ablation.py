@@ -18,7 +18,7 @@ from tstlens.model import HookedTST
 from tstlens.patching.grids import check_axes
 from tstlens.patching.metrics import Metric
 from tstlens.patching.outputs import Swept, patched_outputs, swept
-from tstlens.patching.replacements import AblationSource, Replacement
+from tstlens.patching.replacements import AblationSource, Reference, ReferenceMask, Replacement
 from tstlens.patching.result import SweepResult
 from tstlens.patching.sites import Site, locate
 from tstlens.patching.sweep import (
@@ -30,7 +30,7 @@ from tstlens.patching.sweep import (
     time_cells,
 )
 from tstlens.patching.worlds import run_corrupted
-from tstlens.shapes import PairMask, PairSeries, Series
+from tstlens.shapes import PairMask, PairSeries
 
 
 @dataclass(frozen=True, repr=False)
@@ -61,10 +61,10 @@ def ablate(
     source: AblationSource = "zero",
     *,
     metric: MeasureOutput,
-    reference: Series | None = None,
+    reference: Reference | None = None,
     n_slices: int | None = None,
     mask: PairMask | None = None,
-    reference_mask: PairMask | None = None,
+    reference_mask: ReferenceMask | None = None,
     seed: int = 0,
     memory_mb: float = 256.0,
     progress: bool = True,

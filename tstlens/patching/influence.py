@@ -208,14 +208,14 @@ def _of_block(
     """Mean squares, projections and gaps of some of the pairs."""
     acts = record(model, *clean, what.names)[1]
     run = run_corrupted(model, *corrupted, what.place, what.layers)
+    place = what.place
+    sizes = place.by_series(run.acts[what.names[0]]).shape[1:]
+    grid, _ = make_grid(place, what.site, what.inner, sizes, what.n_slices, run.final.device)
     written = _Written(model, what, run)
     ways = [
         written(layer, (acts[name] - run.acts[name])[None]) for layer, name in enumerate(what.names)
     ]
     gap = torch.stack([written.mean(way, way) for way in ways], -1)  # [1, pair, unit, layer]
-    place = what.place
-    sizes = place.by_series(run.acts[what.names[0]]).shape[1:]
-    grid, _ = make_grid(place, what.site, what.inner, sizes, what.n_slices, run.final.device)
     per_chunk = max(1, rows_that_fit(model, run.final.shape[1], memory_mb / 2) // len(run.final))
     n_layers, n_units = len(what.names), grid.n_worlds
     shape = (run.n_pairs, n_layers, n_units, n_layers, n_units)

@@ -85,7 +85,7 @@ def lens(
         ...     embed=PerStepConfig(), head=HeadConfig("mean", n_classes=5)))
         >>> read = patching.lens(model, torch.randn(8, 3, 20), torch.zeros(8, dtype=torch.long))
         >>> read.points
-        ('embedding', 'L0 attn', 'L0 MLP', 'L1 attn', 'L1 MLP')
+        ('embed', 'L0 attn', 'L0 MLP', 'L1 attn', 'L1 MLP')
         >>> read.accuracy().shape
         torch.Size([5])
     """
@@ -127,7 +127,7 @@ def lens(
 def point_names(n_layers: int) -> tuple[str, ...]:
     """Where the lens reads: after the embedding and after every sublayer."""
     after = [f"L{layer} {sublayer}" for layer in range(n_layers) for sublayer in ("attn", "MLP")]
-    return ("embedding", *after)
+    return ("embed", *after)
 
 
 def streams(

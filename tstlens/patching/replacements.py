@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from tstlens.errors import ArgumentError, SeriesShapeError
@@ -14,6 +15,9 @@ from tstlens.patching.sources import record
 from tstlens.patching.worlds import CorruptedRun
 
 AblationSource = Literal["zero", "mean", "resample"]
+# Axes of their own: our errors say what is wrong with a reference of another length.
+Reference = Float[Tensor, "reference _ _"]
+ReferenceMask = Bool[Tensor, "reference _"]
 _BATCH = 128  # reference series whose activations are held at once
 
 

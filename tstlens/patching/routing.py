@@ -19,7 +19,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from tstlens.model.config import Pooling
+from tstlens.model.parts import Pooling
 from tstlens.shapes import PosMask, Residual
 
 

@@ -12,6 +12,7 @@ through the trunk by itself):
 | pattern, attn_scores                                       | head, query, key     |
 | series                                                     | channel, time        |
 | pooled                                                     | feature              |
+| a spliced dictionary's ``….hook_sae_acts_post`` and so on  | pos, (head), feature |
 
 ``slice`` cuts the feature axis into equal runs. ``pos`` means ``query`` on a pattern. Heads are
 sites at z, before the output projection mixes them; a slice of ``attn_out`` is **not** a head.
@@ -83,7 +84,13 @@ _TEMPLATES = {
     "mlp_pre": "blocks.{layer}.mlp.hook_pre",
     "mlp_post": "blocks.{layer}.mlp.hook_post",
 }
-AXIS_ALIASES = {"head_index": "head", "dest_pos": "query", "src_pos": "key", "neuron": "feature"}
+AXIS_ALIASES = {
+    "head_index": "head",
+    "dest_pos": "query",
+    "src_pos": "key",
+    "neuron": "feature",
+    "latent": "feature",
+}
 
 
 @dataclass(frozen=True)
@@ -187,7 +194,7 @@ def locate(model: HookedTST, site: Site) -> Place:
     """
     template, layer = _template(model, site)
     name = template.format(layer=layer or 0)
-    axes = _axes_of(name)
+    axes = _axes_of(name) if ".hook_sae_" not in name else _axes_of_spliced(model, name)
     channels = 1
     if model.cfg.channel_independent and axes and template != "hook_series":
         channels = model.cfg.n_channels or 1
@@ -230,6 +237,18 @@ def _axes_of(hook_name: str) -> tuple[str, ...]:
         raise UnknownSiteError(
             hook_name, _TEMPLATES, "This hook point's axes are not known to patching"
         )
+    return axes
+
+
+def _axes_of_spliced(model: HookedTST, hook_name: str) -> tuple[str, ...]:
+    """Axes of a spliced dictionary's activation: those of the place, heads joined where it does."""
+    writes, leaf = hook_name.rsplit(".", 1)
+    splice = model.splice_at(writes)
+    at_output = leaf in ("hook_sae_error", "hook_sae_output")
+    axes = _axes_of(writes if at_output or splice is None else splice.reads)
+    if splice is not None and "head" in axes and (splice.head is not None or not at_output):
+        if splice.head is not None or splice.joins_heads(model.cfg.d_head):
+            axes = tuple(axis for axis in axes if axis != "head")
     return axes
 
 

@@ -137,12 +137,13 @@ def _classes(data: TimeSeriesData, evaluation: Evaluation, max_pairs: int, seed:
         parts.append(class_pairs(known, a, b, min(n, sizes[0] * sizes[1]), seed + number))
     pairs = _join(parts, right.to(data.series.device))
     listed = ", ".join(f"{data.class_names[a]} and {data.class_names[b]}" for a, b in ranked)
-    seen = evaluation.labels[pairs.corrupted_index.cpu()]  # type: ignore[union-attr]
+    seen = evaluation.labels[clusters_of(pairs)]
+    pairs = dataclasses.replace(pairs, predicted=seen.to(data.series.device))
     return PairSet(
         key="classes",
         title="Between classes",
         question="What tells the model that a series is of one class and not of the other?",
-        pairs=dataclasses.replace(pairs, predicted=seen.to(data.series.device)),
+        pairs=pairs,
         control=_control(data, evaluation, pairs, seen, seed),
         notes=(
             f"{len(pairs)} pairs of series that are both classified right, of the classes that the "

@@ -29,10 +29,10 @@ def chance(value: float) -> str:
 
 
 def percent(share: float) -> str:
-    """A fraction in per cent.
+    r"""A fraction in per cent, which a line break does not part from its sign.
 
     Example:
         >>> percent(0.314)
-        '31 %'
+        '31\xa0%'
     """
-    return "undefined" if share != share else f"{100 * share:.0f} %".replace("-", "−")
+    return "undefined" if share != share else f"{100 * share:.0f}\u00a0%".replace("-", "−")

@@ -17,7 +17,7 @@ pairs; faithfulness of circuits made from them is measured exactly.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -34,8 +34,6 @@ from tstlens.patching.metrics import Metric
 from tstlens.patching.sweep import MeasureOutput, _check_metric, _measure
 from tstlens.shapes import PairMask, PairSeries
 
-Along = Literal["inputs", "edges"]
-
 
 def edge_attribution(
     model: HookedTST,
@@ -44,7 +42,7 @@ def edge_attribution(
     metric: MeasureOutput,
     steps: int = 0,
     *,
-    along: Along = "inputs",
+    along: str = "inputs",
     positions: bool = True,
     channels: bool = False,
     clean_mask: PairMask | None = None,
@@ -154,7 +152,7 @@ def edge_gradients(
     there: Recorded,
     metric: MeasureOutput,
     share: float,
-    along: Along,
+    along: str,
 ) -> Tensor:
     """Gradient of the metric by a mask on every edge, at one point of the way.
 
@@ -218,7 +216,7 @@ def _run_point(
     there: Recorded,
     metric: MeasureOutput,
     share: float,
-    along: Along,
+    along: str,
 ) -> _Point:
     """Run from an embedding between the two, and take the gradient at every receiver's input."""
     mixing = share if along == "edges" else 0.0

@@ -21,7 +21,7 @@ from tstlens.data import Pairs
 from tstlens.errors import ArgumentError, SeriesShapeError
 from tstlens.model import HookedTST
 from tstlens.patching.circuits import storage, tables
-from tstlens.patching.circuits.attribution import Along, edge_attribution
+from tstlens.patching.circuits.attribution import edge_attribution
 from tstlens.patching.circuits.edges import EdgeEffects
 from tstlens.patching.circuits.graph import ComponentGraph, Edge, Node
 from tstlens.patching.metrics import Metric, log_prob
@@ -100,7 +100,7 @@ class Circuit(Result):
         threshold: float | None = None,
         top_k: int | None = None,
         steps: int = 5,
-        along: Along = "inputs",
+        along: str = "inputs",
         positions: bool = True,
         channels: bool = False,
         progress: bool = True,

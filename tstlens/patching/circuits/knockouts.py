@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float
@@ -216,7 +216,7 @@ def minimality(
     model: HookedTST,
     pairs: Pairs,
     *,
-    of: Literal["edge", "node"] = "edge",
+    of: str = "edge",
     metric: Metric | None = None,
     memory_mb: float = 256.0,
     progress: bool = True,

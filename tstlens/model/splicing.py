@@ -1,0 +1,426 @@
+"""Dictionaries spliced in at hook points: sparse autoencoders, transcoders, codebooks.
+
+A spliced dictionary stands where a hook point was: the activation goes in, its reconstruction goes
+on. The hook point's name is replaced by those of the dictionary, as in sae-lens'
+``HookedSAETransformer``: ``blocks.0.hook_mlp_out.hook_sae_acts_post`` and so on. With the error
+term what the dictionary misses is added back, so the output stays as it was until a hook changes a
+latent. Any module with ``encode`` and ``decode`` can be spliced in; nothing here needs sae-lens.
+
+Spliced dictionaries belong to ``model.splices``: ``to``, ``train``, ``parameters`` and
+``state_dict`` reach them. ``save_pretrained`` keeps them apart from the model's own weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+from transformer_lens.hook_points import HookPoint
+
+from tstlens.errors import ArgumentError, HookError, UnknownHookError
+from tstlens.model.hooking import CheckedHooks
+from tstlens.model.norms import listened_to
+from tstlens.model.splice import Splice, Tapped
+
+_NO_FEATURE_AXIS = {  # last part of a hook name -> its axes
+    "hook_pattern": "[row, head, query, key]",
+    "hook_attn_scores": "[row, head, query, key]",
+    "hook_scale": "[row, pos, 1]",
+    "hook_series": "[batch, channel, time]",
+}
+_PER_HEAD = ("hook_q", "hook_k", "hook_v", "hook_z")
+_D_MLP = ("mlp.hook_pre", "mlp.hook_post")
+_D_MODEL = (
+    "hook_embed",
+    "hook_pos_embed",
+    "hook_resid_pre",
+    "hook_resid_mid",
+    "hook_resid_post",
+    "hook_normalized_resid_post",
+    "hook_attn_out",
+    "hook_mlp_in",
+    "hook_mlp_out",
+    "hook_normalized",
+    "hook_result",
+)
+
+
+class SplicedDictionaries(CheckedHooks):
+    """A hooked model that dictionaries can be spliced into, with sae-lens' method names."""
+
+    cfg: Any
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self._spliced: dict[str, Splice] = {}  # by the hook point that each reads
+        self.splices = nn.ModuleDict()
+
+    def setup(self) -> None:
+        """As TransformerLens'; a dictionary's hook points are named after where it is spliced."""
+        # Last, so that the points of a dictionary get the names of where it stands.
+        self._modules["splices"] = self._modules.pop("splices")
+        super().setup()
+        for name in [name for name in self.hook_dict if name.startswith("splices.")]:
+            key, rest = name.removeprefix("splices.").split(".", 1)
+            point = self.hook_dict.pop(name)
+            point.name = f"{self._spliced[key.replace('/', '.')].writes}.{rest}"
+            self.hook_dict[point.name] = self.mod_dict[point.name] = point
+
+    @property
+    def acts_to_saes(self) -> dict[str, Any]:
+        """The spliced dictionaries by the hook point that each reads."""
+        return {name: splice.dictionary for name, splice in self._spliced.items()}
+
+    def splice_at(self, hook_name: str) -> Splice | None:
+        """What stands at a hook point, or None where it is as it was."""
+        found = [splice for splice in self._spliced.values() if splice.writes == hook_name]
+        return found[0] if found else None
+
+    def add_sae(
+        self,
+        sae: nn.Module,
+        use_error_term: bool | None = None,
+        exclude_special_tokens: bool | Sequence[int] = False,
+    ) -> None:
+        """Splice an SAE, a transcoder or a codebook in where its metadata say; it stays there.
+
+        A dictionary that reads the same hook point is replaced.
+
+        Args:
+            sae: with ``cfg.metadata.hook_name`` (and ``hook_name_out`` for a transcoder).
+            use_error_term: add back what the dictionary misses, so that the output is what it is
+                without it. None takes the dictionary's own setting.
+            exclude_special_tokens: positions that bypass the dictionary. A series has no special
+                tokens, so True is refused where sae-lens would look them up.
+
+        Raises:
+            ArgumentError: no hook name, a width that does not fit, or True for special tokens.
+            UnknownHookError: the model has no such hook point, or something is spliced in there.
+            HookError: the point cannot fire, has no feature axis, or has hooks on it.
+
+        Source: ``HookedSAETransformer.add_sae`` of sae-lens.
+        """
+        metadata = getattr(getattr(sae, "cfg", None), "metadata", None)
+        hook_name = getattr(metadata, "hook_name", None)
+        if not hook_name:
+            raise ArgumentError(
+                "expected a dictionary that knows its hook point, got none in "
+                "cfg.metadata.hook_name; set it, or use model.splice(dictionary, hook_name)"
+            )
+        if use_error_term is None:
+            use_error_term = bool(getattr(sae, "use_error_term", False))
+        self.splice(
+            sae,
+            hook_name,
+            getattr(metadata, "hook_name_out", None),
+            use_error_term=use_error_term,
+            bypass=_positions(exclude_special_tokens),
+            head=getattr(metadata, "hook_head_index", None),
+        )
+
+    def splice(
+        self,
+        dictionary: nn.Module,
+        hook_name: str,
+        hook_name_out: str | None = None,
+        *,
+        use_error_term: bool = False,
+        bypass: Sequence[int] = (),
+        head: int | None = None,
+    ) -> None:
+        """Splice any module with ``encode`` and ``decode`` in at a hook point; it stays there.
+
+        Args:
+            dictionary: ``decode(encode(x))`` reconstructs the activation along its last axis. At
+                q, k, v and z a dictionary of d_head reads every head by itself, one of
+                n_heads * d_head all of them joined.
+            hook_name: the hook point to read.
+            hook_name_out: the hook point to replace; None for the same.
+            use_error_term: add back what the dictionary misses.
+            bypass: positions that keep the activation as it is; negative counts from the end.
+            head: at q, k, v and z, the one head to reconstruct; None for all.
+        """
+        out = hook_name_out or hook_name
+        for method in ("encode", "decode"):
+            if not callable(getattr(dictionary, method, None)):
+                raise ArgumentError(
+                    f"expected a dictionary with encode and decode, got a "
+                    f"{type(dictionary).__name__} without {method}"
+                )
+        for name, splice in self._spliced.items():
+            if splice.dictionary is dictionary and name != hook_name:
+                raise HookError(
+                    f"this dictionary is spliced in at {name} already, and its hook points have "
+                    "one name each; splice copy.deepcopy(dictionary), or reset_saes() first"
+                )
+        before = dict(self._spliced)
+        if hook_name in self._spliced:
+            self._take_out(hook_name)
+        try:
+            self._check(dictionary, hook_name, out, head)
+            replaced = self.hook_dict[out]
+            splice = Splice(
+                dictionary, hook_name, out, replaced, use_error_term, tuple(bypass), head
+            )
+            self._put_in(splice)
+        except BaseException:
+            self._restore(before)
+            raise
+
+    def reset_saes(self, act_names: str | Sequence[str] | None = None) -> None:
+        """Take spliced dictionaries out; the hook points that they replaced come back.
+
+        Args:
+            act_names: the hook points that they read; None for all.
+        """
+        names = [act_names] if isinstance(act_names, str) else act_names
+        for name in list(self._spliced) if names is None else names:
+            if name not in self._spliced:
+                raise UnknownHookError(name, self._spliced, "Nothing that reads it is spliced in")
+            self._take_out(name)
+
+    @contextmanager
+    def saes(
+        self,
+        saes: Any = (),
+        reset_saes_end: bool = True,
+        use_error_term: bool | None = None,
+        exclude_special_tokens: bool | Sequence[int] = False,
+    ) -> Iterator[Any]:
+        """Dictionaries spliced in for a while; what was there before comes back at the end.
+
+        Args:
+            saes: one or several, see :meth:`add_sae`.
+            reset_saes_end: False leaves them in.
+            use_error_term: for all of them; None takes each one's own setting.
+            exclude_special_tokens: see :meth:`add_sae`.
+        """
+        before = dict(self._spliced)
+        one = isinstance(saes, nn.Module) and not isinstance(saes, nn.ModuleList)
+        try:
+            for sae in [saes] if one else saes:
+                self.add_sae(sae, use_error_term, exclude_special_tokens)
+            yield self
+        finally:
+            if reset_saes_end:
+                self._restore(before)
+
+    def run_with_saes(
+        self,
+        *model_args: Any,
+        saes: Any = (),
+        reset_saes_end: bool = True,
+        use_error_term: bool | None = None,
+        exclude_special_tokens: bool | Sequence[int] = False,
+        **model_kwargs: Any,
+    ) -> Any:
+        """The output with dictionaries spliced in for this run; see :meth:`saes`."""
+        with self.saes(saes, reset_saes_end, use_error_term, exclude_special_tokens):
+            return self(*model_args, **model_kwargs)
+
+    def run_with_cache_with_saes(
+        self,
+        *model_args: Any,
+        saes: Any = (),
+        reset_saes_end: bool = True,
+        use_error_term: bool | None = None,
+        exclude_special_tokens: bool | Sequence[int] = False,
+        return_cache_object: bool = True,
+        remove_batch_dim: bool = False,
+        **kwargs: Any,
+    ) -> tuple[Any, Any]:
+        """``run_with_cache`` with dictionaries spliced in for this run; see :meth:`saes`."""
+        with self.saes(saes, reset_saes_end, use_error_term, exclude_special_tokens):
+            return self.run_with_cache(
+                *model_args,
+                return_cache_object=return_cache_object,
+                remove_batch_dim=remove_batch_dim,
+                **kwargs,
+            )
+
+    def run_with_hooks_with_saes(
+        self,
+        *model_args: Any,
+        saes: Any = (),
+        reset_saes_end: bool = True,
+        exclude_special_tokens: bool | Sequence[int] = False,
+        fwd_hooks: Sequence[Any] = (),
+        bwd_hooks: Sequence[Any] = (),
+        reset_hooks_end: bool = True,
+        clear_contexts: bool = False,
+        **model_kwargs: Any,
+    ) -> Any:
+        """``run_with_hooks`` with dictionaries spliced in for this run; see :meth:`saes`."""
+        with self.saes(saes, reset_saes_end, None, exclude_special_tokens):
+            return self.run_with_hooks(
+                *model_args,
+                fwd_hooks=list(fwd_hooks),
+                bwd_hooks=list(bwd_hooks),
+                reset_hooks_end=reset_hooks_end,
+                clear_contexts=clear_contexts,
+                **model_kwargs,
+            )
+
+    def why_silent(self, name: str) -> str | None:
+        """Why a hook point cannot fire as the model is set, or None if it can."""
+        reason = super().why_silent(name)
+        if reason is not None:
+            return reason
+        for splice in self._spliced.values():
+            if not name.startswith(splice.writes + "."):
+                continue
+            leaf = name.removeprefix(splice.writes + ".")
+            if leaf == "hook_sae_error" and not splice.use_error_term:
+                return f"{name} only fires with use_error_term=True"
+            if leaf in getattr(splice.dictionary, "silent_hooks", ()) or (
+                leaf == "hook_sae_acts_pre" and _architecture(splice.dictionary) in _NO_PRE
+            ):
+                return f"{name} never fires: this kind of dictionary has no such activation"
+        return None
+
+    def save_spliced(self, folder: Path) -> None:
+        """Write every spliced dictionary to ``folder/saes/<hook point it reads>``."""
+        for name, splice in self._spliced.items():
+            save = getattr(splice.dictionary, "save_model", None)
+            if save is None:
+                raise ArgumentError(
+                    f"the dictionary at {name} is a {type(splice.dictionary).__name__} without "
+                    "save_model; take it out with reset_saes() and save it yourself"
+                )
+            save(folder / "saes" / name)
+
+    def _missing_advice(self, name: str) -> str:
+        for splice in self._spliced.values():
+            if name == splice.writes:
+                return (
+                    f"A dictionary is spliced in there: hook {name}.hook_sae_input or "
+                    f"{name}.hook_sae_output, or take it out with reset_saes()"
+                )
+        if ".hook_sae_" in name:
+            return "It belongs to a dictionary: splice one in first, model.add_sae(sae)"
+        return super()._missing_advice(name)
+
+    def _check(self, dictionary: nn.Module, name: str, out: str, head: int | None) -> None:
+        known = self._spliced.values()
+        if name not in self.hook_dict and not any(splice.writes == name for splice in known):
+            raise UnknownHookError(name, self.hook_dict, self._missing_advice(name))
+        self.require_live([point for point in (name, out) if point not in self._written()])
+        if out in self._written():
+            raise UnknownHookError(out, self.hook_dict, self._missing_advice(out))
+        if listened_to(self.hook_dict[out]):
+            raise HookError(
+                f"hooks sit on {out}, which the dictionary replaces, so they would not fire; call "
+                f"model.reset_hooks(), or splice first and hook {out}.hook_sae_input"
+            )
+        cfg = getattr(dictionary, "cfg", None)
+        d_in = getattr(cfg, "d_in", None)
+        self._check_width("d_in", d_in, name, head)
+        if out != name:
+            self._check_width("d_out", getattr(cfg, "d_out", d_in), out, head)
+
+    def _check_width(self, what: str, width: int | None, name: str, head: int | None) -> None:
+        leaf = name.rsplit(".", 1)[-1]
+        axes = _NO_FEATURE_AXIS.get(leaf)
+        if axes is None and name.startswith("embed.stages."):
+            axes = "[batch, channel, time]"
+        if axes is not None:
+            raise HookError(f"{name} {axes} has no feature axis for a dictionary to read")
+        if head is not None and leaf not in (*_PER_HEAD, "hook_result"):
+            raise ArgumentError(f"head={head} was given, but {name} has no heads")
+        fitting: Mapping[int, str] = {}
+        if leaf in _PER_HEAD:
+            d_head, n_heads = int(self.cfg.d_head), int(self.cfg.n_heads)
+            fitting = {d_head: f"d_head={d_head}"}
+            if head is None:
+                fitting = {**fitting, d_head * n_heads: f"all heads={d_head * n_heads}"}
+        elif name.endswith(_D_MLP):
+            fitting = {self.cfg.d_mlp: f"d_mlp={self.cfg.d_mlp}"}
+        elif leaf in _D_MODEL:
+            fitting = {self.cfg.d_model: f"d_model={self.cfg.d_model}"}
+        if fitting and width is not None and width not in fitting:
+            raise ArgumentError(
+                f"expected a dictionary of width {' or '.join(fitting.values())} at {name}, got "
+                f"{what}={width}; was it trained on another model or hook point?"
+            )
+
+    def _written(self) -> set[str]:
+        return {splice.writes for splice in self._spliced.values()}
+
+    def _put_in(self, splice: Splice) -> None:
+        self._spliced[splice.reads] = splice
+        self.splices[splice.reads.replace(".", "/")] = splice.dictionary
+        splice.mark(True)
+        self._set(splice.writes, splice)
+        self._rewire()
+
+    def _take_out(self, name: str) -> None:
+        splice = self._spliced.pop(name)
+        del self.splices[name.replace(".", "/")]
+        splice.mark(False)
+        self._set(splice.writes, splice.replaced)
+        own_setup = getattr(splice.dictionary, "setup", None)
+        if callable(own_setup):
+            own_setup()  # its hook points get their own names back
+        self._rewire()
+
+    def _restore(self, before: dict[str, Splice]) -> None:
+        for name in reversed(list(self._spliced)):
+            if self._spliced[name] is not before.get(name):
+                self._take_out(name)
+        for name, splice in before.items():
+            if name not in self._spliced:
+                self._put_in(splice)
+        self._spliced = {name: self._spliced[name] for name in before}
+        self.setup()
+
+    def _set(self, name: str, module: nn.Module) -> None:
+        parent, _, leaf = name.rpartition(".")
+        setattr(self.get_submodule(parent), leaf, module)
+
+    def _rewire(self) -> None:
+        """Tell the points that transcoders read whom to pass their activation on to."""
+        for module in self.modules():
+            if isinstance(module, Splice | Tapped):
+                module.listeners.clear()
+            if isinstance(module, Tapped):
+                module.__class__ = HookPoint
+                del module.__dict__["listeners"], module.__dict__["intercepts"]
+        for splice in self._spliced.values():
+            if splice.reads == splice.writes:
+                continue
+            source: Any = self.get_submodule(splice.reads)
+            if isinstance(source, HookPoint):
+                source.__class__ = Tapped
+                source.__dict__.setdefault("listeners", [])
+                source.__dict__["intercepts"] = True
+            source.listeners.append(splice)
+        self.setup()
+
+    def _follow_dictionaries(self) -> None:
+        """After a move or cast: sae-lens keeps device and dtype beside the weights."""
+        for splice in self._spliced.values():
+            first = next(splice.dictionary.parameters(), None)
+            if first is not None and hasattr(splice.dictionary, "dtype"):
+                splice.dictionary.to(device=first.device, dtype=first.dtype)
+
+
+_NO_PRE = ("matching_pursuit",)
+
+
+def _architecture(dictionary: nn.Module) -> str | None:
+    named = getattr(getattr(dictionary, "cfg", None), "architecture", None)
+    return named() if callable(named) else None
+
+
+def _positions(excluded: bool | Sequence[int]) -> Sequence[int]:
+    if isinstance(excluded, bool):
+        if excluded:
+            raise ArgumentError(
+                "exclude_special_tokens=True looks special tokens up in a tokenizer, and a series "
+                "has none; give the positions to leave alone, such as [0]"
+            )
+        return ()
+    return excluded
