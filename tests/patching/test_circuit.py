@@ -262,11 +262,11 @@ def test_errors_say_what_to_do(planted):
     with pytest.raises(ArgumentError, match="in one way, got budget and top_k"):
         circuit.choose(budget=0.1, top_k=3)
     with pytest.raises(ArgumentError, match=r"budget in \(0, 1\]"):
-        circuit.choose(budget=5)
+        circuit.choose(budget=5.0)
     with pytest.raises(ArgumentError, match="top_k in 1.."):
         circuit.choose(top_k=0)
     with pytest.raises(ArgumentError, match="threshold above 0"):
-        circuit.choose(threshold=0)
+        circuit.choose(threshold=0.0)
     with pytest.raises(UnknownSiteError, match="go from what writes to what reads later"):
         circuit.choose(edges=["L1H1->L0H0.v"])
     with pytest.raises(ArgumentError, match="fractions that grow"):

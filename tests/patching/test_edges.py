@@ -67,7 +67,7 @@ def test_the_graph_has_every_edge_that_goes_forward_and_no_other():
 def test_each_edge_gives_what_a_hook_on_one_input_gives(case):
     metric = patching.log_prob(case.target)
     effects = edge_sweep(case.model, case.clean, case.corrupted, metric, progress=False)
-    chosen = torch.randperm(len(effects.edges), generator=torch.Generator().manual_seed(0))[:14]
+    chosen = torch.randperm(len(effects.edges), generator=torch.Generator().manual_seed(0))[:8]
     chosen = [*chosen.tolist(), *range(len(effects.edges) - 6, len(effects.edges))]
     for number in chosen:
         edge = effects.edges[number]
@@ -176,13 +176,13 @@ def test_along_the_edges_the_estimates_add_up_to_the_gap(kind):
         case.clean,
         case.corrupted,
         patching.log_prob(case.target),
-        steps=80,
+        steps=40,
         along="edges",
         channels=True,
         progress=False,
     )
     gap = effects.clean - effects.baseline
-    torch.testing.assert_close(effects.effect().sum(1), gap, atol=0.05, rtol=0.05)
+    torch.testing.assert_close(effects.effect().sum(1), gap, atol=0.1, rtol=0.1)
 
 
 def test_blocks_of_pairs_give_what_all_pairs_give(case):

@@ -113,7 +113,9 @@ def draw_summary(
         f"filled: q ≤ {q:g}"
     )
     size = {"plot_height": 26 * len(order) + 12, "below": 52, "left": style.room_for(labels) + 6}
-    return style.finish(figure, heading, subtitle, **size)
+    style.finish(figure, heading, subtitle, **size)
+    # Long labels push the plot to the right; on a phone the title would leave the figure with it.
+    return figure.update_layout(title={"xref": "container", "x": 0.02})
 
 
 @draw.register

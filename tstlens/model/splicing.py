@@ -264,6 +264,14 @@ class SplicedDictionaries(CheckedHooks):
                 **model_kwargs,
             )
 
+    def require_features(self, name: str) -> None:
+        """Raise :class:`HookError` unless a hook point's last axis holds features."""
+        axes = _NO_FEATURE_AXIS.get(name.rsplit(".", 1)[-1])
+        if axes is None and name.startswith("embed.stages."):
+            axes = "[batch, channel, time]"
+        if axes is not None:
+            raise HookError(f"{name} {axes} has no feature axis for a dictionary to read")
+
     def why_silent(self, name: str) -> str | None:
         """Why a hook point cannot fire as the model is set, or None if it can."""
         reason = super().why_silent(name)
@@ -322,12 +330,8 @@ class SplicedDictionaries(CheckedHooks):
             self._check_width("d_out", getattr(cfg, "d_out", d_in), out, head)
 
     def _check_width(self, what: str, width: int | None, name: str, head: int | None) -> None:
+        self.require_features(name)
         leaf = name.rsplit(".", 1)[-1]
-        axes = _NO_FEATURE_AXIS.get(leaf)
-        if axes is None and name.startswith("embed.stages."):
-            axes = "[batch, channel, time]"
-        if axes is not None:
-            raise HookError(f"{name} {axes} has no feature axis for a dictionary to read")
         if head is not None and leaf not in (*_PER_HEAD, "hook_result"):
             raise ArgumentError(f"head={head} was given, but {name} has no heads")
         fitting: Mapping[int, str] = {}

@@ -167,8 +167,11 @@ def _of_pair(truth: np.ndarray, guess: np.ndarray, k: int) -> tuple[float, float
     from scipy.stats import pearsonr, spearmanr
 
     constant = len(truth) < 2 or bool(np.ptp(truth) == 0) or bool(np.ptp(guess) == 0)
-    pearson = float("nan") if constant else float(pearsonr(truth, guess)[0])
-    spearman = float("nan") if constant else float(spearmanr(truth, guess)[0])
+    pearson = spearman = float("nan")
+    if not constant:
+        pearson, spearman = (
+            float(np.asarray(correlate(truth, guess))[0]) for correlate in (pearsonr, spearmanr)
+        )
     size = np.abs(truth)
     best, found = (set(np.argsort(-np.abs(x), kind="stable")[:k]) for x in (truth, guess))
     counts = size >= SIGN_FLOOR * size.max()

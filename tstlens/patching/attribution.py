@@ -299,7 +299,7 @@ def _by_world(moved: Tensor, what: Swept, grid: Grid, coords: dict[str, tuple[in
         along = 1 + number
         if not swept_axis:
             mask = grid.masks[number][0].to(moved.dtype)
-            moved = torch.tensordot(moved, mask, ([along], [0]))
+            moved = moved.movedim(along, -1) @ mask
             continue
         entries = coords[swept_axis[0]]
         if swept_axis[0] == "slice":

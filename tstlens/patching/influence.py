@@ -105,7 +105,7 @@ class Influence(Result):
         }
         for name, measure in measures.items():
             frame[name] = measure.flatten().cpu().numpy()
-        return frame[frame["to_layer"] > frame["from_layer"]].reset_index(drop=True)
+        return frame.query("to_layer > from_layer").reset_index(drop=True)
 
     def __repr__(self) -> str:
         shape = ", ".join(
@@ -186,9 +186,9 @@ def head_influence(
     with tqdm(total=len(clean), desc="influence", unit="pair", disable=not progress) as bar:
         for start in range(0, len(clean), PAIRS_PER_BLOCK):
             block = slice(start, min(start + PAIRS_PER_BLOCK, len(clean)))
-            masks = (mask if mask is None else mask[block] for mask in (clean_mask, corrupted_mask))
-            clean_one, corrupted_one = zip((clean[block], corrupted[block]), masks, strict=True)
-            pieces.append(_of_block(model, what, clean_one, corrupted_one, memory_mb))
+            one = (clean[block], None if clean_mask is None else clean_mask[block])
+            other = (corrupted[block], None if corrupted_mask is None else corrupted_mask[block])
+            pieces.append(_of_block(model, what, one, other, memory_mb))
             bar.update(block.stop - block.start)
     values, projection, gap = (torch.cat(part) for part in zip(*pieces, strict=True))
     return Influence(
@@ -203,7 +203,11 @@ def head_influence(
 
 
 def _of_block(
-    model: HookedTST, what: Swept, clean: Any, corrupted: Any, memory_mb: float
+    model: HookedTST,
+    what: Swept,
+    clean: tuple[Tensor, Tensor | None],
+    corrupted: tuple[Tensor, Tensor | None],
+    memory_mb: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Mean squares, projections and gaps of some of the pairs."""
     acts = record(model, *clean, what.names)[1]

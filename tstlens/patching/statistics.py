@@ -89,10 +89,9 @@ class Summary(Result):
 
         Among them, about this share is expected to be false.
         """
-        frame = self.to_dataframe()
-        found = frame[frame["q"] <= q]
-        order = found["effect"].abs().sort_values(ascending=False, kind="stable").index
-        return found.loc[order].reset_index(drop=True)
+        found = self.to_dataframe().query("q <= @q")
+        strongest = found.sort_values("effect", key=abs, ascending=False, kind="stable")
+        return strongest.reset_index(drop=True)
 
     def __repr__(self) -> str:
         shape = ", ".join(f"{axis}={len(self.coords[axis])}" for axis in self.axes)

@@ -1,0 +1,438 @@
+"""A circuit in layers, from time at the bottom to the class at the top; and its faithfulness."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import plotly.graph_objects as go
+
+from tstlens.errors import ArgumentError
+from tstlens.figures import style
+from tstlens.figures.drawing import draw
+from tstlens.figures.ranking import ranking
+from tstlens.figures.words import number, time_label
+from tstlens.patching.circuits import Circuit, EdgeEffects, Faithfulness
+from tstlens.patching.circuits.tables import label_of
+
+_LEVELS = 10  # stops of the threshold slider
+_ROW = 92  # pixels between two layers
+_READS = {"q": "queries", "k": "keys", "v": "values"}
+
+
+@dataclass(frozen=True)
+class _Line:
+    """An edge as it is drawn: from place to place, with its weight and what hovering says."""
+
+    start: tuple[float, float]
+    stop: tuple[float, float]
+    weight: float
+    hover: str
+    ends: tuple[str, str]
+    level: int
+
+
+@draw.register
+def draw_circuit(
+    circuit: Circuit, *, title: str | None = "", levels: int = _LEVELS
+) -> go.Figure:
+    """The circuit in layers: time at the bottom, heads and MLPs by layer, the class at the top.
+
+    Lines are as wide as their weight is large; blue raises the metric when the clean contribution
+    is patched in, red lowers it. A head's queries, keys and values share one line (hover tells them
+    apart). The slider hides weak edges, and nodes that are then without any.
+
+    What can mislead: a weight is the effect of one edge by itself. What the edges do together is
+    what ``circuit.faithfulness`` measures.
+
+    Args:
+        circuit: the circuit.
+        title: "" for one made from the circuit, None for none.
+        levels: stops of the threshold slider.
+
+    Returns:
+        A plotly figure.
+
+    Raises:
+        ArgumentError: the circuit has no edges, or levels below 1.
+
+    Example:
+        >>> import torch
+        >>> from tstlens.patching.circuits import ComponentGraph
+        >>> graph = ComponentGraph(n_layers=1, n_heads=2)
+        >>> scores = torch.linspace(-1, 1, len(graph.edges))
+        >>> circuit = Circuit(graph, scores, scores.abs() > 0.5, "logit", "logit")
+        >>> len(draw_circuit(circuit).layout.sliders[0].steps) > 1
+        True
+    """
+    if not len(circuit):
+        raise ArgumentError("expected a circuit with edges, got one without; choose a larger budget")
+    if levels < 1:
+        raise ArgumentError(f"expected levels of at least 1, got {levels}")
+    graph = circuit.graph
+    places = _places(circuit)
+    sizes = np.array([abs(facts["weight"]) for _, _, facts in graph.edges(data=True)])
+    floors = _floors(sizes, levels)
+    lines = [
+        _line(circuit, places, start, stop, facts, floors)
+        for start, stop, facts in graph.edges(data=True)
+    ]
+    figure = go.Figure()
+    level_of_trace: list[int] = []
+    for level in range(len(floors)):
+        for positive in (False, True):
+            some = [line for line in lines if line.level == level and (line.weight >= 0) is positive]
+            for trace in _edge_traces(some, positive, float(sizes.max())):
+                figure.add_trace(trace)
+                level_of_trace.append(level)
+    for level in range(len(floors)):
+        for trace in _node_traces(circuit, places, lines, level):
+            figure.add_trace(trace)
+            level_of_trace.append(level)
+    _axes(figure, circuit, places)
+    unit = "" if circuit.unit in ("probability", "value") else f" {circuit.unit}"
+    if len(floors) > 1:
+        figure.update_layout(sliders=[_slider(floors, lines, level_of_trace, unit)])
+    heading = f"Circuit for {style.shortened(circuit.output, 30)}" if title == "" else title
+    share = 100 * len(circuit) / len(circuit.kept)
+    subtitle = (
+        f"{len(circuit)} of {len(circuit.kept)} edges ({share:.2g} %); width: change of "
+        f"{circuit.metric.removesuffix(' of the target class')}, at most {number(sizes.max())}{unit}; "
+        "blue raises it, red lowers it"
+    )
+    rows = sorted({y for _, y in places.values()})
+    return style.finish(
+        figure,
+        heading,
+        subtitle,
+        plot_height=int(_ROW * max(2, rows[-1] - rows[0] + 0.9)),
+        below=46 + (86 if len(floors) > 1 else 0),
+        left=62,
+    )
+
+
+def _floors(sizes: np.ndarray, levels: int) -> list[float]:
+    """Weights from which each stop of the slider shows edges, growing; equal shares of edges."""
+    at = np.quantile(sizes, np.linspace(0, 1, levels, endpoint=False), method="lower")
+    return sorted(set(at.tolist()))
+
+
+def _places(circuit: Circuit) -> dict[str, tuple[float, float]]:
+    """Where each node stands: x from 0 to 1, y in rows."""
+    graph, places = circuit.components, {}
+    for node in circuit.nodes:
+        layer, index = node.layer or 0, node.index or 0
+        if node.kind == "channel":
+            place = ((index + 0.5) / graph.n_channels, -1.0)
+        elif node.kind == "pos":
+            place = ((index + 0.5) / graph.n_pos, 0.0)
+        elif node.kind == "embed":
+            place = (0.5, 0.0)
+        elif node.kind == "head":
+            place = ((index + 0.5) / (graph.n_heads + 1), layer + 1.0)
+        elif node.kind == "mlp":
+            place = ((graph.n_heads + 0.5) / (graph.n_heads + 1), layer + 1.4)
+        else:
+            place = (0.5, graph.n_layers + 1.2)
+        places[node.name] = place
+    return places
+
+
+def _line(
+    circuit: Circuit,
+    places: dict[str, tuple[float, float]],
+    start: str,
+    stop: str,
+    facts: dict[str, Any],
+    floors: list[float],
+) -> _Line:
+    unit = "" if circuit.unit in ("probability", "value") else f" {circuit.unit}"
+    labels = _labels(circuit)
+    hover = f"<b>{labels[start]} → {labels[stop]}</b><br>{number(facts['weight'], True)}{unit}"
+    for part, word in _READS.items():
+        if part in facts:
+            hover += f"<br>into its {word}: {number(facts[part], True)}{unit}"
+    level = int(np.searchsorted(floors, abs(facts["weight"]), side="right")) - 1
+    return _Line(places[start], places[stop], facts["weight"], hover, (start, stop), max(level, 0))
+
+
+def _labels(circuit: Circuit) -> dict[str, str]:
+    return {node.name: label_of(circuit, node) for node in circuit.nodes}
+
+
+def _edge_traces(lines: list[_Line], positive: bool, largest: float) -> list[Any]:
+    """One line trace per level and sign, and the points that answer to hovering."""
+    if not lines:
+        return []
+    t = np.linspace(0, 1, 15)
+    bend = t * t * (3 - 2 * t)
+    xs, ys, middle = [], [], []
+    for line in lines:
+        (x0, y0), (x1, y1) = line.start, line.stop
+        xs += [*(x0 + (x1 - x0) * bend), None]
+        ys += [*(y0 + (y1 - y0) * t), None]
+        middle += [(x0 + (x1 - x0) * bend[at], y0 + (y1 - y0) * t[at]) for at in (5, 9)]
+    strength = float(np.mean([abs(line.weight) for line in lines])) / (largest or 1.0)
+    drawn = go.Scatter(
+        x=xs,
+        y=ys,
+        mode="lines",
+        line={"color": style.BLUE if positive else style.RED, "width": 0.7 + 6 * strength},
+        opacity=min(0.9, 0.22 + 0.9 * strength**0.6),
+        hoverinfo="skip",
+        showlegend=False,
+    )
+    points = go.Scatter(
+        x=[x for x, _ in middle],
+        y=[y for _, y in middle],
+        mode="markers",
+        marker={"size": 12, "opacity": 0},
+        hovertext=[line.hover for line in lines for _ in range(2)],
+        hovertemplate="%{hovertext}<extra></extra>",
+        showlegend=False,
+    )
+    return [drawn, points]
+
+
+def _node_traces(
+    circuit: Circuit, places: dict[str, tuple[float, float]], lines: list[_Line], level: int
+) -> list[Any]:
+    """Nodes whose strongest edge is of this level."""
+    strongest: dict[str, int] = {}
+    for line in lines:
+        for end in line.ends:
+            strongest[end] = max(strongest.get(end, 0), line.level)
+    table = circuit.node_table().set_index("node")
+    shown = [node for node in circuit.nodes if strongest.get(node.name) == level]
+    unit = "" if circuit.unit in ("probability", "value") else f" {circuit.unit}"
+    crowded = circuit.components.n_heads > 12
+    traces = []
+    for kind, symbol, size in (
+        ("small", "circle", 9),
+        ("head", "circle", 12 if crowded else 25),
+        ("mlp", "square", 26),
+        ("output", "circle", 16),
+    ):
+        nodes = [n for n in shown if (n.kind if n.kind in ("head", "mlp", "output") else "small") == kind]
+        if not nodes:
+            continue
+        text = [
+            f"H{n.index}"
+            if n.kind == "head" and not crowded
+            else "MLP"
+            if n.kind == "mlp"
+            else style.shortened(circuit.output, 30)
+            if n.kind == "output"
+            else ""
+            for n in nodes
+        ]
+        hover = []
+        for node in nodes:
+            row = table.loc[node.name]
+            parts = [f"<b>{row['label']}</b>"]
+            for count, total, word in (("edges_in", "weight_in", "in"), ("edges_out", "weight_out", "out")):
+                if row[count]:
+                    edges = "edge" if row[count] == 1 else "edges"
+                    parts.append(f"{row[count]} {edges} {word}: {number(row[total], True)}{unit}")
+            hover.append("<br>".join(parts))
+        traces.append(
+            go.Scatter(
+                x=[places[node.name][0] for node in nodes],
+                y=[places[node.name][1] for node in nodes],
+                mode="markers+text",
+                marker={
+                    "symbol": symbol,
+                    "size": size,
+                    "color": style.INK if kind in ("small", "output") else style.PAPER,
+                    "line": {"color": style.INK, "width": 1.3},
+                },
+                text=text,
+                textposition="top center" if kind == "output" else "middle center",
+                textfont={"size": 13 if kind == "output" else 10 if kind == "head" else 9},
+                hovertext=hover,
+                hovertemplate="%{hovertext}<extra></extra>",
+                showlegend=False,
+                cliponaxis=False,
+            )
+        )
+    return traces
+
+
+def _axes(
+    figure: go.Figure, circuit: Circuit, places: dict[str, tuple[float, float]]
+) -> None:
+    graph = circuit.components
+    names = {0.0: "time" if graph.n_pos else "input"}
+    if graph.n_channels:
+        names[-1.0] = "channels"
+    names |= {layer + 1.0: f"layer {layer}" for layer in range(graph.n_layers)}
+    lowest = min(y for _, y in places.values())
+    bottom = min(0.0, lowest)
+    figure.update_yaxes(
+        tickmode="array",
+        tickvals=list(names),
+        ticktext=list(names.values()),
+        range=[bottom - 0.3, graph.n_layers + 1.75],
+        showgrid=True,
+        zeroline=False,
+        fixedrange=True,
+    )
+    ticks: dict[str, Any] = {"tickvals": []}
+    if graph.n_channels:
+        step = max(1, -(-graph.n_channels // 12))
+        shown = range(0, graph.n_channels, step)
+        ticks = {
+            "tickvals": [(channel + 0.5) / graph.n_channels for channel in shown],
+            "ticktext": [str(channel) for channel in shown],
+            "title": {"text": "channel (bottom row); time runs left to right above it"},
+        }
+    elif graph.n_pos:
+        step = max(1, -(-graph.n_pos // 9))
+        shown = range(0, graph.n_pos, step)
+        cells = circuit.time_cells
+        ticks = {
+            "tickvals": [(pos + 0.5) / graph.n_pos for pos in shown],
+            "ticktext": [str(pos) if cells is None else time_label(cells[pos]) for pos in shown],
+            "title": {"text": "position" if cells is None else "time (sample)"},
+        }
+    figure.update_xaxes(range=[-0.01, 1.01], showgrid=False, zeroline=False, fixedrange=True, **ticks)
+
+
+def _slider(
+    floors: list[float], lines: list[_Line], level_of_trace: list[int], unit: str
+) -> dict[str, Any]:
+    steps = []
+    for level, floor in enumerate(floors):
+        n_shown = sum(line.level >= level for line in lines)
+        steps.append(
+            {
+                "method": "restyle",
+                "args": [{"visible": [own >= level for own in level_of_trace]}],
+                "label": f"{number(floor)}{unit}: {n_shown} lines",
+            }
+        )
+    return {
+        "active": 0,
+        "steps": steps,
+        "x": 0,
+        "len": 1,
+        "y": 0,
+        "yanchor": "top",
+        "pad": {"t": 62, "b": 0, "l": 0, "r": 8},
+        "ticklen": 0,
+        "minorticklen": 0,
+        "font": {"size": 1, "color": "rgba(0,0,0,0)"},
+        "currentvalue": {
+            "prefix": "weights of at least ",
+            "font": {"size": 12, "color": style.MUTED},
+            "xanchor": "left",
+            "offset": 8,
+        },
+        "bgcolor": style.GRID,
+        "bordercolor": style.FAINT,
+    }
+
+
+@draw.register
+def draw_faithfulness(result: Faithfulness, *, title: str | None = "") -> go.Figure:
+    """Faithfulness against the share of edges kept, beside random orders of edges.
+
+    Args:
+        result: of :meth:`Circuit.faithfulness`.
+        title: "" for one with CPR and CMD, None for none.
+
+    Returns:
+        A plotly figure.
+
+    Example:
+        >>> import torch
+        >>> zeros, ones = torch.zeros(1), torch.ones(1)
+        >>> result = Faithfulness(torch.tensor([[0.0, 0.8, 1.0]]), (0.01, 0.1, 1.0), (1, 10, 100),
+        ...     zeros, ones, torch.tensor([0.6]), 5, torch.zeros(0, 1, 3), "logit", "logit")
+        >>> draw_faithfulness(result).layout.xaxis.type
+        'log'
+    """
+    percent = [100 * share for share in result.fractions]
+    figure = go.Figure()
+    figure.add_hline(y=1, line={"color": style.FAINT, "width": 1.5, "dash": "dot"})
+    figure.add_hline(y=0, line={"color": style.FAINT, "width": 1.5})
+    if len(result.random):
+        curves = result.random_curves.double().cpu().numpy()
+        for curve in curves:
+            figure.add_scatter(
+                x=percent,
+                y=curve,
+                mode="lines",
+                line={"color": style.FAINT, "width": 1},
+                hoverinfo="skip",
+                showlegend=False,
+            )
+        figure.add_scatter(
+            x=percent,
+            y=curves.mean(0),
+            mode="lines",
+            name=f"random edges ({len(curves)} orders)",
+            line={"color": style.MUTED, "width": 2},
+            hovertemplate="%{x:.3g} % of edges at random<br>%{y:.3f}<extra></extra>",
+        )
+    curve = result.curve.double().cpu().numpy()
+    hover = [
+        f"<b>{share:.3g} % of edges ({count})</b><br>faithfulness {value:.3f}"
+        for share, count, value in zip(percent, result.n_edges, curve, strict=True)
+    ]
+    figure.add_scatter(
+        x=percent,
+        y=curve,
+        mode="lines+markers",
+        name="strongest edges",
+        line={"color": style.BLUE, "width": 2.5},
+        marker={"size": 6},
+        hovertext=hover,
+        hovertemplate="%{hovertext}<extra></extra>",
+    )
+    n_all = max(1, round(max(result.n_edges) / max(result.fractions)))
+    if result.n_circuit:
+        figure.add_scatter(
+            x=[100 * result.n_circuit / n_all],
+            y=[result.of_circuit],
+            mode="markers",
+            name=f"the circuit ({result.n_circuit} edges)",
+            marker={"size": 11, "symbol": "diamond", "color": style.ORANGE},
+            hovertemplate="the circuit: %{x:.3g} % of edges<br>%{y:.3f}<extra></extra>",
+        )
+    figure.update_xaxes(
+        type="log",
+        title={"text": "edges kept (%)"},
+        tickvals=[0.1, 1, 10, 100],
+        zeroline=False,
+    )
+    figure.update_yaxes(title={"text": "faithfulness"}, zeroline=False)
+    heading = (
+        f"Faithfulness: CPR {result.cpr:.2f}, CMD {result.cmd:.2f}" if title == "" else title
+    )
+    subtitle = f"{len(result.values)} pairs; {result.metric}"
+    if len(result.random):
+        subtitle += f"; random edges: CPR {result.random_cpr:.2f}, CMD {result.random_cmd:.2f}"
+    return style.finish(figure, heading, subtitle, plot_height=260, above=62, below=52, left=52)
+
+
+@draw.register
+def draw_edge_effects(
+    effects: EdgeEffects, *, n: int = 20, title: str | None = "Strongest edges"
+) -> go.Figure:
+    """The edges with the largest mean effect: dot and interval over pairs, a tick per pair.
+
+    Args:
+        effects: of :func:`edge_sweep` or :func:`edge_attribution`, with their pairs.
+        n: how many edges.
+        title: None for none.
+
+    Returns:
+        A plotly figure.
+
+    Example:
+        >>> draw.dispatch(EdgeEffects).__name__
+        'draw_edge_effects'
+    """
+    return ranking(effects, n, title=title)

@@ -1,0 +1,112 @@
+"""sae-lens' training configurations with defaults that suit small models.
+
+Published dictionaries of time-series models sit at 0.5 to 4 times the width; 16 times and more
+mostly dies. So the default is 4 times the width, k = 8 active latents, and input scaled to a norm
+of sqrt(width), on which the coefficients below were chosen.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from sae_lens.registry import SAE_TRAINING_CLASS_REGISTRY
+from sae_lens.saes.sae import TrainingSAEConfig
+
+from tstlens.errors import ArgumentError, UnknownNameError
+
+_BY_K = {"topk", "abstopk", "batchtopk", "matryoshka_batchtopk", "matching_pursuit"}
+
+
+def architectures() -> list[str]:
+    """Names of the SAE architectures that the installed sae-lens can train, transcoders included."""
+    import tstlens.saes.transcoder  # noqa: F401  (registers the transcoders)
+
+    return sorted(SAE_TRAINING_CLASS_REGISTRY)
+
+
+def training_config(
+    sae: str | TrainingSAEConfig,
+    d_in: int,
+    *,
+    d_out: int | None = None,
+    d_sae: int | None = None,
+    k: int | None = None,
+    steps: int = 5000,
+    normalize: str = "expected_average_only_in",
+    device: str = "cpu",
+    dtype: str = "float32",
+    options: dict[str, Any] | None = None,
+) -> TrainingSAEConfig:
+    """A training configuration from an architecture's name, or a given one checked against the data.
+
+    Args:
+        sae: a name of :func:`architectures`, or a config, which is taken as it is.
+        d_in: width of the activations.
+        d_out: width of what a transcoder writes; None for SAEs.
+        d_sae: latents; 4 * d_in by default.
+        k: active latents per activation, for the architectures that fix it; 8 by default.
+        steps: training steps, of which the first fifth warms sparsity penalties up.
+        normalize: sae-lens' ``normalize_activations``.
+        device: where to train.
+        dtype: of the weights.
+        options: further fields of the architecture's config, such as ``l1_coefficient``.
+
+    Raises:
+        UnknownNameError: no such architecture; lists what there is.
+        ArgumentError: k or an option that the architecture does not have, or a config of another
+            width.
+    """
+    options = dict(options or {})
+    if isinstance(sae, TrainingSAEConfig):
+        _check_given(sae, d_in, d_sae, k, options)
+        return dataclasses.replace(sae, metadata=sae.metadata)
+    if sae not in architectures():
+        raise UnknownNameError(sae, architectures(), "These are the architectures of sae-lens")
+    config_class = SAE_TRAINING_CLASS_REGISTRY[sae][1]
+    width = d_sae if d_sae is not None else 4 * d_in
+    if k is not None and sae not in _BY_K and not sae.startswith("topk"):
+        penalty = "l0_coefficient" if sae == "jumprelu" else "l1_coefficient"
+        raise ArgumentError(f"{sae!r} has no k; say how sparse it should be with {penalty}=")
+    active = 8 if k is None else k
+    if not 1 <= active <= width:
+        raise ArgumentError(f"expected k in 1..{width} (d_sae), got {active}")
+    fields = {field.name for field in dataclasses.fields(config_class)}
+    chosen: dict[str, Any] = {
+        "d_in": d_in,
+        "d_sae": width,
+        "device": device,
+        "dtype": dtype,
+        "normalize_activations": normalize,
+    }
+    for name, value in {
+        "d_out": d_out,
+        "k": active,
+        "max_iterations": active if sae == "matching_pursuit" else None,
+        "l1_warm_up_steps": steps // 5,
+        "l0_warm_up_steps": steps // 5,
+        "l0_coefficient": 1.0,
+        "matryoshka_widths": sorted({max(1, width // 4), max(1, width // 2), width}),
+    }.items():
+        if name in fields and value is not None:
+            chosen[name] = value
+    if sae == "matching_pursuit":
+        chosen["decoder_init_norm"] = 1.0
+    unknown = sorted(set(options) - fields)
+    if unknown:
+        raise ArgumentError(
+            f"{sae!r} has no option {unknown[0]!r}; it has {', '.join(sorted(fields))}"
+        )
+    try:
+        return config_class(**{**chosen, **options})
+    except ValueError as error:
+        raise ArgumentError(f"sae-lens refuses this configuration: {error}") from error
+
+
+def _check_given(
+    cfg: TrainingSAEConfig, d_in: int, d_sae: int | None, k: int | None, options: dict[str, Any]
+) -> None:
+    if cfg.d_in != d_in:
+        raise ArgumentError(f"expected a config with d_in={d_in}, got d_in={cfg.d_in}")
+    if d_sae is not None or k is not None or options:
+        raise ArgumentError("the config says d_sae, k and the rest itself; leave them out")

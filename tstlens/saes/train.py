@@ -1,0 +1,321 @@
+"""Training SAEs: a thin layer over sae-lens' ``SAETrainer``, with a time-series model's activations.
+
+``train`` streams activations from a model; ``fit`` takes any activations. Both give an ordinary
+sae-lens SAE, which saves, loads and splices like any other.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from sae_lens import SAE
+from sae_lens.config import LoggingConfig, SAETrainerConfig
+from sae_lens.registry import get_sae_training_class
+from sae_lens.saes.sae import SAEMetadata, TrainingSAE, TrainingSAEConfig
+from sae_lens.training.sae_trainer import SAETrainer
+from torch import Tensor
+from tqdm.auto import tqdm
+
+import tstlens
+from tstlens.data import TimeSeriesData
+from tstlens.errors import ArgumentError
+from tstlens.model import HookedTST
+from tstlens.saes.architectures import training_config
+from tstlens.saes.harvest import Heads
+from tstlens.saes.stream import ActivationStream
+from tstlens.saes.tensor_stream import TensorStream
+from tstlens.saes.training_folder import TrainingFolder
+from tstlens.shapes import Mask, Series
+
+_SCALE_BATCHES = 16  # for the mean norm and the mean: 16,384 activations at the default size
+
+
+def train(
+    model: HookedTST,
+    data: TimeSeriesData | Series,
+    hook: str,
+    sae: str | TrainingSAEConfig = "topk",
+    *,
+    hook_out: str | None = None,
+    mask: Mask | None = None,
+    d_sae: int | None = None,
+    k: int | None = None,
+    steps: int = 5000,
+    batch_size: int = 1024,
+    lr: float = 1e-3,
+    seed: int = 0,
+    normalize: str = "expected_average_only_in",
+    head: Heads = "joined",
+    memory_mb: float = 512.0,
+    cache: str | Path | None = None,
+    checkpoint: str | Path | None = None,
+    checkpoint_every: int = 1000,
+    progress: bool = True,
+    **options: Any,
+) -> SAE[Any]:
+    """Train a sparse autoencoder on a model's activations at a hook point.
+
+    It answers: which directions, few at a time, make up what the model writes here? A low error
+    does not make latents meaningful: look at :func:`score` beside a random dictionary, and train
+    two seeds before believing a latent.
+
+    Args:
+        model: stays as it is.
+        data: the series to take activations from; padded positions are left out.
+        hook: hook name; ``attn.hook_z`` is read with its heads joined unless ``head`` says else.
+        sae: an architecture of sae-lens by name (see :func:`architectures`) or its training config.
+        hook_out: for transcoders, the hook point to write.
+        mask: bool [batch, time], where ``data`` is a bare tensor.
+        d_sae: latents; 4 times the width by default.
+        k: active latents per activation where the architecture fixes it; 8 by default.
+        steps: training steps.
+        batch_size: activations per step.
+        lr: peak learning rate of Adam; falls linearly to zero over the last fifth of the steps.
+        seed: of the weights and the order of activations.
+        normalize: sae-lens' ``normalize_activations``; folded into the weights at the end, so that
+            the SAE takes activations as they are.
+        head: ``"joined"``, ``"each"`` head as a row of its own, or one head's number.
+        memory_mb: MiB of activations held at a time.
+        cache: folder for activations that do not fit in memory.
+        checkpoint: folder to keep progress in; a training found there goes on, a finished one is
+            loaded.
+        checkpoint_every: steps between checkpoints.
+        progress: show a bar.
+        **options: further fields of the architecture's config, such as ``l1_coefficient=2.0``.
+
+    Returns:
+        An ``sae_lens.SAE`` in eval mode with model, hook, data and seed in ``cfg.metadata``.
+        ``save_model(folder)`` writes what ``sae_lens.SAE.load_from_disk(folder)`` reads.
+
+    Raises:
+        UnknownHookError, HookError: a hook point that does not exist or cannot fire.
+        UnknownNameError: no such architecture.
+        ArgumentError: sizes or options that are not possible.
+        StorageError, CorruptFileError: a checkpoint or cache of something else, or damaged.
+
+    Source: sae-lens (Bloom et al.), whose trainer does the work.
+
+    Example:
+        >>> from tstlens import HookedTST, load_dataset, saes
+        >>> model = HookedTST.from_pretrained("japanese-vowels")
+        >>> data = load_dataset("JapaneseVowels", split="train")
+        >>> sae = saes.train(model, data, hook="blocks.0.hook_mlp_out", d_sae=64, k=4, steps=10,
+        ...                  progress=False)
+        >>> sae.cfg.architecture(), sae.cfg.metadata.hook_name
+        ('topk', 'blocks.0.hook_mlp_out')
+    """
+    hooks = [hook] if hook_out is None else [hook, hook_out]
+    stream: Any = ActivationStream(
+        model,
+        data,
+        hooks if hook_out else hook,
+        mask,
+        batch_size=batch_size,
+        seed=seed,
+        head=head,
+        memory_mb=memory_mb,
+        cache=cache,
+        progress=progress,
+    )
+    probe, _ = stream.rows(torch.arange(1))
+    widths = [probe[name].shape[1] for name in hooks]
+    metadata = {
+        "model_name": model.cfg.model_name,
+        "hook_name": hook,
+        "hook_name_out": hook_out,
+        "hook_head_index": head if isinstance(head, int) else None,
+        "dataset_path": data.name if isinstance(data, TimeSeriesData) else "",
+        "dataset_split": data.split if isinstance(data, TimeSeriesData) else "",
+        "n_series": len(stream.rows),
+        "tstlens_version": tstlens.__version__,
+    }
+    if hook.endswith("hook_z") and head == "joined" and hook_out is None:
+        if isinstance(sae, str):
+            options.setdefault("reshape_activations", "hook_z")
+    if hook_out is not None:
+        from tstlens.saes.transcoder import PairedStream
+
+        stream = PairedStream(stream, hook, hook_out)
+    return fit(
+        stream,
+        sae,
+        d_in=widths[0],
+        d_out=None if hook_out is None else widths[1],
+        d_sae=d_sae,
+        k=k,
+        steps=steps,
+        batch_size=batch_size,
+        lr=lr,
+        seed=seed,
+        normalize=normalize,
+        metadata={name: value for name, value in metadata.items() if value is not None},
+        device=str(model.cfg.device),
+        checkpoint=checkpoint,
+        checkpoint_every=checkpoint_every,
+        progress=progress,
+        **options,
+    )
+
+
+def fit(
+    activations: Tensor | Iterator[Tensor],
+    sae: str | TrainingSAEConfig = "topk",
+    *,
+    d_in: int | None = None,
+    d_out: int | None = None,
+    d_sae: int | None = None,
+    k: int | None = None,
+    steps: int = 5000,
+    batch_size: int = 1024,
+    lr: float = 1e-3,
+    seed: int = 0,
+    normalize: str = "expected_average_only_in",
+    metadata: dict[str, Any] | None = None,
+    device: str = "cpu",
+    checkpoint: str | Path | None = None,
+    checkpoint_every: int = 1000,
+    progress: bool = True,
+    **options: Any,
+) -> SAE[Any]:
+    """Train an SAE on activations from anywhere: a tensor [row, width] or an endless iterator.
+
+    Args:
+        activations: the rows; a tensor is shuffled anew in every epoch.
+        sae: architecture or training config, as for :func:`train`.
+        d_in: width of an iterator's batches; a tensor says itself.
+        d_out: width that a transcoder writes.
+        d_sae, k, steps, batch_size, lr, seed, normalize: as for :func:`train`.
+        metadata: goes into ``cfg.metadata``.
+        device: where to train.
+        checkpoint, checkpoint_every, progress, **options: as for :func:`train`.
+
+    Returns:
+        An ``sae_lens.SAE`` in eval mode.
+    """
+    if steps < 1:
+        raise ArgumentError(f"steps must be at least 1, got {steps}")
+    if isinstance(activations, Tensor):
+        stream: Any = TensorStream(activations, batch_size, seed)
+        d_in = activations.shape[1]
+    else:
+        stream = activations
+    if d_in is None:
+        raise ArgumentError("an iterator does not tell its width; give d_in=")
+    cfg = training_config(
+        sae,
+        d_in,
+        d_out=d_out,
+        d_sae=d_sae,
+        k=k,
+        steps=steps,
+        normalize=normalize,
+        device=device,
+        options=options,
+    )
+    cfg.metadata = SAEMetadata(
+        **{**cfg.metadata.to_dict(), **(metadata or {}), "seed": seed, "training_steps": steps}
+    )
+    settings = {"steps": steps, "batch_size": batch_size, "lr": lr, "seed": seed}
+    settings |= {"config": {**cfg.to_dict(), "device": None}}
+    folder = None if checkpoint is None else TrainingFolder(checkpoint, settings)
+    if folder is not None and (done := folder.finished()) is not None:
+        return done.to(device).eval()
+    with _seeded(seed):
+        trainer = _trainer(cfg, stream, steps, batch_size, lr)
+        if folder is None or not folder.resume(trainer, stream):
+            _prepare(trainer, stream)
+        _run(trainer, stream, steps, folder, checkpoint_every, progress)
+        trained = _inference(trainer)
+    if folder is not None:
+        folder.finish(trained)
+    return trained
+
+
+def _trainer(
+    cfg: TrainingSAEConfig, stream: Any, steps: int, batch_size: int, lr: float
+) -> SAETrainer[Any, Any]:
+    sae: TrainingSAE[Any] = get_sae_training_class(cfg.architecture())[0](cfg)
+    trainer_cfg = SAETrainerConfig(
+        total_training_samples=steps * batch_size,
+        train_batch_size_samples=batch_size,
+        lr=lr,
+        lr_end=lr / 10,
+        lr_decay_steps=steps // 5,
+        device=cfg.device,
+        # A latent that is silent for a twentieth of the training gets the auxiliary loss.
+        dead_feature_window=max(50, steps // 20),
+        logger=LoggingConfig(log_to_wandb=False),
+        n_batches_for_norm_estimate=_SCALE_BATCHES,
+    )
+    return SAETrainer(cfg=trainer_cfg, sae=sae, data_provider=stream)
+
+
+@torch.no_grad()
+def _prepare(trainer: SAETrainer[Any, Any], stream: Any) -> None:
+    """Estimate the input's scale as sae-lens does, and start the decoder's bias at the mean."""
+    sae, scaler = trainer.sae, trainer.activation_scaler
+    batches = [next(stream) for _ in range(_SCALE_BATCHES)]
+    if sae.cfg.normalize_activations == "expected_average_only_in":
+        norms = torch.cat([batch[:, : sae.cfg.d_in].norm(dim=1) for batch in batches])
+        if not bool(norms.any()):
+            raise ArgumentError("all activations are zero, so there is nothing to train on")
+        scaler.scaling_factor = float(sae.cfg.d_in**0.5 / norms.float().mean())
+    elif sae.cfg.normalize_activations == "covariance_whitening":
+        scaler.estimate_whitening(sae.cfg.d_in, iter(batches), len(batches))
+        return
+    elif sae.cfg.normalize_activations != "none":
+        return
+    mean = torch.cat(batches).mean(0)[-sae.b_dec.shape[0] :]
+    sae.b_dec.copy_(mean * (scaler.scaling_factor or 1.0))
+
+
+def _run(
+    trainer: SAETrainer[Any, Any],
+    stream: Any,
+    steps: int,
+    folder: TrainingFolder | None,
+    every: int,
+    progress: bool,
+) -> None:
+    """The loop of ``SAETrainer.fit`` on its public steps, with whole checkpoints and one bar."""
+    done = trainer.n_training_steps
+    with tqdm(
+        total=steps, initial=done, desc="training the SAE", unit="step", disable=not progress
+    ) as bar:
+        while trainer.n_training_steps < steps:
+            trainer.maybe_reset_sparsity()
+            output = trainer.step(next(stream))
+            trainer.n_training_steps += 1
+            bar.update()
+            if trainer.n_training_steps % 100 == 0:
+                bar.set_postfix(loss=f"{output.losses['mse_loss'].item():.3f}", refresh=False)
+            if folder is not None and trainer.n_training_steps % every == 0:
+                folder.save(trainer, stream, _SCALE_BATCHES + trainer.n_training_steps)
+    sae, scaler = trainer.sae, trainer.activation_scaler
+    if scaler.scaling_factor is not None:
+        sae.fold_activation_norm_scaling_factor(scaler.scaling_factor)
+        scaler.scaling_factor = None
+    if scaler.whitening is not None:
+        whitening, scaler.whitening = scaler.whitening, None
+        sae.fold_activation_whitening(
+            whitening.mean, whitening.matrix, whitening.inverse_matrix
+        )
+    trainer.set_final_sae_metadata()
+
+
+def _inference(trainer: SAETrainer[Any, Any]) -> SAE[Any]:
+    with tempfile.TemporaryDirectory() as folder:
+        trainer.sae.save_inference_model(folder)
+        return SAE.load_from_disk(folder, device=trainer.cfg.device).eval()
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        yield
