@@ -403,3 +403,9 @@ def test_a_killed_save_leaves_the_old_model(saved, series, monkeypatch):
             os._exit(1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
     assert torch.equal(HookedTST.from_pretrained(folder)(series), model(series))
+
+
+def test_weights_can_be_read_by_whoever_can_read_the_config(make_model, tmp_path):
+    folder = make_model().save_pretrained(tmp_path / "model")
+    modes = {path.name: path.stat().st_mode for path in folder.iterdir()}
+    assert modes["model.safetensors"] == modes["config.json"]

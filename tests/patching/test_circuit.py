@@ -282,7 +282,7 @@ def test_errors_say_what_to_do(planted):
     with pytest.raises(ArgumentError, match="the circuit is of another model"):
         circuit.faithfulness(stranger.model, pairs_of(stranger), progress=False)
     with pytest.raises(SeriesShapeError, match="scores for every edge"):
-        Circuit(circuit.components, circuit.scores[:3], circuit.kept, "logit", "logit")
+        Circuit(circuit.components, circuit.scores[:3], circuit.kept[:3], "logit", "logit")
     named = Circuit(circuit.components, circuit.scores, circuit.kept, "mine", "volts")
     with pytest.raises(ArgumentError, match="pass metric=, for these pairs"):
         named.faithfulness(model, pairs, progress=False)

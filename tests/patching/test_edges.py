@@ -91,7 +91,7 @@ def test_edges_one_by_one_are_sets_of_one_edge(case, channels):
     )
     numbers = range(0, len(effects.edges), 3 if channels else 5)
     expected = metric(outputs(case, effects.graph, masks_of(effects.graph, numbers)))
-    torch.testing.assert_close(effects.values[:, ::numbers.step], expected.T, atol=2e-5, rtol=1e-4)
+    torch.testing.assert_close(effects.values[:, :: numbers.step], expected.T, atol=2e-5, rtol=1e-4)
 
 
 def test_all_edges_are_the_clean_run_and_none_the_corrupted_run(case):

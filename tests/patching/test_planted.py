@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 
 import pytest
-import torch
 from sklearn.metrics import roc_auc_score
 
 from tests.patching.planted import (
@@ -20,7 +19,13 @@ from tests.patching.planted import (
     planted_pairs,
 )
 from tstlens import patching
-from tstlens.patching.circuits import Circuit, edge_attribution, edge_sweep, follow_paths, path_patch
+from tstlens.patching.circuits import (
+    Circuit,
+    edge_attribution,
+    edge_sweep,
+    follow_paths,
+    path_patch,
+)
 
 
 @pytest.fixture(params=["pre", "post"])

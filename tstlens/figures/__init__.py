@@ -13,9 +13,18 @@ from __future__ import annotations
 from tstlens.figures.agreement import draw_agreement
 from tstlens.figures.attention import draw_attention
 from tstlens.figures.attribution import draw_logit_attribution
+from tstlens.figures.browser import page
+from tstlens.figures.circuit import draw_circuit, draw_edge_effects
 from tstlens.figures.confusion import confusion
 from tstlens.figures.depth import draw_lens
 from tstlens.figures.drawing import draw
+from tstlens.figures.faithfulness import draw_faithfulness
+from tstlens.figures.features import (
+    draw_features,
+    draw_latent_effect,
+    draw_match,
+    draw_windows,
+)
 from tstlens.figures.influence import draw_influence
 from tstlens.figures.intervals import Interval, over_pairs
 from tstlens.figures.lines import pair, series
@@ -35,6 +44,13 @@ __all__ = [
     "Interval",
     "confusion",
     "draw",
+    "draw_circuit",
+    "draw_edge_effects",
+    "draw_features",
+    "draw_latent_effect",
+    "draw_match",
+    "draw_windows",
+    "draw_faithfulness",
     "draw_logit_attribution",
     "draw_lens",
     "draw_attention",
@@ -47,6 +63,7 @@ __all__ = [
     "draw_sweep",
     "in_notebooks",
     "over_pairs",
+    "page",
     "pair",
     "ranking",
     "series",

@@ -1,4 +1,4 @@
-"""A circuit in layers, from time at the bottom to the class at the top; and its faithfulness."""
+"""A circuit in layers, from time at the bottom to the class at the top."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tstlens.figures import style
 from tstlens.figures.drawing import draw
 from tstlens.figures.ranking import ranking
 from tstlens.figures.words import number, time_label
-from tstlens.patching.circuits import Circuit, EdgeEffects, Faithfulness
+from tstlens.patching.circuits import Circuit, EdgeEffects
 from tstlens.patching.circuits.tables import label_of
 
 _LEVELS = 10  # stops of the threshold slider
@@ -34,9 +34,7 @@ class _Line:
 
 
 @draw.register
-def draw_circuit(
-    circuit: Circuit, *, title: str | None = "", levels: int = _LEVELS
-) -> go.Figure:
+def draw_circuit(circuit: Circuit, *, title: str | None = "", levels: int = _LEVELS) -> go.Figure:
     """The circuit in layers: time at the bottom, heads and MLPs by layer, the class at the top.
 
     Lines are as wide as their weight is large; blue raises the metric when the clean contribution
@@ -67,7 +65,9 @@ def draw_circuit(
         True
     """
     if not len(circuit):
-        raise ArgumentError("expected a circuit with edges, got one without; choose a larger budget")
+        raise ArgumentError(
+            "expected a circuit with edges, got one without; choose a larger budget"
+        )
     if levels < 1:
         raise ArgumentError(f"expected levels of at least 1, got {levels}")
     graph = circuit.graph
@@ -82,7 +82,9 @@ def draw_circuit(
     level_of_trace: list[int] = []
     for level in range(len(floors)):
         for positive in (False, True):
-            some = [line for line in lines if line.level == level and (line.weight >= 0) is positive]
+            some = [
+                line for line in lines if line.level == level and (line.weight >= 0) is positive
+            ]
             for trace in _edge_traces(some, positive, float(sizes.max())):
                 figure.add_trace(trace)
                 level_of_trace.append(level)
@@ -94,7 +96,7 @@ def draw_circuit(
     unit = "" if circuit.unit in ("probability", "value") else f" {circuit.unit}"
     if len(floors) > 1:
         figure.update_layout(sliders=[_slider(floors, lines, level_of_trace, unit)])
-    heading = f"Circuit for {style.shortened(circuit.output, 30)}" if title == "" else title
+    heading = f"Circuit for {style.shortened(circuit.output, 27)}" if title == "" else title
     share = 100 * len(circuit) / len(circuit.kept)
     subtitle = (
         f"{len(circuit)} of {len(circuit.kept)} edges ({share:.2g} %); width: change of "
@@ -113,9 +115,9 @@ def draw_circuit(
 
 
 def _floors(sizes: np.ndarray, levels: int) -> list[float]:
-    """Weights from which each stop of the slider shows edges, growing; equal shares of edges."""
-    at = np.quantile(sizes, np.linspace(0, 1, levels, endpoint=False), method="lower")
-    return sorted(set(at.tolist()))
+    """Weights from which each stop of the slider shows edges, growing; fewer edges in even ratios."""
+    counts = np.geomspace(len(sizes), 1, levels).round().astype(int)
+    return sorted(set(np.sort(sizes)[len(sizes) - counts].tolist()))
 
 
 def _places(circuit: Circuit) -> dict[str, tuple[float, float]]:
@@ -162,9 +164,21 @@ def _labels(circuit: Circuit) -> dict[str, str]:
 
 
 def _edge_traces(lines: list[_Line], positive: bool, largest: float) -> list[Any]:
-    """One line trace per level and sign, and the points that answer to hovering."""
-    if not lines:
-        return []
+    """Lines of about the same width in one trace, and the points that answer to hovering."""
+    by_width: dict[float, list[_Line]] = {}
+    for line in lines:
+        by_width.setdefault(round(2 * _width(line, largest)) / 2, []).append(line)
+    return [
+        trace for width in sorted(by_width) for trace in _strands(by_width[width], width, positive)
+    ]
+
+
+def _width(line: _Line, largest: float) -> float:
+    """Pixels, from 0.7 for nothing to 7.7 for the largest weight."""
+    return 0.7 + 7 * abs(line.weight) / (largest or 1.0)
+
+
+def _strands(lines: list[_Line], width: float, positive: bool) -> list[Any]:
     t = np.linspace(0, 1, 15)
     bend = t * t * (3 - 2 * t)
     xs, ys, middle = [], [], []
@@ -173,13 +187,12 @@ def _edge_traces(lines: list[_Line], positive: bool, largest: float) -> list[Any
         xs += [*(x0 + (x1 - x0) * bend), None]
         ys += [*(y0 + (y1 - y0) * t), None]
         middle += [(x0 + (x1 - x0) * bend[at], y0 + (y1 - y0) * t[at]) for at in (5, 9)]
-    strength = float(np.mean([abs(line.weight) for line in lines])) / (largest or 1.0)
     drawn = go.Scatter(
         x=xs,
         y=ys,
         mode="lines",
-        line={"color": style.BLUE if positive else style.RED, "width": 0.7 + 6 * strength},
-        opacity=min(0.9, 0.22 + 0.9 * strength**0.6),
+        line={"color": style.BLUE if positive else style.RED, "width": max(width, 0.7)},
+        opacity=min(0.85, 0.25 + 0.1 * width),
         hoverinfo="skip",
         showlegend=False,
     )
@@ -207,34 +220,33 @@ def _node_traces(
     shown = [node for node in circuit.nodes if strongest.get(node.name) == level]
     unit = "" if circuit.unit in ("probability", "value") else f" {circuit.unit}"
     crowded = circuit.components.n_heads > 12
+    dots = max(4.0, min(9.0, 240 / max(1, circuit.components.n_pos)))  # they fit a phone
     traces = []
     for kind, symbol, size in (
-        ("small", "circle", 9),
+        ("small", "circle", dots),
         ("head", "circle", 12 if crowded else 25),
         ("mlp", "square", 26),
         ("output", "circle", 16),
     ):
-        nodes = [n for n in shown if (n.kind if n.kind in ("head", "mlp", "output") else "small") == kind]
+        own = (kind,) if kind != "small" else ("channel", "pos", "embed")
+        nodes = [node for node in shown if node.kind in own]
         if not nodes:
             continue
-        text = [
-            f"H{n.index}"
-            if n.kind == "head" and not crowded
-            else "MLP"
-            if n.kind == "mlp"
-            else style.shortened(circuit.output, 30)
-            if n.kind == "output"
-            else ""
-            for n in nodes
-        ]
+        text = {
+            "small": [""] * len(nodes),
+            "head": ["" if crowded else f"H{node.index}" for node in nodes],
+            "mlp": ["MLP"] * len(nodes),
+            "output": [style.shortened(circuit.output, 30)],
+        }[kind]
         hover = []
         for node in nodes:
             row = table.loc[node.name]
             parts = [f"<b>{row['label']}</b>"]
-            for count, total, word in (("edges_in", "weight_in", "in"), ("edges_out", "weight_out", "out")):
-                if row[count]:
-                    edges = "edge" if row[count] == 1 else "edges"
-                    parts.append(f"{row[count]} {edges} {word}: {number(row[total], True)}{unit}")
+            for way in ("in", "out"):
+                count, total = row[f"edges_{way}"], number(row[f"weight_{way}"], True)
+                if count:
+                    edges = "edge" if count == 1 else "edges"
+                    parts.append(f"{count} {edges} {way}, together {total}{unit}")
             hover.append("<br>".join(parts))
         traces.append(
             go.Scatter(
@@ -259,9 +271,7 @@ def _node_traces(
     return traces
 
 
-def _axes(
-    figure: go.Figure, circuit: Circuit, places: dict[str, tuple[float, float]]
-) -> None:
+def _axes(figure: go.Figure, circuit: Circuit, places: dict[str, tuple[float, float]]) -> None:
     graph = circuit.components
     names = {0.0: "time" if graph.n_pos else "input"}
     if graph.n_channels:
@@ -296,7 +306,9 @@ def _axes(
             "ticktext": [str(pos) if cells is None else time_label(cells[pos]) for pos in shown],
             "title": {"text": "position" if cells is None else "time (sample)"},
         }
-    figure.update_xaxes(range=[-0.01, 1.01], showgrid=False, zeroline=False, fixedrange=True, **ticks)
+    figure.update_xaxes(
+        range=[-0.01, 1.01], showgrid=False, zeroline=False, fixedrange=True, **ticks
+    )
 
 
 def _slider(
@@ -332,89 +344,6 @@ def _slider(
         "bgcolor": style.GRID,
         "bordercolor": style.FAINT,
     }
-
-
-@draw.register
-def draw_faithfulness(result: Faithfulness, *, title: str | None = "") -> go.Figure:
-    """Faithfulness against the share of edges kept, beside random orders of edges.
-
-    Args:
-        result: of :meth:`Circuit.faithfulness`.
-        title: "" for one with CPR and CMD, None for none.
-
-    Returns:
-        A plotly figure.
-
-    Example:
-        >>> import torch
-        >>> zeros, ones = torch.zeros(1), torch.ones(1)
-        >>> result = Faithfulness(torch.tensor([[0.0, 0.8, 1.0]]), (0.01, 0.1, 1.0), (1, 10, 100),
-        ...     zeros, ones, torch.tensor([0.6]), 5, torch.zeros(0, 1, 3), "logit", "logit")
-        >>> draw_faithfulness(result).layout.xaxis.type
-        'log'
-    """
-    percent = [100 * share for share in result.fractions]
-    figure = go.Figure()
-    figure.add_hline(y=1, line={"color": style.FAINT, "width": 1.5, "dash": "dot"})
-    figure.add_hline(y=0, line={"color": style.FAINT, "width": 1.5})
-    if len(result.random):
-        curves = result.random_curves.double().cpu().numpy()
-        for curve in curves:
-            figure.add_scatter(
-                x=percent,
-                y=curve,
-                mode="lines",
-                line={"color": style.FAINT, "width": 1},
-                hoverinfo="skip",
-                showlegend=False,
-            )
-        figure.add_scatter(
-            x=percent,
-            y=curves.mean(0),
-            mode="lines",
-            name=f"random edges ({len(curves)} orders)",
-            line={"color": style.MUTED, "width": 2},
-            hovertemplate="%{x:.3g} % of edges at random<br>%{y:.3f}<extra></extra>",
-        )
-    curve = result.curve.double().cpu().numpy()
-    hover = [
-        f"<b>{share:.3g} % of edges ({count})</b><br>faithfulness {value:.3f}"
-        for share, count, value in zip(percent, result.n_edges, curve, strict=True)
-    ]
-    figure.add_scatter(
-        x=percent,
-        y=curve,
-        mode="lines+markers",
-        name="strongest edges",
-        line={"color": style.BLUE, "width": 2.5},
-        marker={"size": 6},
-        hovertext=hover,
-        hovertemplate="%{hovertext}<extra></extra>",
-    )
-    n_all = max(1, round(max(result.n_edges) / max(result.fractions)))
-    if result.n_circuit:
-        figure.add_scatter(
-            x=[100 * result.n_circuit / n_all],
-            y=[result.of_circuit],
-            mode="markers",
-            name=f"the circuit ({result.n_circuit} edges)",
-            marker={"size": 11, "symbol": "diamond", "color": style.ORANGE},
-            hovertemplate="the circuit: %{x:.3g} % of edges<br>%{y:.3f}<extra></extra>",
-        )
-    figure.update_xaxes(
-        type="log",
-        title={"text": "edges kept (%)"},
-        tickvals=[0.1, 1, 10, 100],
-        zeroline=False,
-    )
-    figure.update_yaxes(title={"text": "faithfulness"}, zeroline=False)
-    heading = (
-        f"Faithfulness: CPR {result.cpr:.2f}, CMD {result.cmd:.2f}" if title == "" else title
-    )
-    subtitle = f"{len(result.values)} pairs; {result.metric}"
-    if len(result.random):
-        subtitle += f"; random edges: CPR {result.random_cpr:.2f}, CMD {result.random_cmd:.2f}"
-    return style.finish(figure, heading, subtitle, plot_height=260, above=62, below=52, left=52)
 
 
 @draw.register

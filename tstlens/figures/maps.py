@@ -40,7 +40,7 @@ class Scale:
     def digits(self) -> int:
         """Decimals of a number printed in a cell."""
         largest = max(abs(self.low), abs(self.high))
-        return 0 if largest >= 20 else 1 if largest >= 2 else 2
+        return 0 if largest >= 20 else 1 if largest >= 2 else 2 if largest >= 0.1 else 3
 
     def coloraxis(self, height: int, *, pale: bool = False) -> dict[str, Any]:
         """The plotly coloraxis of a figure whose plot is ``height`` pixels high."""

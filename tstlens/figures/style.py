@@ -106,7 +106,7 @@ def _template() -> go.layout.Template:
             "y": 1,
             "yref": "container",
             "yanchor": "top",
-            "pad": {"t": 12},
+            "pad": {"t": 22},
             "font": {"size": 15, "color": INK},
         },
         xaxis=axis,
@@ -168,6 +168,7 @@ def finish(
     """
     top = 14 + above
     if title:
+        top += 10  # plotly sets a title's first line partly above its anchor
         lines, small = wrapped(title), wrapped(subtitle, round(TITLE_CHARS * 1.3))
         text = "<br>".join(lines)
         # plotly's own subtitle pushes a title of two lines out of the figure.

@@ -86,6 +86,7 @@ def _fill(staging: Path, folder: Path, weights: dict[str, Tensor], config: dict[
             f"the model's info goes into {CONFIG} and must hold JSON values only: {error}"
         ) from error
     (staging / CONFIG).write_text(text + "\n", encoding="utf-8")
+    shutil.copymode(staging / CONFIG, staging / WEIGHTS)  # safetensors writes for the owner only
     os.chmod(staging, 0o755)
 
 

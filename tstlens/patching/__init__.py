@@ -16,6 +16,23 @@ from tstlens.patching.campaign import (
     run_campaign,
     sweep_checkpoint,
 )
+from tstlens.patching.circuits import (
+    Circuit,
+    Completeness,
+    ComponentGraph,
+    Edge,
+    EdgeEffects,
+    Faithfulness,
+    Minimality,
+    Node,
+    Together,
+    component_graph,
+    edge_attribution,
+    edge_sweep,
+    faithfulness,
+    follow_paths,
+    path_patch,
+)
 from tstlens.patching.influence import Influence, head_influence
 from tstlens.patching.lens import lens
 from tstlens.patching.lens_result import LensResult
@@ -50,6 +67,21 @@ from tstlens.patching.transformer_lens_names import (
 )
 
 __all__ = [
+    "Circuit",
+    "Completeness",
+    "ComponentGraph",
+    "Edge",
+    "EdgeEffects",
+    "Faithfulness",
+    "Minimality",
+    "Node",
+    "Together",
+    "component_graph",
+    "edge_attribution",
+    "edge_sweep",
+    "faithfulness",
+    "follow_paths",
+    "path_patch",
     "AblationResult",
     "Agreement",
     "Campaign",

@@ -246,10 +246,11 @@ def _axes_of_spliced(model: HookedTST, hook_name: str) -> tuple[str, ...]:
     splice = model.splice_at(writes)
     at_output = leaf in ("hook_sae_error", "hook_sae_output")
     axes = _axes_of(writes if at_output or splice is None else splice.reads)
-    if splice is not None and "head" in axes and (splice.head is not None or not at_output):
-        if splice.head is not None or splice.joins_heads(model.cfg.d_head):
-            axes = tuple(axis for axis in axes if axis != "head")
-    return axes
+    if splice is None:
+        return axes
+    joined = splice.joins_heads(model.cfg.d_head or 0) and not at_output
+    gone = "head" if joined or splice.head is not None else ""
+    return tuple(axis for axis in axes if axis != gone)
 
 
 def axis_of(place: Place, axis: str) -> str:

@@ -31,7 +31,7 @@ def make_checkpoint(
     """Convert a trained classifier, check parity, measure it and save it with a card.
 
     What is measured is the converted model, on both splits. An existing folder is replaced as a
-    whole or, if anything fails, left as it was.
+    whole once all of this has succeeded; the card is written into it last.
 
     Args:
         source: a trained classifier of a family that :func:`tstlens.convert` recognises.

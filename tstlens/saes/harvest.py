@@ -1,7 +1,7 @@
 """Activations as rows: the forward pass up to a layer, padding left out, one row per position.
 
-A row's *place* says where it comes from: (series, channel, pos, head). Channel is -1 where the trunk
-mixes channels, pos is -1 for pooled vectors, head is -1 unless heads are rows of their own.
+A row's *place* says where it comes from: (series, channel, pos, head). Channel is -1 where the
+trunk mixes channels, pos is -1 for pooled vectors, head is -1 unless heads are rows of their own.
 """
 
 from __future__ import annotations
@@ -104,9 +104,10 @@ class ActivationRows:
             places = places.reshape(-1, 4)
         lengths = {len(tensor) for tensor in rows.values()}
         if len(lengths) > 1:
+            shapes = [list(activation.shape) for activation in kept.values()]
             raise ArgumentError(
-                f"expected hooks with the same positions, got {[list(t.shape) for t in kept.values()]}"
-                f" at {list(self.hooks)}; stream them one by one"
+                f"expected hooks with the same positions, got {shapes} at {list(self.hooks)}; "
+                "stream them one by one"
             )
         return rows, places if places is not None else torch.empty(0, 4, dtype=torch.long)
 

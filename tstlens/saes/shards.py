@@ -136,7 +136,9 @@ def harvest_to_disk(
         for number, part in enumerate(parts):
             known = index["shards"][number]
             if known is None or not (folder / known["file"]).is_file():
-                index["shards"][number] = _write_shard(source, folder, number, part, series_per_pass)
+                index["shards"][number] = _write_shard(
+                    source, folder, number, part, series_per_pass
+                )
                 _write_index(folder, index)
             bar.update()
     entries = index["shards"]

@@ -70,7 +70,9 @@ class TranscoderTrainingConfig(TrainingSAEConfig):
 
     def __post_init__(self) -> None:
         if self.d_out < 1:
-            raise ArgumentError("a transcoder writes another hook point: give hook_out= (or d_out=)")
+            raise ArgumentError(
+                "a transcoder writes another hook point: give hook_out= (or d_out=)"
+            )
         super().__post_init__()
 
 

@@ -121,9 +121,7 @@ def edge_attribution(
             effect = table[:, graph.index[:, 0], graph.index[:, 1]]
             values.append(baselines[-1][:, None] + effect)
     method = f"EAP-IG along {along}, {steps} steps" if steps else "EAP"
-    return as_effects(
-        model, graph, metric, clean, values, (baselines, cleans), {"method": method}
-    )
+    return as_effects(model, graph, metric, clean, values, (baselines, cleans), {"method": method})
 
 
 @dataclass(frozen=True)
@@ -249,7 +247,7 @@ def _run_point(
                 )
                 for part in PARTS
             ]
-            z = heads_z(model, layer, *inputs, here.state)
+            z = heads_z(model, layer, inputs, here.state)
             base = z if along == "edges" else here.z[layer]
             changes["head", layer] = written(block, there.z[layer] - base)
             mid = stream + block.attn.write(z + mixing * (there.z[layer] - z))

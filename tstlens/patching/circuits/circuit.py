@@ -66,7 +66,7 @@ class Circuit(Result):
         >>> pairs = Pairs(*torch.randn(2, 6, 3, 20), torch.zeros(6, dtype=torch.long))
         >>> circuit = Circuit.from_edge_attribution(model, pairs, budget=0.05, progress=False)
         >>> circuit
-        Circuit(18 of 357 edges, 5 % …)
+        Circuit(18 of 357 edges, 5 %, log-probability of the target class)
     """
 
     components: ComponentGraph
@@ -189,9 +189,7 @@ class Circuit(Result):
             unit=effects.unit,
             output=output,
             time_cells=effects.time_cells,
-            made={
-                key: value for key, value in effects.made.items() if key in ("model", "method")
-            }
+            made={key: value for key, value in effects.made.items() if key in ("model", "method")}
             | {"n_pairs": effects.n_pairs},
         )
         return circuit.choose(budget=budget, threshold=threshold, top_k=top_k, edges=edges)

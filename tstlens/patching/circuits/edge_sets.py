@@ -28,9 +28,7 @@ from tstlens.patching.circuits.streams import (
     written,
 )
 
-Share = (
-    Bool[Tensor, "world sender receiver"] | Float[Tensor, "world sender receiver"]
-)
+Share = Bool[Tensor, "world sender receiver"] | Float[Tensor, "world sender receiver"]
 
 TOLERANCE = 1e-3  # of the output's scale; the rebuilt run differs by rounding only
 
@@ -112,8 +110,7 @@ def _run(
         block: Any = model.blocks[layer]
         inputs = attention_input(block, views[:, :, : 3 * n_heads])
         inputs = inputs.flatten(0, 1).transpose(1, 2)  # [world * row, pos, 3 * head, d_model]
-        q, k, v = (part.contiguous() for part in inputs.split(n_heads, 2))
-        z = heads_z(model, layer, q, k, v, state)
+        z = heads_z(model, layer, inputs.split(n_heads, 2), state)
         views = views[:, :, 3 * n_heads :]
         change = written(block, there.z[layer] - z.unflatten(0, (n_worlds, n_rows)))
         views = views + block.attn.write(z).unflatten(0, (n_worlds, n_rows))[:, :, None]

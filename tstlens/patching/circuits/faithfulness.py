@@ -84,7 +84,7 @@ class Faithfulness(Result):
 
     @property
     def cpr(self) -> float:
-        """Area under f over the share of edges; about 1 for a model whose first edge does it all."""
+        """Area under f over the share of edges; about 1 where the first edges do it all."""
         return _area(self.fractions, self.curve)
 
     @property
@@ -95,9 +95,11 @@ class Faithfulness(Result):
     @property
     def random_curves(self) -> Float[Tensor, "order fraction"]:
         """f of each random order."""
-        return torch.stack([self._share(values) for values in self.random]) if len(
-            self.random
-        ) else self.values.new_zeros(0, len(self.fractions))
+        return (
+            torch.stack([self._share(values) for values in self.random])
+            if len(self.random)
+            else self.values.new_zeros(0, len(self.fractions))
+        )
 
     @property
     def random_cpr(self) -> float:

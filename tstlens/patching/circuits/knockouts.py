@@ -135,7 +135,7 @@ class Together(Result):
     made: dict[str, Any] = field(default_factory=dict)
 
     def to_dataframe(self) -> pd.DataFrame:
-        """Rows: corrupted, edges together, nodes together, clean; with effect and share of the gap."""
+        """One row per run: corrupted, edges together, nodes together, clean."""
         import pandas as pd
 
         runs = {
@@ -197,7 +197,9 @@ def completeness(
         tuple(name for name, out in zip(names, row, strict=True) if out) for row in drawn.tolist()
     )
     senders = [edge.sender.name for edge in circuit.components.edges]
-    stays = torch.stack([torch.tensor([name not in set(out) for name in senders]) for out in removed])
+    stays = torch.stack(
+        [torch.tensor([name not in set(out) for name in senders]) for out in removed]
+    )
     sets = torch.cat([circuit.kept & stays, stays])
     values, empty, full = keep_edges(circuit, model, pairs, sets, metric, memory_mb, progress)
     return Completeness(
@@ -335,7 +337,9 @@ def _touching(circuit: Circuit, names: Sequence[str]) -> Tensor:
 
 def _check_not_empty(circuit: Circuit) -> None:
     if not len(circuit):
-        raise ArgumentError("expected a circuit with edges, got one without; choose a larger budget")
+        raise ArgumentError(
+            "expected a circuit with edges, got one without; choose a larger budget"
+        )
 
 
 def _named(circuit: Circuit, metric: Metric | None) -> dict[str, Any]:

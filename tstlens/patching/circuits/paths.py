@@ -15,7 +15,7 @@ What can mislead: a path may be strong while others cancel it, and two paths tha
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -100,7 +100,8 @@ def path_patch(
         ...     embed=PerStepConfig(), head=HeadConfig("mean", n_classes=5)))
         >>> a, b = torch.randn(2, 6, 3, 20)
         >>> metric = patching.logit(torch.zeros(6, dtype=torch.long))
-        >>> path_patch(model, a, b, "L1H0.k", metric, positions=False, progress=False).coords["sender"]
+        >>> told = path_patch(model, a, b, "L1H0.k", metric, positions=False, progress=False)
+        >>> told.coords["sender"]
         ('embed', 'L0H0', 'L0H1', 'L0MLP')
     """
     clean, corrupted = check_pairs(model, clean, corrupted, clean_mask, corrupted_mask)
@@ -287,11 +288,7 @@ def _follow(
     sender = steps[0][0]
     change = contribution_change(model, graph, sender, here, there)
     for node, parts in steps[1:]:
-        for kind, layer, stream in walk(model, here, sender, change):
-            if kind == node.kind and (kind == "output" or layer == node.layer):
-                break
-        else:  # the parser has seen to it that there is a way
-            raise ArgumentError(f"there is no way from {sender} to {node}")
+        stream = _reaching(walk(model, here, sender, change), node)
         if node.kind == "output":
             return model.unembed(stream, here.state)
         sender, change = node, _answer(model, node, parts, stream, here)
@@ -305,6 +302,14 @@ def _follow(
     return model(left, start_at_layer=layer + 1, state=here.state)
 
 
+def _reaching(walked: Iterator[tuple[str, int, Tensor]], node: Node) -> Tensor:
+    """The stream that a receiver would read; the parser has seen to it that there is one."""
+    for kind, layer, stream in walked:
+        if kind == node.kind and (kind == "output" or layer == node.layer):
+            return stream
+    raise ArgumentError(f"there is no way forward to {node}")
+
+
 def _answer(model: HookedTST, node: Node, parts: str, stream: Tensor, here: Recorded) -> Tensor:
     """How what a component writes changes when it reads another stream, [row, pos, d_model]."""
     layer = node.layer or 0
@@ -313,5 +318,5 @@ def _answer(model: HookedTST, node: Node, parts: str, stream: Tensor, here: Reco
         return run_mlp(block, stream) - here.mlp_out[layer]
     changed, same = (attention_input(block, x) for x in (stream, here.pre[layer]))
     inputs = [changed if part in parts else same for part in PARTS]
-    z = heads_z(model, layer, *inputs, here.state)
+    z = heads_z(model, layer, inputs, here.state)
     return written(block, z - here.z[layer])[:, :, node.index]

@@ -119,7 +119,7 @@ class _Runner:
             changed = attention_input(block, stream[some]).flatten(0, 1)
             same = here.repeat(len(some), 1, 1)
             inputs = [changed if part == which else same for which in PARTS]
-            z = heads_z(self.model, layer, *inputs, self.here.states(len(some)))
+            z = heads_z(self.model, layer, inputs, self.here.states(len(some)))
             change = z.unflatten(0, (len(some), -1)) - self.here.z[layer]
             place = torch.full((stream.shape[0],), -1)
             place[some] = torch.arange(len(some))

@@ -14,7 +14,7 @@ What follows: on either kind of model effects of edges need not add up, since no
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -133,9 +133,9 @@ def leaving(block: Any, post: Tensor) -> Tensor:
 
 
 def heads_z(
-    model: HookedTST, layer: int, q: Tensor, k: Tensor, v: Tensor, state: TrunkState
+    model: HookedTST, layer: int, inputs: Sequence[Tensor], state: TrunkState
 ) -> Tensor:
-    """Outputs z of a layer's heads for given inputs, [row, pos, head, d_head]."""
+    """Outputs z of a layer's heads for given inputs of q, k and v, [row, pos, head, d_head]."""
     block: Any = model.blocks[layer]
     kept: list[Tensor] = []
 
@@ -144,7 +144,7 @@ def heads_z(
         kept.append(activation)
 
     with model.hooks(fwd_hooks=[(f"blocks.{layer}.attn.hook_z", keep)]):
-        block.attn(q, k, v, state)
+        block.attn(*inputs, state)
     return kept[0]
 
 

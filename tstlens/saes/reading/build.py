@@ -21,7 +21,7 @@ from tstlens.saes.reading.properties import (
 )
 from tstlens.saes.reading.result import Features
 from tstlens.saes.reading.window_properties import WindowProperties, window_properties
-from tstlens.saes.reading.windows import Spans, spans_of
+from tstlens.saes.reading.windows import Spans, cells_of, spans_of
 
 MOST_EFFECT_SERIES = 512  # effects are measured on a sample of the data of at most this size
 
@@ -80,7 +80,9 @@ def features(
     place = place_of(model, sae)
     read = {"place": place, "batch_size": batch_size, "progress": progress}
     activity = activity_of(model, sae, data, **read)
+    given = spans is not None
     spans = spans_of(model, activity.n_pos, data.n_time, spans)
+    cells = spans if given else cells_of(model, activity.n_pos, data.n_time)
     properties = window_properties(data, activity, spans)
     n_latents = activity.n_latents
     associations = _associations(activity, data, properties, n_permutations, seed)
@@ -103,6 +105,7 @@ def features(
         activity=activity,
         data=data,
         spans=spans,
+        cells=cells,
         directions=directions(sae).detach().float().cpu().numpy(),
         classes=associations[0],
         properties=associations[1],

@@ -31,6 +31,7 @@ class Features(PagedResult):
         activity: activations of every latent over (series, channel, position).
         data: the series that they are of.
         spans: (first, one past last) sample that every position was embedded from.
+        cells: the samples that figures draw a position at; they tile time.
         directions: [latent, d_in] what one unit of each latent adds to the activation.
         classes: association with the classes; None for data without labels.
         properties: association with properties of the window.
@@ -45,6 +46,7 @@ class Features(PagedResult):
     activity: Activity
     data: TimeSeriesData
     spans: Spans
+    cells: Spans
     directions: Float[np.ndarray, "latent d_in"]
     classes: ClassAssociation | None
     properties: PropertyAssociation | None
@@ -70,7 +72,9 @@ class Features(PagedResult):
         Raises:
             ArgumentError: no such latent, or n below 1.
         """
-        return top_windows(self.activity, self.data, self.spans, latent, n, self.hook)
+        return top_windows(
+            self.activity, self.data, self.spans, self.cells, latent, n, self.hook
+        )
 
     def over_time(self, latent: int) -> Float[np.ndarray, "series channel pos"]:
         """A latent's activation at every position, NaN at padding."""

@@ -40,6 +40,12 @@ def spans_of(model: HookedTST, n_pos: int, n_time: int, spans: Spans | None = No
     return given
 
 
+def cells_of(model: HookedTST, n_pos: int, n_time: int) -> Spans:
+    """(first, one past last) sample that figures draw every position at."""
+    found = [model.time_cell(pos, n_time) for pos in range(n_pos)]
+    return tuple((part.start, part.stop) for part in found)
+
+
 @dataclass(frozen=True, eq=False)
 class Window:
     """One stretch of one series.
@@ -54,7 +60,7 @@ class Window:
         label: class name of the series, or None.
         values: the whole raw series [channel, time], NaN where it is padding.
         over_time: activation of the latent at every position of this row, NaN at padding.
-        spans: samples of every position.
+        cells: samples to draw every position at.
     """
 
     series: int
@@ -66,7 +72,7 @@ class Window:
     label: str | None
     values: Float[np.ndarray, "channel time"] = field(repr=False)
     over_time: Float[np.ndarray, " pos"] = field(repr=False)
-    spans: Spans = field(repr=False)
+    cells: Spans = field(repr=False)
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,7 +123,13 @@ def top_slots(activity: Activity, latent: int, n: int) -> np.ndarray:
 
 
 def top_windows(
-    activity: Activity, data: TimeSeriesData, spans: Spans, latent: int, n: int, hook: str = ""
+    activity: Activity,
+    data: TimeSeriesData,
+    spans: Spans,
+    cells: Spans,
+    latent: int,
+    n: int,
+    hook: str = "",
 ) -> Windows:
     """The ``n`` windows where a latent is strongest, at most one per series (and channel).
 
@@ -143,7 +155,7 @@ def top_windows(
                 label=label_of(data, series),
                 values=raw_series(data, series),
                 over_time=dense[series, channel],
-                spans=spans,
+                cells=cells,
             )
         )
     return Windows(int(latent), tuple(found), hook)

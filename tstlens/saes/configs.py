@@ -19,7 +19,7 @@ _BY_K = {"topk", "abstopk", "batchtopk", "matryoshka_batchtopk", "matching_pursu
 
 
 def architectures() -> list[str]:
-    """Names of the SAE architectures that the installed sae-lens can train, transcoders included."""
+    """Names of the architectures that can be trained: sae-lens' own, and transcoders."""
     import tstlens.saes.transcoder  # noqa: F401  (registers the transcoders)
 
     return sorted(SAE_TRAINING_CLASS_REGISTRY)
@@ -38,7 +38,7 @@ def training_config(
     dtype: str = "float32",
     options: dict[str, Any] | None = None,
 ) -> TrainingSAEConfig:
-    """A training configuration from an architecture's name, or a given one checked against the data.
+    """A training configuration from an architecture's name, or a given one that is checked.
 
     Args:
         sae: a name of :func:`architectures`, or a config, which is taken as it is.

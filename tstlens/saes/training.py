@@ -1,4 +1,4 @@
-"""Training SAEs: a thin layer over sae-lens' ``SAETrainer``, with a time-series model's activations.
+"""Training SAEs on a time-series model's activations: a thin layer over sae-lens' ``SAETrainer``.
 
 ``train`` streams activations from a model; ``fit`` takes any activations. Both give an ordinary
 sae-lens SAE, which saves, loads and splices like any other.
@@ -25,7 +25,7 @@ import tstlens
 from tstlens.data import TimeSeriesData
 from tstlens.errors import ArgumentError
 from tstlens.model import HookedTST
-from tstlens.saes.architectures import training_config
+from tstlens.saes.configs import training_config
 from tstlens.saes.harvest import Heads
 from tstlens.saes.stream import ActivationStream
 from tstlens.saes.tensor_stream import TensorStream
@@ -134,9 +134,9 @@ def train(
         "n_series": len(stream.rows),
         "tstlens_version": tstlens.__version__,
     }
-    if hook.endswith("hook_z") and head == "joined" and hook_out is None:
-        if isinstance(sae, str):
-            options.setdefault("reshape_activations", "hook_z")
+    named = isinstance(sae, str) and hook_out is None
+    if named and hook.endswith("hook_z") and head == "joined":
+        options.setdefault("reshape_activations", "hook_z")
     if hook_out is not None:
         from tstlens.saes.transcoder import PairedStream
 
@@ -302,9 +302,7 @@ def _run(
         scaler.scaling_factor = None
     if scaler.whitening is not None:
         whitening, scaler.whitening = scaler.whitening, None
-        sae.fold_activation_whitening(
-            whitening.mean, whitening.matrix, whitening.inverse_matrix
-        )
+        sae.fold_activation_whitening(whitening.mean, whitening.matrix, whitening.inverse_matrix)
     trainer.set_final_sae_metadata()
 
 

@@ -1,0 +1,86 @@
+"""Sparse autoencoders with sae-lens: activation streams, training, scores, features.
+
+Needs sae-lens, which asks for TransformerLens below 4: ``pip install 'tstlens[saes]'``. Splicing
+itself (``model.add_sae`` and so on) belongs to the model and needs neither.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+try:
+    import sae_lens  # noqa: F401
+except ImportError as error:
+    raise ImportError(
+        "tstlens.saes needs sae-lens, which does not import beside TransformerLens 4: "
+        "pip install 'tstlens[saes]'"
+    ) from error
+
+if TYPE_CHECKING:
+    from tstlens.saes.configs import architectures, training_config
+    from tstlens.saes.controls import neuron_dictionary, random_dictionary
+    from tstlens.saes.loading import from_linear, list_saes, load
+    from tstlens.saes.planted import Recovery, recovery
+    from tstlens.saes.reading import compare, features
+    from tstlens.saes.scoring import DictionaryScore, Scores, score
+    from tstlens.saes.stream import ActivationStream
+    from tstlens.saes.tensor_stream import TensorStream
+    from tstlens.saes.training import fit, train
+
+__all__ = [
+    "ActivationStream",
+    "DictionaryScore",
+    "Recovery",
+    "Scores",
+    "TensorStream",
+    "architectures",
+    "compare",
+    "features",
+    "fit",
+    "from_linear",
+    "list_saes",
+    "load",
+    "neuron_dictionary",
+    "random_dictionary",
+    "recovery",
+    "score",
+    "train",
+    "training_config",
+]
+
+_HOME = {
+    "ActivationStream": "stream",
+    "DictionaryScore": "scoring",
+    "Recovery": "planted",
+    "Scores": "scoring",
+    "TensorStream": "tensor_stream",
+    "architectures": "configs",
+    "compare": "reading",
+    "features": "reading",
+    "fit": "training",
+    "from_linear": "loading",
+    "list_saes": "loading",
+    "load": "loading",
+    "neuron_dictionary": "controls",
+    "random_dictionary": "controls",
+    "recovery": "planted",
+    "score": "scoring",
+    "train": "training",
+    "training_config": "configs",
+}
+
+# Hidden from type checkers, which would take it to mean that every name exists.
+if not TYPE_CHECKING:
+
+    def __getattr__(name: str) -> object:
+        """Import what ``name`` stands for, once: the result is kept as an ordinary attribute."""
+        if name not in _HOME:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        value = getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+        globals()[name] = value
+        return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
