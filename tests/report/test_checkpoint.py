@@ -9,7 +9,7 @@ import torch
 
 import tstlens
 from tstlens.report import make_checkpoint, model_card
-from tstlens.report.data import load_data
+from tstlens.data import load_described
 from tstlens.training import ConvTST, evaluate
 
 FLOORS = {  # test accuracy that issue 2 asks for
@@ -45,7 +45,7 @@ def test_a_checkpoint_knows_its_data_scaling_and_accuracy(made):
     source, folder = made
     model = tstlens.HookedTST.from_pretrained(folder)
     test = tstlens.load_dataset("ItalyPowerDemand", scaling="per_channel")
-    assert torch.equal(load_data(model.info["data"], "test").series, test.series)
+    assert torch.equal(load_described(model.info["data"], "test").series, test.series)
     fresh = evaluate(source, test)
     assert model.info["accuracy"]["test"]["n_correct"] == fresh.n_correct
     assert model.info["seed"] == 7 and model.info["recipe"] == {"epochs": 0}
@@ -67,7 +67,7 @@ def test_the_card_prints_what_was_measured(made):
 @pytest.mark.parametrize("name", sorted(FLOORS))
 def test_a_shipped_checkpoint_reaches_its_floor_and_says_so(name, repository):
     model = tstlens.HookedTST.from_pretrained(name)
-    measured = evaluate(model, load_data(model.info["data"], "test"))
+    measured = evaluate(model, load_described(model.info["data"], "test"))
     assert measured.accuracy >= FLOORS[name]
     assert model.info["accuracy"]["test"]["n_correct"] == measured.n_correct
     assert model.parity.max_rel <= 1e-5 and model.parity.max_rel_float64 <= 1e-10

@@ -11,6 +11,7 @@ from tstlens.data.corruptions import (
     corrupt_with_sample,
     corrupt_with_shift,
 )
+from tstlens.data.described import load_described
 from tstlens.data.loading import load_dataset
 from tstlens.data.pairs import Pairs, class_pairs, misclassified_pairs
 from tstlens.data.scaling import Scaling
@@ -28,5 +29,6 @@ __all__ = [
     "corrupt_with_sample",
     "corrupt_with_shift",
     "load_dataset",
+    "load_described",
     "misclassified_pairs",
 ]

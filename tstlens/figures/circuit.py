@@ -37,7 +37,7 @@ class _Line:
 def draw_circuit(circuit: Circuit, *, title: str | None = "", levels: int = _LEVELS) -> go.Figure:
     """The circuit in layers: time at the bottom, heads and MLPs by layer, the class at the top.
 
-    Lines are as wide as their weight is large; blue raises the metric when the clean contribution
+    Lines are as wide as the square root of their weight; blue raises the metric when the clean contribution
     is patched in, red lowers it. A head's queries, keys and values share one line (hover tells them
     apart). The slider hides weak edges, and nodes that are then without any.
 
@@ -99,9 +99,9 @@ def draw_circuit(circuit: Circuit, *, title: str | None = "", levels: int = _LEV
     heading = f"Circuit for {style.shortened(circuit.output, 27)}" if title == "" else title
     share = 100 * len(circuit) / len(circuit.kept)
     subtitle = (
-        f"{len(circuit)} of {len(circuit.kept)} edges ({share:.2g} %); width: change of "
-        f"{circuit.metric.removesuffix(' of the target class')}, at most {number(sizes.max())}{unit}; "
-        "blue raises it, red lowers it"
+        f"{len(circuit)} of {len(circuit.kept)} edges ({share:.2g} %); blue raises the "
+        f"{circuit.metric.removesuffix(' of the target class')}, red lowers it; width: root of "
+        f"the change, up to {number(sizes.max())}{unit}"
     )
     rows = sorted({y for _, y in places.values()})
     return style.finish(
@@ -115,7 +115,7 @@ def draw_circuit(circuit: Circuit, *, title: str | None = "", levels: int = _LEV
 
 
 def _floors(sizes: np.ndarray, levels: int) -> list[float]:
-    """Weights from which each stop of the slider shows edges, growing; fewer edges in even ratios."""
+    """Weights from which each stop of the slider shows edges, in even ratios of their number."""
     counts = np.geomspace(len(sizes), 1, levels).round().astype(int)
     return sorted(set(np.sort(sizes)[len(sizes) - counts].tolist()))
 
@@ -174,25 +174,25 @@ def _edge_traces(lines: list[_Line], positive: bool, largest: float) -> list[Any
 
 
 def _width(line: _Line, largest: float) -> float:
-    """Pixels, from 0.7 for nothing to 7.7 for the largest weight."""
-    return 0.7 + 7 * abs(line.weight) / (largest or 1.0)
+    """Pixels, growing with the root of the weight: one strong edge must not flatten the others."""
+    return 0.3 + 7 * (abs(line.weight) / (largest or 1.0)) ** 0.5
 
 
 def _strands(lines: list[_Line], width: float, positive: bool) -> list[Any]:
-    t = np.linspace(0, 1, 15)
+    t = np.linspace(0, 1, 25)
     bend = t * t * (3 - 2 * t)
     xs, ys, middle = [], [], []
     for line in lines:
         (x0, y0), (x1, y1) = line.start, line.stop
         xs += [*(x0 + (x1 - x0) * bend), None]
         ys += [*(y0 + (y1 - y0) * t), None]
-        middle += [(x0 + (x1 - x0) * bend[at], y0 + (y1 - y0) * t[at]) for at in (5, 9)]
+        middle += [(x0 + (x1 - x0) * bend[at], y0 + (y1 - y0) * t[at]) for at in (8, 16)]
     drawn = go.Scatter(
         x=xs,
         y=ys,
         mode="lines",
         line={"color": style.BLUE if positive else style.RED, "width": max(width, 0.7)},
-        opacity=min(0.85, 0.25 + 0.1 * width),
+        opacity=min(0.85, 0.15 + 0.12 * width),
         hoverinfo="skip",
         showlegend=False,
     )

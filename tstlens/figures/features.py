@@ -72,7 +72,7 @@ def draw_features(
             text=hover,
         )
     )
-    figure.update_xaxes(title="share of positions where active", type="log")
+    figure.update_xaxes(title="share of positions where active", type="log", tickformat="~%", dtick=1)
     figure.update_yaxes(title=label[against], rangemode="tozero")
     above = 0
     if coloured:
@@ -115,8 +115,15 @@ def draw_windows(result: Windows, *, title: str | None = None, subtitle: str = "
         subplot_titles=headings,
     )
     largest = max(window.activation for window in result.windows)
+    drawn = [
+        window.values if window.channel is None else window.values[window.channel]
+        for window in result.windows
+    ]
+    low, high = min(map(np.nanmin, drawn)), max(map(np.nanmax, drawn))
+    margin = 0.05 * (high - low) or 1.0
+    limits = [float(low - margin), float(high + margin)]
     for index, window in enumerate(result.windows):
-        _window(figure, window, 2 * index + 1, largest)
+        _window(figure, window, 2 * index + 1, largest, limits)
     figure.update_annotations(x=0, xanchor="left", font={"size": 11, "color": style.MUTED})
     figure.update_xaxes(title="time (sample)", row=2 * count, col=1)
     figure.update_layout(showlegend=False)
@@ -124,7 +131,9 @@ def draw_windows(result: Windows, *, title: str | None = None, subtitle: str = "
     return style.finish(figure, heading, subtitle, plot_height=150 * count, above=22)
 
 
-def _window(figure: go.Figure, window: Window, row: int, largest: float) -> None:
+def _window(
+    figure: go.Figure, window: Window, row: int, largest: float, limits: list[float]
+) -> None:
     channels = range(len(window.values)) if window.channel is None else [window.channel]
     for channel in channels:
         line = go.Scatter(
@@ -149,7 +158,7 @@ def _window(figure: go.Figure, window: Window, row: int, largest: float) -> None
     )
     figure.add_trace(bars, row=row + 1, col=1)
     figure.update_yaxes(range=[0, largest * 1.05], nticks=2, row=row + 1, col=1)
-    figure.update_yaxes(nticks=4, row=row, col=1)
+    figure.update_yaxes(nticks=4, range=limits, row=row, col=1)
 
 
 @draw.register
@@ -178,6 +187,7 @@ def draw_latent_effect(
                 y=band,
                 fill="toself",
                 fillcolor=style.GRID,
+                mode="lines",
                 line={"width": 0},
                 hoverinfo="skip",
                 name=f"{len(result.control_latents)} random latents",

@@ -87,11 +87,15 @@ class Splice(nn.Module):
         """The activation that a transcoder reads, kept until the place that it writes is run."""
         self._taken = activation
 
+    def forget(self) -> None:
+        """Forget what was read."""
+        self._taken = None
+
     def forward(self, activation: Tensor) -> Tensor:
         try:
             replaced = self._reconstruct(activation)
         finally:
-            self._taken = None
+            self.forget()
         for splice in self.listeners:
             splice.take(replaced)
         return replaced

@@ -69,6 +69,14 @@ class SplicedDictionaries(CheckedHooks):
             point.name = f"{self._spliced[key.replace('/', '.')].writes}.{rest}"
             self.hook_dict[point.name] = self.mod_dict[point.name] = point
 
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the model; what a transcoder read in a run that stopped early is forgotten."""
+        try:
+            return super().__call__(*args, **kwargs)
+        finally:
+            for splice in self._spliced.values():
+                splice.forget()
+
     @property
     def acts_to_saes(self) -> dict[str, Any]:
         """The spliced dictionaries by the hook point that each reads."""
@@ -390,7 +398,7 @@ class SplicedDictionaries(CheckedHooks):
             if isinstance(module, Splice | Tapped):
                 module.listeners.clear()
             if isinstance(module, Tapped):
-                module.__class__ = HookPoint
+                module.__class__ = HookPoint  # type: ignore[assignment]
                 del module.__dict__["listeners"], module.__dict__["intercepts"]
         for splice in self._spliced.values():
             if splice.reads == splice.writes:
@@ -400,15 +408,15 @@ class SplicedDictionaries(CheckedHooks):
                 source.__class__ = Tapped
                 source.__dict__.setdefault("listeners", [])
                 source.__dict__["intercepts"] = True
-            source.listeners.append(splice)
+            source.__dict__["listeners"].append(splice)
         self.setup()
 
     def _follow_dictionaries(self) -> None:
         """After a move or cast: sae-lens keeps device and dtype beside the weights."""
-        for splice in self._spliced.values():
-            first = next(splice.dictionary.parameters(), None)
-            if first is not None and hasattr(splice.dictionary, "dtype"):
-                splice.dictionary.to(device=first.device, dtype=first.dtype)
+        for dictionary in self.splices.values():
+            first = next(dictionary.parameters(), None)
+            if first is not None and hasattr(dictionary, "dtype"):
+                dictionary.to(device=first.device, dtype=first.dtype)
 
 
 _NO_PRE = ("matching_pursuit",)

@@ -14,7 +14,6 @@ from tstlens.patching.campaign import (
     campaign_grids,
     load_campaign,
     run_campaign,
-    sweep_checkpoint,
 )
 from tstlens.patching.circuits import (
     Circuit,
@@ -99,7 +98,6 @@ __all__ = [
     "run_campaign",
     "split_half",
     "summary",
-    "sweep_checkpoint",
     "AttentionResult",
     "Component",
     "LensResult",

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from tstlens.data import Pairs, load_dataset, misclassified_pairs
+from tstlens.data import Pairs
 from tstlens.errors import ArgumentError, UnknownNameError
 from tstlens.model import HookedTST
 from tstlens.patching.campaign_folder import CampaignFolder, fingerprint
@@ -270,52 +270,6 @@ def load_campaign(folder: str | Path) -> Campaign:
                     results[(*key, metric)] = result
     clusters = tuple(made["clusters"])
     return Campaign(stored.path, results, torch.tensor(made["target"]), clusters, made)
-
-
-def sweep_checkpoint(
-    checkpoint: str | Path,
-    dataset: str,
-    out: str | Path,
-    *,
-    split: str = "test",
-    per_class: int | None = None,
-    sites: Sequence[str] | None = None,
-    metrics: Sequence[str] = _DEFAULT_METRICS,
-    directions: Sequence[str] = DIRECTIONS,
-    figures: bool = True,
-    progress: bool = True,
-) -> Campaign:
-    """A campaign over the misclassified series of a data set: what ``tstlens sweep`` runs.
-
-    Args:
-        checkpoint: a shipped checkpoint's name, a folder or a hub repository.
-        dataset: name of the data set, as for :func:`tstlens.load_dataset`.
-        out: the folder.
-        split: ``"train"`` or ``"test"``.
-        per_class: at most this many misclassified series per class; None for all.
-        sites: short names of sites; None for all.
-        metrics: names of metrics.
-        directions: ``"denoise"``, ``"noise"`` or both.
-        figures: write figures.
-        progress: show progress bars.
-
-    Raises:
-        UnknownCheckpointError, UnknownDatasetError: no such checkpoint or data set.
-        ArgumentError: nothing is misclassified; and as :func:`run_campaign`.
-    """
-    model = HookedTST.from_pretrained(checkpoint)
-    data = load_dataset(dataset, split=split)
-    pairs = misclassified_pairs(model, data, per_class)
-    return run_campaign(
-        model,
-        pairs,
-        out,
-        grids=campaign_grids(model, sites),
-        metrics=metrics,
-        directions=directions,
-        figures=figures,
-        progress=progress,
-    )
 
 
 @torch.no_grad()

@@ -17,11 +17,10 @@ import torch
 from torch import Tensor
 
 import tstlens
-from tstlens.data import TimeSeriesData
+from tstlens.data import TimeSeriesData, load_described
 from tstlens.errors import ArgumentError
 from tstlens.model import HookedTST
 from tstlens.report.account import account
-from tstlens.report.data import load_data
 from tstlens.report.files import write_text
 from tstlens.report.page import render
 from tstlens.report.study import Study, study
@@ -77,7 +76,7 @@ def build(
         raise ArgumentError(f"expected out to end in .html, got {str(path)!r}")
     if not isinstance(data, TimeSeriesData):
         described = {"name": data} if data else model.info.get("data") or {}
-        data = load_data(described, "test")
+        data = load_described(described, "test")
     found = study(model, data, max_pairs, seed, progress)
     made = _made(found, started)
     numbers = account(found, name, made)

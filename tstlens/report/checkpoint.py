@@ -8,10 +8,9 @@ from typing import Any
 from torch import nn
 
 from tstlens.conversion import convert
-from tstlens.data import Scaling
+from tstlens.data import Scaling, load_described
 from tstlens.model import HookedTST
 from tstlens.report.card import model_card
-from tstlens.report.data import load_data
 from tstlens.report.files import write_text
 from tstlens.training import evaluate
 
@@ -60,11 +59,11 @@ def make_checkpoint(
     """
     out = Path(out)
     described: dict[str, Any] = {"name": data, "equal_length": equal_length, "scaling": None}
-    train = load_data(described, "train")
+    train = load_described(described, "train")
     if scaling is not None:
         described["scaling"] = Scaling.fit(train, scaling).to_dict()
-        train = load_data(described, "train")
-    test = load_data(described, "test")
+        train = load_described(described, "train")
+    test = load_described(described, "test")
     model = convert(source, class_names=train.class_names)
     model.cfg.model_name = name or out.resolve().name
     accuracy = {}

@@ -94,7 +94,7 @@ def recovery(
     if (activations is None) != (feature_activations is None):
         raise ArgumentError("F1 needs both activations= and feature_activations=, or neither")
     decoder = sae.W_dec.detach()
-    control = random_directions(*decoder.shape, seed).to(decoder)
+    control = random_directions(len(decoder), decoder.shape[1], seed).to(decoder)
     f1 = float("nan")
     if activations is not None and feature_activations is not None:
         latents = sae.encode(activations)

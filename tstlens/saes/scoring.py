@@ -204,10 +204,10 @@ def score(
                     task = _task(model, data, target, batch_size)
                 scored.append(replace(found, task=task))
             tasks = {"original": _task(model, data, target, batch_size)}
-            at = {"head": head} if isinstance(head, int) else {}
+            one_head = head if isinstance(head, int) else None
             for kind, value in (("zero", torch.zeros_like(mean)), ("mean", mean)):
                 with model.saes():  # puts back at its end what was spliced in before
-                    model.splice(_Constant(value), out, **at)
+                    model.splice(_Constant(value), out, head=one_head)
                     tasks[kind] = _task(model, data, target, batch_size)
     finally:
         sae.train(was_training)
@@ -232,6 +232,7 @@ class _Constant(nn.Module):
 
     def __init__(self, value: Tensor) -> None:
         super().__init__()
+        self.value: Tensor
         self.register_buffer("value", value)
 
     def encode(self, x: Tensor) -> Tensor:

@@ -115,7 +115,7 @@ def harvest_to_disk(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     made = _made(source, seed)
-    index = _read_index(folder)
+    index: dict[str, Any] | None = _read_index(folder)
     if index is None:
         probe, _ = source(torch.arange(min(len(source), series_per_pass)))
         size = sum(t.numel() * t.element_size() for t in probe.values())

@@ -80,6 +80,11 @@ function classSection(latent) {
     + `q = ${chance(column("q_class")[latent])}; with shuffled labels the best AUC is ${number(off)} off 0.5 on average.`, bars(entries, false));
 }
 
+function points(value) {
+  const text = value.toFixed(2);
+  return Number(text) === 0 ? "0.00" : (value > 0 ? "+" : "") + text.replace("-", "−");
+}
+
 function effectSection(latent) {
   const e = DATA.effects;
   if (!e) return null;
@@ -88,7 +93,7 @@ function effectSection(latent) {
   if (!used) return section("Effect on the output", "Not active in the series that effects were measured on.");
   const entries = e.names.map((name, o) => {
     const value = change[latent * n + o];
-    const more = probability ? `   (${(100 * probability[latent * n + o]).toFixed(2).replace("-", "−")})` : "";
+    const more = probability ? `   (${points(100 * probability[latent * n + o])})` : "";
     return {name, value, text: number(value, true) + more, title: `${name}: ${number(value, true)}`};
   });
   const unit = e.task === "class" ? "logits (in brackets: of the probability, in percentage points)" : "the forecast, in its units";

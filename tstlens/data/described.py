@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from tstlens.data import Scaling, TimeSeriesData, load_dataset
+from tstlens.data.loading import load_dataset
+from tstlens.data.scaling import Scaling
+from tstlens.data.series import TimeSeriesData
 from tstlens.errors import ArgumentError
 
 
-def load_data(described: Mapping[str, Any], split: str) -> TimeSeriesData:
+def load_described(described: Mapping[str, Any], split: str) -> TimeSeriesData:
     """A split of the data set that a checkpoint's ``info["data"]`` describes.
 
     Args:
@@ -22,7 +24,7 @@ def load_data(described: Mapping[str, Any], split: str) -> TimeSeriesData:
         UnknownDatasetError, DownloadError: as :func:`tstlens.load_dataset`.
 
     Example:
-        >>> load_data({"name": "ItalyPowerDemand"}, "train")
+        >>> load_described({"name": "ItalyPowerDemand"}, "train")
         TimeSeriesData('ItalyPowerDemand', 'train', n=67, channel=1, time=24, classes=2)
     """
     if not described.get("name"):
