@@ -56,7 +56,7 @@ def test_the_slider_hides_weak_edges_and_nodes_without_any(planted):
     figure = circuit.figure()
     steps = figure.layout.sliders[0].steps
     shown = [step.label.split(": ")[1] for step in steps]
-    assert shown == ["5 lines", "4 lines", "2 lines", "1 lines"]
+    assert shown == ["5 lines", "4 lines", "2 lines", "1 line"]
     for number, step in enumerate(steps):
         visible = step.args[0]["visible"]
         assert len(visible) == len(figure.data)

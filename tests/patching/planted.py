@@ -3,11 +3,12 @@
 Series have two channels and six samples. The **detector** L0H0 looks, from position 3, at samples
 2 and 3 of channel 0 and writes their mean (the motif) at position 3. The **mover** L1H1 looks from
 every position for a motif, and moves 6 x motif plus channel 1 to the last position, where the
-head reads it as the logit of class 1. So the circuit has five edges: two samples into the detector's
-values, the detector into the mover's keys and into its values, the mover into the output.
+head reads it as the logit of class 1. So the circuit has five edges: two samples into the
+detector's values, the detector into the mover's keys and into its values, the mover into the
+output.
 
-All other components do something too: L0H1 averages channel 1, L0MLP rectifies channel 0, L1H0 moves
-both on, L1MLP reads both; most of it goes to class 2, a little to class 1 (0.05 and -0.1).
+All other components do something too: L0H1 averages channel 1, L0MLP rectifies channel 0, L1H0
+moves both on, L1MLP reads both; most of it goes to class 2, a little to class 1 (0.05 and -0.1).
 
 The norms have an eps of 1e12 and a gain of 1e6 and so pass values through unchanged to float
 precision. That makes every number a short sum, the same for pre-norm and post-norm blocks.

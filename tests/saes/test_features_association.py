@@ -41,7 +41,7 @@ def test_a_planted_class_latent_stands_out_and_silent_ones_are_chance():
     labels = np.repeat(np.arange(3), 20)
     _, dense = sparse_activity(n_latents=40)
     grid = dense.reshape(60, 10, 40)
-    grid[labels == 1, :, 0] += 5
+    grid[labels == 1, :, 0] += 50
     activity = Activity(csc_matrix(dense), np.ones(600, dtype=bool), 60, 1, 10)
     found = class_association(activity, labels, 3, n_permutations=400)
     assert (found.best[0], found.best_auc()[0]) == (1, 1.0)
@@ -85,7 +85,9 @@ def test_window_properties_are_those_of_numpy_and_scipy():
             for kind, expected in own.items():
                 at = names[f"{kind}, channel {channel}"]
                 assert found.values[1, pos, at] == pytest.approx(expected)
-            bands = [names[f"{b} frequencies, channel {channel}"] for b in ("low", "middle", "high")]
+            bands = [
+                names[f"{b} frequencies, channel {channel}"] for b in ("low", "middle", "high")
+            ]
             assert found.values[1, pos, bands].sum() == pytest.approx(window.var())
         level = names["level, mean of channels"]
         assert found.values[1, pos, level] == pytest.approx(
@@ -164,21 +166,21 @@ def test_p_takes_series_as_the_unit_where_positions_repeat_each_other():
 
 def test_a_latent_that_follows_a_channel_is_found_and_confirmed_and_noise_is_not():
     rng = np.random.default_rng(2)
-    series = torch.tensor(rng.standard_normal((80, 2, 24)).cumsum(2) * 0.3).float()
+    series = torch.tensor(rng.standard_normal((160, 2, 24)).cumsum(2) * 0.3).float()
     data = TimeSeriesData(series)
     spans = tuple((max(t - 4, 0), min(t + 5, 24)) for t in range(24))
-    noise = rng.exponential(size=(80 * 24, 50)) * (rng.random((80 * 24, 50)) < 0.2)
-    plain = Activity(csc_matrix(noise), np.ones(80 * 24, dtype=bool), 80, 1, 24)
+    noise = rng.exponential(size=(160 * 24, 50)) * (rng.random((160 * 24, 50)) < 0.2)
+    plain = Activity(csc_matrix(noise), np.ones(160 * 24, dtype=bool), 160, 1, 24)
     properties = window_properties(data, plain, spans)
     level = properties.values[:, :, properties.names.index("level, channel 1")].ravel()
     noise[:, 7] = np.maximum(level - 0.3, 0)
-    activity = Activity(csc_matrix(noise), np.ones(80 * 24, dtype=bool), 80, 1, 24)
+    activity = Activity(csc_matrix(noise), np.ones(160 * 24, dtype=bool), 160, 1, 24)
     found = property_association(activity, properties, seed=0)
     assert found.names[found.best[7]] == "level, channel 1"
     assert found.confirmed[7] and found.of_best("r_heldout")[7] > 0.7
     others = np.delete(found.confirmed, 7)
     assert others.mean() <= 0.05
-    assert len(found.heldout) == 40
+    assert len(found.heldout) == 80
 
 
 def test_errors_of_associations(no_shape_checks):

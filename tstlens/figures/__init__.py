@@ -19,12 +19,6 @@ from tstlens.figures.confusion import confusion
 from tstlens.figures.depth import draw_lens
 from tstlens.figures.drawing import draw
 from tstlens.figures.faithfulness import draw_faithfulness
-from tstlens.figures.features import (
-    draw_features,
-    draw_latent_effect,
-    draw_match,
-    draw_windows,
-)
 from tstlens.figures.influence import draw_influence
 from tstlens.figures.intervals import Interval, over_pairs
 from tstlens.figures.lines import pair, series
@@ -46,10 +40,6 @@ __all__ = [
     "draw",
     "draw_circuit",
     "draw_edge_effects",
-    "draw_features",
-    "draw_latent_effect",
-    "draw_match",
-    "draw_windows",
     "draw_faithfulness",
     "draw_logit_attribution",
     "draw_lens",

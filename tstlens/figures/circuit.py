@@ -12,7 +12,7 @@ from tstlens.errors import ArgumentError
 from tstlens.figures import style
 from tstlens.figures.drawing import draw
 from tstlens.figures.ranking import ranking
-from tstlens.figures.words import number, time_label
+from tstlens.figures.words import number
 from tstlens.patching.circuits import Circuit, EdgeEffects
 from tstlens.patching.circuits.tables import label_of
 
@@ -37,9 +37,9 @@ class _Line:
 def draw_circuit(circuit: Circuit, *, title: str | None = "", levels: int = _LEVELS) -> go.Figure:
     """The circuit in layers: time at the bottom, heads and MLPs by layer, the class at the top.
 
-    Lines are as wide as the square root of their weight; blue raises the metric when the clean contribution
-    is patched in, red lowers it. A head's queries, keys and values share one line (hover tells them
-    apart). The slider hides weak edges, and nodes that are then without any.
+    Lines are as wide as the root of their weight; blue raises the metric when the clean
+    contribution is patched in, red lowers it. A head's queries, keys and values share one line
+    (hover tells them apart). The slider hides weak edges, and nodes that are then without any.
 
     What can mislead: a weight is the effect of one edge by itself. What the edges do together is
     what ``circuit.faithfulness`` measures.
@@ -103,12 +103,12 @@ def draw_circuit(circuit: Circuit, *, title: str | None = "", levels: int = _LEV
         f"{circuit.metric.removesuffix(' of the target class')}, red lowers it; width: root of "
         f"the change, up to {number(sizes.max())}{unit}"
     )
-    rows = sorted({y for _, y in places.values()})
+    rows = circuit.components.n_layers + 1.2 + bool(circuit.components.n_channels)
     return style.finish(
         figure,
         heading,
         subtitle,
-        plot_height=int(_ROW * max(2, rows[-1] - rows[0] + 0.9)),
+        plot_height=int(_ROW * (rows + 0.9)),
         below=46 + (86 if len(floors) > 1 else 0),
         left=62,
     )
@@ -303,7 +303,7 @@ def _axes(figure: go.Figure, circuit: Circuit, places: dict[str, tuple[float, fl
         cells = circuit.time_cells
         ticks = {
             "tickvals": [(pos + 0.5) / graph.n_pos for pos in shown],
-            "ticktext": [str(pos) if cells is None else time_label(cells[pos]) for pos in shown],
+            "ticktext": [str(pos if cells is None else cells[pos][0]) for pos in shown],
             "title": {"text": "position" if cells is None else "time (sample)"},
         }
     figure.update_xaxes(
@@ -321,7 +321,7 @@ def _slider(
             {
                 "method": "restyle",
                 "args": [{"visible": [own >= level for own in level_of_trace]}],
-                "label": f"{number(floor)}{unit}: {n_shown} lines",
+                "label": f"{number(floor)}{unit}: {n_shown} line{'s' if n_shown > 1 else ''}",
             }
         )
     return {

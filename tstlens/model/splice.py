@@ -44,6 +44,11 @@ class Splice(nn.Module):
         head: the one head that is replaced; None for all.
     """
 
+    dictionary: Any
+    replaced: Any
+    hook_sae_error: HookPoint
+    hook_sae_output: HookPoint
+
     def __init__(
         self,
         dictionary: nn.Module,

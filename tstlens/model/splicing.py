@@ -207,9 +207,10 @@ class SplicedDictionaries(CheckedHooks):
             exclude_special_tokens: see :meth:`add_sae`.
         """
         before = dict(self._spliced)
-        one = isinstance(saes, nn.Module) and not isinstance(saes, nn.ModuleList)
+        several = isinstance(saes, nn.ModuleList) or not isinstance(saes, nn.Module)
+        given: list[Any] = list(saes) if several else [saes]
         try:
-            for sae in [saes] if one else saes:
+            for sae in given:
                 self.add_sae(sae, use_error_term, exclude_special_tokens)
             yield self
         finally:
@@ -424,7 +425,7 @@ _NO_PRE = ("matching_pursuit",)
 
 def _architecture(dictionary: nn.Module) -> str | None:
     named = getattr(getattr(dictionary, "cfg", None), "architecture", None)
-    return named() if callable(named) else None
+    return str(named()) if callable(named) else None
 
 
 def _positions(excluded: bool | Sequence[int]) -> Sequence[int]:

@@ -115,14 +115,19 @@ def harvest_to_disk(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     made = _made(source, seed)
-    index: dict[str, Any] | None = _read_index(folder)
-    if index is None:
+    index: dict[str, Any] = _read_index(folder) or {}
+    if not index:
         probe, _ = source(torch.arange(min(len(source), series_per_pass)))
         size = sum(t.numel() * t.element_size() for t in probe.values())
         per_series = max(1, size // min(len(source), series_per_pass))
         per_shard = max(1, min(len(source), int(shard_mb * 2**20 / per_series)))
-        index = {"format_version": _VERSION, "made": made, "series_per_shard": per_shard}
-        index["shards"] = [None] * -(-len(source) // per_shard)
+        unwritten: list[Any] = [None] * -(-len(source) // per_shard)
+        index = {
+            "format_version": _VERSION,
+            "made": made,
+            "series_per_shard": per_shard,
+            "shards": unwritten,
+        }
         _write_index(folder, index)
     if index["made"] != made:
         changed = [key for key in made if made[key] != index["made"].get(key)]

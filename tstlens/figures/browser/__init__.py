@@ -7,6 +7,5 @@
 from __future__ import annotations
 
 from tstlens.figures.browser.page import page
-from tstlens.figures.browser.write import write_features
 
-__all__ = ["page", "write_features"]
+__all__ = ["page"]

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tstlens.errors import ArgumentError
+from tstlens.figures.drawing import joined_later
 
 
 @singledispatch
@@ -16,7 +17,7 @@ def page(result: object, path: str | Path, **options: Any) -> Path:
     Args:
         result: what an analysis returned.
         path: the file to write, atomically.
-        **options: of that kind of page; see :func:`tstlens.figures.browser.write_features`.
+        **options: of that kind of page; see :func:`tstlens.figures.browser.write.write_features`.
 
     Returns:
         The path.
@@ -28,9 +29,8 @@ def page(result: object, path: str | Path, **options: Any) -> Path:
         >>> from tstlens.figures import page
         >>> page(1.5, "x.html")
         Traceback (most recent call last):
-        tstlens.errors.ArgumentError: expected a result of Features, got float; it has no page
+        tstlens.errors.ArgumentError: expected a result with a page, got float
     """
-    known = sorted(kind.__name__ for kind in page.registry if kind is not object)
-    raise ArgumentError(
-        f"expected a result of {', '.join(known)}, got {type(result).__name__}; it has no page"
-    )
+    if joined_later(result):
+        return page(result, path, **options)
+    raise ArgumentError(f"expected a result with a page, got {type(result).__name__}")

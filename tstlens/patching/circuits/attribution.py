@@ -90,7 +90,7 @@ def edge_attribution(
         >>> a, b = torch.randn(2, 6, 3, 20)
         >>> metric = patching.logit(torch.zeros(6, dtype=torch.long))
         >>> edge_attribution(model, a, b, metric, steps=5, progress=False).effect().shape
-        torch.Size([6, 357])
+        torch.Size([6, 331])
     """
     clean, corrupted = check_pairs(model, clean, corrupted, clean_mask, corrupted_mask)
     _check_metric(metric, len(clean))

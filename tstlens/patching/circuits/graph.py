@@ -293,7 +293,7 @@ def component_graph(
         ...     n_layers=2, d_model=16, n_heads=4, d_mlp=32, n_channels=3, n_time=20,
         ...     embed=PerStepConfig(), head=HeadConfig("mean", n_classes=5)))
         >>> len(component_graph(model, positions=False).edges)
-        99
+        110
     """
     cfg = model.cfg
     n_pos = 0

@@ -132,9 +132,7 @@ def leaving(block: Any, post: Tensor) -> Tensor:
     return block.leave(post.reshape(-1, *post.shape[-2:])).view(post.shape)
 
 
-def heads_z(
-    model: HookedTST, layer: int, inputs: Sequence[Tensor], state: TrunkState
-) -> Tensor:
+def heads_z(model: HookedTST, layer: int, inputs: Sequence[Tensor], state: TrunkState) -> Tensor:
     """Outputs z of a layer's heads for given inputs of q, k and v, [row, pos, head, d_head]."""
     block: Any = model.blocks[layer]
     kept: list[Tensor] = []

@@ -80,7 +80,7 @@ class Activity:
         first, last = self.values.indptr[latent], self.values.indptr[latent + 1]
         return self.values.indices[first:last], self.values.data[first:last]
 
-    def of(self, latent: int) -> Float[np.ndarray, "series channel pos"]:
+    def of(self, latent: Any) -> Float[np.ndarray, "series channel pos"]:
         """A latent's activation over time in every series; NaN where it is padding.
 
         Raises:
@@ -92,7 +92,7 @@ class Activity:
         dense[slots] = values
         return dense.reshape(self.n_series, self.n_channels, self.n_pos)
 
-    def check(self, latent: int) -> None:
+    def check(self, latent: Any) -> None:
         """Raise :class:`ArgumentError` unless there is such a latent."""
         if isinstance(latent, bool) or not isinstance(latent, int | np.integer):
             raise ArgumentError(f"expected a latent as an integer, got {latent!r}")
@@ -115,7 +115,7 @@ class Activity:
         out[seen == 0] = 0
         return out
 
-    def slot(self, index: int) -> tuple[int, int, int]:
+    def slot(self, index: int | np.integer) -> tuple[int, int, int]:
         """(series, channel, position) of a slot."""
         row, pos = divmod(int(index), self.n_pos)
         return row // self.n_channels, row % self.n_channels, pos

@@ -142,6 +142,7 @@ def directions(dictionary: Any, chunk: int = 1024) -> Float[Tensor, "latent d_in
     plain = copy.copy(dictionary)  # shares the weights; only its functions below are replaced
     plain.run_time_activation_norm_fn_out = lambda x: x
     plain.reshape_fn_out = lambda x, d_head: x
+    plain.d_head = None  # sae-lens sets it when z is first encoded
     zero = plain.decode(torch.zeros(1, n_latents, dtype=weights.dtype, device=weights.device))
     parts = []
     for start in range(0, n_latents, chunk):

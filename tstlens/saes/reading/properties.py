@@ -55,8 +55,8 @@ def property_association(
     """Whether a latent's activation follows a property of the samples under it.
 
     Positions of one series are alike, so p-values take the *series* as the unit: the covariance is
-    a sum over series, and its t statistic compares it with the spread of these per-series sums
-    (cluster-robust, as many degrees of freedom as series less one). Half of the series pick
+    a sum over series, and a t test asks whether these per-series sums are 0 on average
+    (cluster-robust; as many degrees of freedom as series less one). Half of the series pick
     properties under false-discovery control, the other half confirms the one picked.
 
     What can mislead: the window is what the position was *embedded* from; attention of earlier
@@ -139,10 +139,11 @@ def correlations(
         alive = size > 1e-9 * np.maximum(np.abs(middle), 1e-30)
         sums = np.matmul(part.transpose(0, 2, 1), standard)  # [series, latent, property]
         found = sums.sum(0) / count / np.where(alive, size, np.inf)[:, None]
-        noise = np.sqrt((sums**2).sum(0))
-        statistic = sums.sum(0) / np.where(noise > 0, noise, np.inf)
+        freedom = max(len(series) - 1, 1)
+        noise = sums.std(0) * np.sqrt(len(series) / freedom)  # of one series' sum
+        statistic = sums.mean(0) * np.sqrt(len(series)) / np.where(noise > 0, noise, np.inf)
         valid = alive[:, None] & ~constant[None]
         at = slice(start, start + chunk)
         r[at] = np.where(valid, np.clip(found, -1, 1), np.nan)
-        p[at] = np.where(valid, 2 * t.sf(np.abs(statistic), max(len(series) - 1, 1)), np.nan)
+        p[at] = np.where(valid, 2 * t.sf(np.abs(statistic), freedom), np.nan)
     return r, p

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Float
@@ -127,8 +127,8 @@ def top_windows(
     data: TimeSeriesData,
     spans: Spans,
     cells: Spans,
-    latent: int,
-    n: int,
+    latent: Any,
+    n: Any,
     hook: str = "",
 ) -> Windows:
     """The ``n`` windows where a latent is strongest, at most one per series (and channel).
