@@ -72,12 +72,19 @@ def draw_features(
             text=hover,
         )
     )
-    figure.update_xaxes(title="share of positions where active", type="log", tickformat="~%", dtick=1)
+    figure.update_xaxes(
+        title="share of positions where active", type="log", tickformat="~%", dtick=1
+    )
     figure.update_yaxes(title=label[against], rangemode="tozero")
     above = 0
     if coloured:
         figure.update_layout(
-            coloraxis={"cmin": 0, "cmax": 1, "colorscale": style.SEQUENTIAL, "colorbar": {"len": 180}}
+            coloraxis={
+                "cmin": 0,
+                "cmax": 1,
+                "colorscale": style.SEQUENTIAL,
+                "colorbar": {"len": 180},
+            }
         )
         above = style.label_above(figure, "colour: distance of the best class' AUC from chance")
     heading = f"{len(table)} active latents of {result.hook}" if title is None else title
@@ -225,9 +232,7 @@ def draw_latent_effect(
     rows = -(-len(figure.data) // 3)
     heading = f"{result.kind.capitalize()} of latent {result.latent}" if title is None else title
     subtitle = f"{len(result.series)} series; grey: range of the random latents over all outputs"
-    return style.finish(
-        figure, heading, subtitle, plot_height=300, above=22 * rows + 8, left=66
-    )
+    return style.finish(figure, heading, subtitle, plot_height=300, above=22 * rows + 8, left=66)
 
 
 @draw.register

@@ -207,8 +207,9 @@ class SplicedDictionaries(CheckedHooks):
             exclude_special_tokens: see :meth:`add_sae`.
         """
         before = dict(self._spliced)
-        several = isinstance(saes, nn.ModuleList) or not isinstance(saes, nn.Module)
-        given: list[Any] = list(saes) if several else [saes]
+        # An SAE of sae-lens can be iterated over, as a relic.
+        one = isinstance(saes, nn.Module) and not isinstance(saes, nn.ModuleList)
+        given: Any = [saes] if one else saes
         try:
             for sae in given:
                 self.add_sae(sae, use_error_term, exclude_special_tokens)

@@ -16,19 +16,19 @@ from tqdm import tqdm
 from tstlens.errors import UnknownAxisError
 from tstlens.model import HookedTST
 from tstlens.patching.grids import check_axes
+from tstlens.patching.measuring import (
+    MeasureOutput,
+    check_metric,
+    metric_name,
+    pair_blocks,
+    read_metric,
+)
 from tstlens.patching.metrics import Metric
 from tstlens.patching.outputs import Swept, patched_outputs, swept
 from tstlens.patching.replacements import AblationSource, Reference, ReferenceMask, Replacement
 from tstlens.patching.result import SweepResult
 from tstlens.patching.sites import Site, locate
-from tstlens.patching.sweep import (
-    MeasureOutput,
-    _blocks,
-    _check_metric,
-    _measure,
-    _name,
-    time_cells,
-)
+from tstlens.patching.sweep import time_cells
 from tstlens.patching.worlds import run_corrupted
 from tstlens.shapes import PairMask, PairSeries
 
@@ -133,14 +133,14 @@ def ablate(
     site = Site(site) if isinstance(site, str) else site
     what = _what(model, site, axes, n_slices)
     model.require_live(what.names)
-    _check_metric(metric, len(series))
+    check_metric(metric, len(series))
     whole_block = site.name == "block"
     replacing = Replacement(
         model, what, source, reference, reference_mask, series, seed, contribution=whole_block
     )
     pieces, coords = [], {}
     with tqdm(total=0, desc=f"ablating {site.name}", unit="run", disable=not progress) as bar:
-        for block in _blocks(len(series), metric):
+        for block in pair_blocks(len(series), metric):
             piece_mask = None if mask is None else mask[block]
             run = run_corrupted(model, series[block], piece_mask, what.place, what.layers)
             outputs, coords = patched_outputs(
@@ -148,9 +148,9 @@ def ablate(
             )
             own = metric.of_pairs(block) if isinstance(metric, Metric) else metric
             worlds = outputs.flatten(1, len(what.axes)) if what.axes else outputs[:, None]
-            values = _measure(own, worlds.transpose(0, 1)).T
+            values = read_metric(own, worlds.transpose(0, 1)).T
             shape = outputs.shape[: 1 + len(what.axes)]
-            pieces.append((values.reshape(shape), _measure(own, run.output[None])[0]))
+            pieces.append((values.reshape(shape), read_metric(own, run.output[None])[0]))
     values, baseline = (torch.cat(part) for part in zip(*pieces, strict=True))
     return AblationResult(
         values=values,
@@ -158,7 +158,7 @@ def ablate(
         coords={"pair": tuple(range(len(series))), **coords},
         baseline=baseline,
         clean=baseline,
-        metric=metric.name if isinstance(metric, Metric) else _name(metric),
+        metric=metric.name if isinstance(metric, Metric) else metric_name(metric),
         unit=metric.unit if isinstance(metric, Metric) else "value",
         site=repr(site) if site.selections() or site.layer is not None else site.name,
         source=source,

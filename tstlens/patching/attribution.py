@@ -35,21 +35,20 @@ from tstlens.patching.gradients import (
     site_gradients,
 )
 from tstlens.patching.grids import Grid, check_axes, make_grid
+from tstlens.patching.measuring import (
+    MeasureOutput,
+    check_metric,
+    metric_name,
+    pair_blocks,
+    read_metric,
+)
 from tstlens.patching.metrics import Metric
 from tstlens.patching.outputs import Swept, swept
 from tstlens.patching.pattern_correction import corrected, pattern_place
 from tstlens.patching.result import SweepResult
 from tstlens.patching.sites import Place, Site, axis_of, locate
 from tstlens.patching.sources import Source, record, sources
-from tstlens.patching.sweep import (
-    MeasureOutput,
-    _blocks,
-    _check_metric,
-    _measure,
-    _name,
-    rows_that_fit,
-    time_cells,
-)
+from tstlens.patching.sweep import rows_that_fit, time_cells
 from tstlens.patching.worlds import CorruptedRun, run_corrupted
 from tstlens.shapes import PairMask, PairSeries, Series
 
@@ -138,10 +137,10 @@ def attribution(
     what = swept(model, site, place, axes, n_slices)
     _check_options(place, site, steps, path, source, qk_correction)
     model.require_live(what.names)
-    _check_metric(metric, len(clean))
+    check_metric(metric, len(clean))
     pieces, coords = [], {}
     with tqdm(total=len(clean), desc="attribution", unit="pair", disable=not progress) as bar:
-        for block in _blocks(len(clean), metric):
+        for block in pair_blocks(len(clean), metric):
             estimate = _Estimate(
                 model,
                 what,
@@ -166,7 +165,7 @@ def attribution(
         coords={"pair": tuple(range(len(clean))), **coords},
         baseline=baseline,
         clean=clean_value,
-        metric=metric.name if isinstance(metric, Metric) else _name(metric),
+        metric=metric.name if isinstance(metric, Metric) else metric_name(metric),
         unit=metric.unit if isinstance(metric, Metric) else "value",
         site=repr(site) if site.selections() or site.layer is not None else site.name,
         source=source if isinstance(source, str) else "other series",
@@ -252,7 +251,7 @@ class _Estimate:
                 effect = _by_world(moved, what, grid, coords)
             effects.append(effect)
         values = what.in_order(torch.stack(effects, 1), coords)
-        measured = (_measure(self.metric, out[None])[0] for out in (run.output, clean_output))
+        measured = (read_metric(self.metric, out[None])[0] for out in (run.output, clean_output))
         baseline, clean_value = (value.detach() for value in measured)
         return (values, baseline, clean_value), what.all_coords(coords)
 

@@ -21,13 +21,14 @@ from tstlens.model import HookedTST
 from tstlens.patching.campaign_folder import CampaignFolder, fingerprint
 from tstlens.patching.checks import check_pairs
 from tstlens.patching.grids import check_axes
+from tstlens.patching.measuring import pair_blocks
 from tstlens.patching.metrics import Metric, log_prob, logit, logit_diff, prob
 from tstlens.patching.outputs import patched_outputs, swept
 from tstlens.patching.result import SweepResult
 from tstlens.patching.sites import Site, locate, site_names
 from tstlens.patching.sources import record
 from tstlens.patching.statistics import Summary, summary
-from tstlens.patching.sweep import _blocks, time_cells
+from tstlens.patching.sweep import time_cells
 from tstlens.patching.worlds import run_corrupted
 from tstlens.results import Result
 
@@ -287,7 +288,7 @@ def _sweeps(
     parts: dict[str, list[tuple[Tensor, Tensor, Tensor]]] = {name: [] for name in metrics}
     coords: dict[str, tuple[Any, ...]] = {}
     any_metric = next(iter(metrics.values()))
-    for block in _blocks(len(pairs), any_metric):
+    for block in pair_blocks(len(pairs), any_metric):
         some = pairs[block]
         clean, acts = record(model, some.clean, some.clean_mask, what.names)
         run = run_corrupted(model, some.corrupted, some.corrupted_mask, place, what.layers)

@@ -12,8 +12,8 @@ from torch import Tensor
 from tstlens.errors import ArgumentError
 from tstlens.model import HookedTST
 from tstlens.patching.grids import Grid
+from tstlens.patching.measuring import MeasureOutput, read_metric
 from tstlens.patching.sites import Place
-from tstlens.patching.sweep import MeasureOutput, _measure
 from tstlens.patching.worlds import CorruptedRun
 
 
@@ -69,7 +69,7 @@ def gradient_of(
     Raises:
         ArgumentError: the metric cuts the gradient.
     """
-    measured = _measure(metric, output.unflatten(0, (-1, n_pairs)))
+    measured = read_metric(metric, output.unflatten(0, (-1, n_pairs)))
     if not measured.requires_grad:
         raise ArgumentError(
             "the metric has no gradient: expected a differentiable function of the output, such "

@@ -18,10 +18,11 @@ from tstlens.errors import ArgumentError
 from tstlens.model import HookedTST
 from tstlens.patching.checks import check_pairs
 from tstlens.patching.grids import Grid, check_axes, make_grid
+from tstlens.patching.measuring import PAIRS_PER_BLOCK
 from tstlens.patching.outputs import Swept, swept
 from tstlens.patching.sites import Site, locate
 from tstlens.patching.sources import record
-from tstlens.patching.sweep import PAIRS_PER_BLOCK, rows_that_fit
+from tstlens.patching.sweep import rows_that_fit
 from tstlens.patching.worlds import CorruptedRun, run_corrupted
 from tstlens.results import Result
 from tstlens.shapes import PairMask, PairSeries

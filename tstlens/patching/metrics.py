@@ -35,7 +35,7 @@ class Metric:
     measure: Callable[..., Tensor]
     targets: tuple[Tensor, ...]
 
-    def __call__(self, output: Float[Tensor, "..."]) -> Values:
+    def __call__(self, output: Float[Tensor, ...]) -> Values:
         """Values [*world, pair] of outputs [*world, pair, ...].
 
         Raises:

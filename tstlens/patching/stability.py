@@ -17,7 +17,7 @@ from tstlens.model import HookedTST
 from tstlens.patching.metrics import Metric, log_prob
 from tstlens.patching.result import SweepResult
 from tstlens.patching.sites import Site
-from tstlens.patching.statistics import Groups, _effects, by_cluster, labels_of
+from tstlens.patching.statistics import Groups, by_cluster, labels_of, pair_effects
 from tstlens.patching.sweep import sweep
 from tstlens.results import Result
 
@@ -110,7 +110,7 @@ def split_half(
     """
     from scipy.stats import rankdata
 
-    effects = _effects(result)
+    effects = pair_effects(result)
     names = range(len(effects)) if cluster is None else labels_of(cluster, len(effects), "cluster")
     sums, counts = by_cluster(effects, list(names))
     if len(counts) < 4 or sums.shape[1] < 3:

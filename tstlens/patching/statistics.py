@@ -154,7 +154,7 @@ def summary(
         >>> bool(summary(result).q[0, 0] < 0.01)
         True
     """
-    effects = _effects(result)
+    effects = pair_effects(result)
     if not 0 < level < 1:
         raise ArgumentError(f"expected a level between 0 and 1, 0.95 say, got {level}")
     for name, count in (("n_boot", n_boot), ("n_flips", n_flips)):
@@ -228,7 +228,8 @@ def by_cluster(
     return sums, np.bincount(index).astype(float)
 
 
-def _effects(result: SweepResult) -> np.ndarray:
+def pair_effects(result: SweepResult) -> np.ndarray:
+    """Effects as [pair, site], in double precision."""
     if "pair" not in result.axes:
         raise ArgumentError("expected a result with its pair axis; it was averaged over before")
     return (
@@ -244,5 +245,5 @@ def _beyond(effect: np.ndarray, result: SweepResult, null: SweepResult) -> np.nd
         raise ArgumentError(
             f"expected a null map over the same sites and metric, got {null!r} beside {result!r}"
         )
-    size = np.abs(_effects(null)).reshape(null.values.shape)
+    size = np.abs(pair_effects(null)).reshape(null.values.shape)
     return (size[None] < np.abs(effect)[:, None]).mean(1)

@@ -11,7 +11,7 @@ activations inside a corrupted run are combinations that no real series may prod
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,19 +19,22 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from tstlens.errors import ArgumentError, SeriesShapeError
 from tstlens.model import HookedTST
 from tstlens.patching.checks import check_pairs
 from tstlens.patching.grids import check_axes, make_grid
+from tstlens.patching.measuring import (
+    MeasureOutput,
+    check_metric,
+    metric_name,
+    pair_blocks,
+    read_metric,
+)
 from tstlens.patching.metrics import Metric
 from tstlens.patching.result import SweepResult
 from tstlens.patching.sites import Place, Site, locate
 from tstlens.patching.sources import Source, record, sources
 from tstlens.patching.worlds import run_corrupted, run_worlds
 from tstlens.shapes import PairMask, PairSeries, Series
-
-MeasureOutput = Metric | Callable[[Tensor], Tensor]
-PAIRS_PER_BLOCK = 128  # pairs whose activations are held at once
 
 
 @torch.no_grad()
@@ -101,10 +104,10 @@ def sweep(
     layers = tuple(range(model.cfg.n_layers)) if place.layered else (place.layer,)
     plan = _Plan(site, place, layers, axes, n_slices, source, reference, memory_mb)
     model.require_live(plan.names)
-    _check_metric(metric, len(clean))
+    check_metric(metric, len(clean))
     pieces, coords = [], {}
     with tqdm(total=0, desc=f"patching {site.name}", unit="run", disable=not progress) as bar:
-        for block in _blocks(len(clean), metric):
+        for block in pair_blocks(len(clean), metric):
             piece, coords = _sweep_block(
                 model,
                 plan.of_pairs(block),
@@ -121,7 +124,7 @@ def sweep(
         coords={"pair": tuple(range(len(clean))), **coords},
         baseline=baseline,
         clean=clean_value,
-        metric=metric.name if isinstance(metric, Metric) else _name(metric),
+        metric=metric.name if isinstance(metric, Metric) else metric_name(metric),
         unit=metric.unit if isinstance(metric, Metric) else "value",
         site=repr(site) if site.selections() or site.layer is not None else site.name,
         source=source if isinstance(source, str) else "other series",
@@ -180,7 +183,7 @@ def _sweep_block(
     for layer, name in zip(plan.layers, names, strict=True):
         chunks = []
         for output in run_worlds(model, run, place, layer, grid, given[name], worlds_per_chunk):
-            chunks.append(_measure(metric, output))
+            chunks.append(read_metric(metric, output))
             bar[0].update(chunks[-1].numel())
         values.append(torch.cat(chunks))
     if "layer" in plan.axes:
@@ -189,42 +192,10 @@ def _sweep_block(
     stacked = torch.stack(values).movedim(-1, 0)  # [pair, layer, world]
     stacked = stacked.reshape(len(run.series), *(len(coords[axis]) for axis in order))
     stacked = stacked.permute(0, *(1 + order.index(axis) for axis in plan.axes))
-    baseline, clean_value = (_measure(metric, out[None])[0] for out in (run.output, clean_output))
+    baseline, clean_value = (
+        read_metric(metric, out[None])[0] for out in (run.output, clean_output)
+    )
     return (stacked, baseline, clean_value), {axis: coords[axis] for axis in plan.axes}
-
-
-def _measure(metric: MeasureOutput, output: Tensor) -> Tensor:
-    """The metric of outputs [world, pair, ...] as [world, pair]."""
-    if isinstance(metric, Metric):
-        return metric(output)
-    values = [torch.as_tensor(metric(of_world)) for of_world in output]
-    if values[0].shape != output.shape[1:2]:
-        raise ArgumentError(
-            f"expected the metric to give one value per pair [{output.shape[1]}], "
-            f"got {list(values[0].shape)}"
-        )
-    return torch.stack(values)
-
-
-def _check_metric(metric: MeasureOutput, n_pairs: int) -> None:
-    if not callable(metric):
-        raise ArgumentError(
-            f"metric must be patching.log_prob(target) or another function of the output, "
-            f"got {metric!r}"
-        )
-    if isinstance(metric, Metric) and metric.n_pairs != n_pairs:
-        raise SeriesShapeError(
-            f"the metric has targets for {metric.n_pairs} pairs, the series are {n_pairs} pairs"
-        )
-
-
-def _blocks(n_pairs: int, metric: MeasureOutput) -> Iterator[slice]:
-    """Pairs that are held at once; a function of all pairs' outputs needs them all."""
-    if not n_pairs:
-        raise ArgumentError("expected at least one pair, got none")
-    per_block = PAIRS_PER_BLOCK if isinstance(metric, Metric) else n_pairs
-    for start in range(0, n_pairs, per_block):
-        yield slice(start, min(start + per_block, n_pairs))
 
 
 def rows_that_fit(model: HookedTST, n_pos: int, memory_mb: float) -> int:
@@ -241,7 +212,3 @@ def time_cells(model: HookedTST, n_time: int) -> tuple[tuple[int, int], ...] | N
         return None
     cells = [model.time_cell(pos, n_time) for pos in range(n_pos)]
     return tuple((cell.start, cell.stop) for cell in cells)
-
-
-def _name(metric: Any) -> str:
-    return getattr(metric, "__name__", type(metric).__name__)

@@ -36,3 +36,15 @@ def percent(share: float) -> str:
         '31\xa0%'
     """
     return "undefined" if share != share else f"{100 * share:.0f}\u00a0%".replace("-", "−")
+
+
+def odds(value: float) -> str:
+    """A p- or q-value, to two digits; below a thousandth it says so.
+
+    Example:
+        >>> odds(0.0312), odds(0.2), odds(0.00002)
+        ('0.031', '0.20', '< 0.001')
+    """
+    if value != value:
+        return "undefined"
+    return "< 0.001" if value < 0.001 else f"{value:.3f}" if value < 0.1 else f"{value:.2f}"

@@ -92,6 +92,11 @@ def training_config(
             chosen[name] = value
     if sae == "matching_pursuit":
         chosen["decoder_init_norm"] = 1.0
+    if normalize == "layer_norm" and "aux_loss_coefficient" in fields:
+        raise ArgumentError(
+            f"sae-lens cannot revive dead latents of {sae!r} under normalize='layer_norm'; use "
+            "'expected_average_only_in' or 'covariance_whitening'"
+        )
     unknown = sorted(set(options) - fields)
     if unknown:
         raise ArgumentError(

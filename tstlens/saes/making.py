@@ -41,7 +41,7 @@ def make_sae(
     Args:
         model: the model, or a name or folder of one.
         hook: the hook point.
-        folder: where to; the SAE's own files (which sae-lens loads), ``scores.json``, ``README.md``.
+        folder: where to: the files that sae-lens loads, ``scores.json`` and ``README.md``.
         sae: an architecture, see :func:`architectures`.
         dataset: as aeon spells it; the model's own by default.
         d_sae, k, steps, batch_size, lr, seed, checkpoint, progress, **options: as for
@@ -101,8 +101,8 @@ def _readme(model: HookedTST, sae: SAE[Any], scores: Scores, command: str) -> st
     lines = [
         f"# SAE at {scores.hook}",
         "",
-        f"A {sae.cfg.architecture()} sparse autoencoder of sae-lens with {sae.cfg.d_sae} latents on "
-        f"{sae.cfg.d_in} dimensions of {model.cfg.model_name or 'a model'}, trained on "
+        f"A {sae.cfg.architecture()} sparse autoencoder of sae-lens with {sae.cfg.d_sae} latents "
+        f"on {sae.cfg.d_in} dimensions of {model.cfg.model_name or 'a model'}, trained on "
         f"{metadata.dataset_path} ({metadata.dataset_split} split, padding left out).",
         "",
         f"Scores on {scores.data}, {scores.n_activations:,} activations:",

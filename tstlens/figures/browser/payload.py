@@ -244,5 +244,3 @@ def _windows(features: Features, shown: np.ndarray, n: int) -> dict[str, Any]:
 
 def _finite(value: float) -> float | None:
     return round(float(value), 6) if np.isfinite(value) else None
-
-

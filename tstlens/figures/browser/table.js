@@ -37,7 +37,9 @@ function matches(i, query) {
   }
   const text = [`latent ${i}`, "class " + word("class", i), word("property", i), word("moves", i)]
     .filter(Boolean).join(" · ").toLowerCase();
-  return query.split(/\s+/).every(part => text.includes(part));
+  // A number belongs to the word before it, and is whole: "channel 1" is not channel 11.
+  return query.match(/[^\s\d]+\s+\d+|\S+/g).every(term =>
+    new RegExp(term.replace(/[.*+?^${}()|[\]\\]/g, "\\$&") + "(?!\\d)").test(text));
 }
 
 function arrange() {

@@ -30,8 +30,8 @@ from tstlens.patching.circuits.edge_sets import check_rebuilds
 from tstlens.patching.circuits.edges import EdgeEffects, as_effects, recorded_pairs
 from tstlens.patching.circuits.graph import PARTS, ComponentGraph, component_graph
 from tstlens.patching.circuits.streams import Recorded, attention_input, heads_z, written
+from tstlens.patching.measuring import MeasureOutput, check_metric, read_metric
 from tstlens.patching.metrics import Metric
-from tstlens.patching.sweep import MeasureOutput, _check_metric, _measure
 from tstlens.shapes import PairMask, PairSeries
 
 
@@ -93,7 +93,7 @@ def edge_attribution(
         torch.Size([6, 331])
     """
     clean, corrupted = check_pairs(model, clean, corrupted, clean_mask, corrupted_mask)
-    _check_metric(metric, len(clean))
+    check_metric(metric, len(clean))
     if isinstance(steps, bool) or not isinstance(steps, int) or steps < 0:
         raise ArgumentError(f"expected steps of 0 or more, got {steps!r}")
     if along not in ("inputs", "edges"):
@@ -115,8 +115,8 @@ def edge_attribution(
             for share in shares:
                 total = total + edge_gradients(model, graph, here, there, of_rows, share, along)
                 bar.update(len(here.series))
-            baselines.append(_measure(of_rows, here.output[None])[0])
-            cleans.append(_measure(of_rows, there.output[None])[0])
+            baselines.append(read_metric(of_rows, here.output[None])[0])
+            cleans.append(read_metric(of_rows, there.output[None])[0])
             table = total / len(shares)
             effect = table[:, graph.index[:, 0], graph.index[:, 1]]
             values.append(baselines[-1][:, None] + effect)
@@ -266,7 +266,7 @@ def _run_point(
             posts.append(post.detach())
             stream = block.leave(post)
         stream = stream + leaf("output", graph.n_layers, tuple(stream.shape))
-        measured = _measure(metric, model.unembed(stream, here.state)[None])[0]
+        measured = read_metric(metric, model.unembed(stream, here.state)[None])[0]
         if measured.shape != (len(here.series),) or not measured.requires_grad:
             raise SeriesShapeError(
                 "expected a metric that gives one differentiable value per pair "

@@ -32,9 +32,10 @@ from tstlens.patching.circuits.streams import (
     check_same_positions,
     record_components,
 )
+from tstlens.patching.measuring import MeasureOutput, check_metric, metric_name, read_metric
 from tstlens.patching.metrics import Metric
 from tstlens.patching.result import SweepResult
-from tstlens.patching.sweep import MeasureOutput, _check_metric, _measure, _name, time_cells
+from tstlens.patching.sweep import time_cells
 from tstlens.shapes import PairMask, PairSeries
 
 
@@ -114,7 +115,7 @@ def edge_sweep(
         torch.Size([6, 2])
     """
     clean, corrupted = check_pairs(model, clean, corrupted, clean_mask, corrupted_mask)
-    _check_metric(metric, len(clean))
+    check_metric(metric, len(clean))
     graph = component_graph(model, clean.shape[2], positions=positions, channels=channels)
     numbers = torch.arange(len(graph.edges)) if edges is None else graph.edge_numbers(edges)
     wanted = graph.mask(numbers)
@@ -132,12 +133,12 @@ def edge_sweep(
             for senders, receivers, output in run_single_edges(
                 model, graph, here, there, wanted, memory_mb
             ):
-                table[senders, receivers] = _measure(of_rows, output).to(table)
+                table[senders, receivers] = read_metric(of_rows, output).to(table)
                 bar.update(output.shape[0] * output.shape[1])
             chosen = graph.index[numbers]
             values.append(table[chosen[:, 0], chosen[:, 1]].T)
-            baselines.append(_measure(of_rows, here.output[None])[0])
-            cleans.append(_measure(of_rows, there.output[None])[0])
+            baselines.append(read_metric(of_rows, here.output[None])[0])
+            cleans.append(read_metric(of_rows, there.output[None])[0])
     names = tuple(graph.edges[number].name for number in numbers.tolist())
     return as_effects(
         model, graph, metric, clean, values, (baselines, cleans), {"method": "exact"}, names
@@ -162,7 +163,7 @@ def as_effects(
         coords={"pair": tuple(range(len(clean))), "edge": names},
         baseline=torch.cat(runs[0]),
         clean=torch.cat(runs[1]),
-        metric=metric.name if isinstance(metric, Metric) else _name(metric),
+        metric=metric.name if isinstance(metric, Metric) else metric_name(metric),
         unit=metric.unit if isinstance(metric, Metric) else "value",
         site="edges",
         source="clean",

@@ -29,8 +29,8 @@ from tstlens.patching.checks import check_pairs
 from tstlens.patching.circuits.edge_sets import check_rebuilds, pairs_at_once, run_edge_sets
 from tstlens.patching.circuits.edges import recorded_pairs
 from tstlens.patching.circuits.graph import ComponentGraph, component_graph
+from tstlens.patching.measuring import check_metric, read_metric
 from tstlens.patching.metrics import Metric
-from tstlens.patching.sweep import _check_metric, _measure
 from tstlens.results import Result
 
 if TYPE_CHECKING:
@@ -259,7 +259,7 @@ def keep_edges(
     """
     check_pairs(model, pairs.clean, pairs.corrupted, pairs.clean_mask, pairs.corrupted_mask)
     metric = circuit.metric_of(pairs) if metric is None else metric
-    _check_metric(metric, len(pairs))
+    check_metric(metric, len(pairs))
     graph = circuit.components
     check_graph(model, graph, pairs.clean.shape[2])
     masks = torch.stack([graph.mask(kept.nonzero()[:, 0]) for kept in sets])
@@ -276,11 +276,11 @@ def keep_edges(
                 check_rebuilds(model, graph, here, memory_mb)
             of_rows, pieces = metric.of_pairs(rows), []
             for output in run_edge_sets(model, graph, here, there, masks, memory_mb):
-                pieces.append(_measure(of_rows, output))
+                pieces.append(read_metric(of_rows, output))
                 bar.update(pieces[-1].numel())
             values.append(torch.cat(pieces).T)
-            empty.append(_measure(of_rows, corrupted.output[None])[0])
-            full.append(_measure(of_rows, clean.output[None])[0])
+            empty.append(read_metric(of_rows, corrupted.output[None])[0])
+            full.append(read_metric(of_rows, clean.output[None])[0])
     return torch.cat(values), torch.cat(empty), torch.cat(full)
 
 

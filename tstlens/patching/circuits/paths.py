@@ -39,9 +39,10 @@ from tstlens.patching.circuits.streams import (
     walk,
     written,
 )
+from tstlens.patching.measuring import MeasureOutput, check_metric, metric_name, read_metric
 from tstlens.patching.metrics import Metric
 from tstlens.patching.result import SweepResult
-from tstlens.patching.sweep import MeasureOutput, _check_metric, _measure, _name, time_cells
+from tstlens.patching.sweep import time_cells
 from tstlens.shapes import PairMask, PairSeries
 
 
@@ -105,7 +106,7 @@ def path_patch(
         ('embed', 'L0H0', 'L0H1', 'L0MLP')
     """
     clean, corrupted = check_pairs(model, clean, corrupted, clean_mask, corrupted_mask)
-    _check_metric(metric, len(clean))
+    check_metric(metric, len(clean))
     graph = component_graph(model, clean.shape[2], positions=positions)
     asked = [receivers] if isinstance(receivers, str) else list(receivers)
     ports = sorted({port for name in asked for port in graph.ports(name)})
@@ -194,7 +195,7 @@ def follow_paths(
         torch.Size([6, 1])
     """
     clean, corrupted = check_pairs(model, clean, corrupted, clean_mask, corrupted_mask)
-    _check_metric(metric, len(clean))
+    check_metric(metric, len(clean))
     graph = component_graph(model, clean.shape[2], positions=positions)
     if isinstance(paths, str) or not paths:
         raise ArgumentError(f"expected a sequence of paths, got {paths!r}")
@@ -233,9 +234,9 @@ def _over_pairs(
             if not values:
                 check_rebuilds(model, graph, here, memory_mb)
             of_rows = metric.of_pairs(rows) if isinstance(metric, Metric) else metric
-            values.append(_measure(of_rows, outputs(here, there)).T)
-            baselines.append(_measure(of_rows, here.output[None])[0])
-            cleans.append(_measure(of_rows, there.output[None])[0])
+            values.append(read_metric(of_rows, outputs(here, there)).T)
+            baselines.append(read_metric(of_rows, here.output[None])[0])
+            cleans.append(read_metric(of_rows, there.output[None])[0])
             bar.update(len(here.series))
     return SweepResult(
         values=torch.cat(values),
@@ -243,7 +244,7 @@ def _over_pairs(
         coords={"pair": tuple(range(len(pairs[0]))), axis[0]: axis[1]},
         baseline=torch.cat(baselines),
         clean=torch.cat(cleans),
-        metric=metric.name if isinstance(metric, Metric) else _name(metric),
+        metric=metric.name if isinstance(metric, Metric) else metric_name(metric),
         unit=metric.unit if isinstance(metric, Metric) else "value",
         site=site,
         time_cells=time_cells(model, pairs[0].shape[2]),

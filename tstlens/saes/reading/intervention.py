@@ -70,7 +70,9 @@ class LatentEffect(Result):
         """
         return self._measured(self.output, measure) - self._measured(self.baseline, measure)
 
-    def control_change(self, measure: str | None = None) -> Float[Tensor, "control dose series out"]:
+    def control_change(
+        self, measure: str | None = None
+    ) -> Float[Tensor, "control dose series out"]:
         """The same for the control latents."""
         return self._measured(self.controls, measure) - self._measured(self.baseline, measure)
 

@@ -89,7 +89,7 @@ def summarise(
     labels = None if data.labels is None else data.labels.cpu().numpy()
     found: dict[str, list[float]] = {"purity": [], "similarity": []}
     chance: dict[str, list[float]] = {"purity": [], "similarity": []}
-    for latent in alive:
+    for latent in alive.tolist():
         slots = top_slots(activity, latent, TOP)
         if len(slots) < 2:
             continue

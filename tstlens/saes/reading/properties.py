@@ -92,9 +92,7 @@ def property_association(
     at = np.arange(len(best)), best
     with np.errstate(invalid="ignore"):
         confirmed = (
-            (q[at] <= LEVEL)
-            & (np.sign(r[at]) == np.sign(r_heldout[at]))
-            & (p_heldout[at] <= LEVEL)
+            (q[at] <= LEVEL) & (np.sign(r[at]) == np.sign(r_heldout[at])) & (p_heldout[at] <= LEVEL)
         )
     return PropertyAssociation(
         properties.names,

@@ -72,9 +72,7 @@ class Features(PagedResult):
         Raises:
             ArgumentError: no such latent, or n below 1.
         """
-        return top_windows(
-            self.activity, self.data, self.spans, self.cells, latent, n, self.hook
-        )
+        return top_windows(self.activity, self.data, self.spans, self.cells, latent, n, self.hook)
 
     def over_time(self, latent: int) -> Float[np.ndarray, "series channel pos"]:
         """A latent's activation at every position, NaN at padding."""
