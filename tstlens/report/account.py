@@ -7,8 +7,13 @@ from typing import Any
 from tstlens.figures.intervals import FEWEST
 from tstlens.figures.words import time_label
 from tstlens.patching import SweepResult
+from tstlens.report.circuit_words import of_circuit
+from tstlens.report.circuits import CircuitFound
+from tstlens.report.estimates import costs, of_estimates
 from tstlens.report.findings import Finding, intervals, noise, strongest
-from tstlens.report.study import Study, Swept, by_part
+from tstlens.report.ranking import ranked
+from tstlens.report.study import Study, Swept
+from tstlens.report.views import by_part
 from tstlens.report.wording import nats, percent
 from tstlens.training import Evaluation
 
@@ -67,6 +72,11 @@ def account(found: Study, name: str, made: dict[str, Any]) -> dict[str, Any]:
         "confusions": confusions(found.evaluation),
         "parity": None if parity is None else {**parity.to_dict(), "passed": parity.passed},
         "sets": sets,
+        "cost": {
+            entry.pairs.key: costs(entry.estimates)
+            for entry in found.sets
+            if entry.estimates is not None
+        },
         "missing": list(found.missing),
         "headline": _headline(found, sets),
         "made": made,
@@ -119,7 +129,13 @@ def _of_set(entry: Swept, found: Study) -> dict[str, Any]:
             key: some[0].sentence(WHAT[key].format(some[0].label.replace(", ", " at ")))
             for key, some in listed.items()
         },
+        "ranking": ranked(heads, clusters, found.seed),
         "together": list(entry.together),
+        "estimates": None if entry.estimates is None else of_estimates(entry.estimates),
+        "circuit": None
+        if not isinstance(entry.circuit, CircuitFound)
+        else of_circuit(entry.circuit),
+        "no_circuit": entry.circuit if isinstance(entry.circuit, str) else None,
         "control": {
             "n_pairs": len(entry.pairs.control) if entry.pairs.control is not None else 0,
             "largest": {key: noise(result) for key, result in control.items() if key in listed},

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from tstlens.patching import Faithfulness
+from tstlens.patching import Circuit, Faithfulness, Node
 from tstlens.patching.circuits.tables import label_of
 from tstlens.report.circuits import BUDGET, STEPS, CircuitFound
 from tstlens.report.wording import percent
@@ -19,7 +19,7 @@ _LITTLE = 0.01  # loss of a part that is hardly needed
 def of_circuit(found: CircuitFound) -> dict[str, Any]:
     """Edges, faithfulness, completeness and minimality as plain values, with sentences."""
     circuit, faithful = found.circuit, found.faithfulness
-    names = {node.name: label_of(circuit, node) for node in circuit.nodes}
+    names = {node.name: _label(circuit, node) for node in circuit.nodes}
     live = circuit.prune()
     needed = found.minimality.to_dataframe()
     loss = np.asarray(needed["loss"], dtype=float)
@@ -60,7 +60,11 @@ def of_circuit(found: CircuitFound) -> dict[str, Any]:
             **_curve(found.of_chosen),
             "of_circuit": found.of_chosen.of_circuit,
         },
-        "completeness": {"samples": len(gaps), "mean": float(gaps.mean()), "worst": float(gaps.max())},
+        "completeness": {
+            "samples": len(gaps),
+            "mean": float(gaps.mean()),
+            "worst": float(gaps.max()),
+        },
         "minimality": {
             "n_parts": len(loss),
             "n_hardly": int((loss < _LITTLE).sum()),
@@ -71,6 +75,11 @@ def of_circuit(found: CircuitFound) -> dict[str, Any]:
         },
     }
     return {**numbers, "sentences": _sentences(numbers)}
+
+
+def _label(circuit: Circuit, node: Node) -> str:
+    """As the rest of the report names it: "MLP L0"."""
+    return f"MLP L{node.layer}" if node.kind == "mlp" else label_of(circuit, node)
 
 
 def _curve(faithful: Faithfulness) -> dict[str, Any]:
@@ -107,12 +116,12 @@ def _sentences(n: dict[str, Any]) -> dict[str, str]:
             f"{_enough(f, n['n_all'])}"
         ),
         "cpr": (
-            f"CPR {f['cpr']:.2f} is the area under the curve: larger is better, about 1 if the first "
-            f"few edges do it all (random edges {f['random']['cpr']:.2f})."
+            f"CPR {f['cpr']:.2f} is the area under the curve: larger is better, about 1 if the "
+            f"first few edges do it all (random edges {f['random']['cpr']:.2f})."
         ),
         "cmd": (
-            f"CMD {f['cmd']:.2f} is the area between the curve and 1: smaller is better, 0 if every "
-            f"share of edges does what the model does (random edges {f['random']['cmd']:.2f})."
+            f"CMD {f['cmd']:.2f} is the area between the curve and 1: smaller is better, 0 if "
+            f"every share of edges does what the model does (random edges {f['random']['cmd']:.2f})."
         ),
         "own": (
             f"On the half that the edges were chosen on, CPR is {own['cpr']:.2f} and the circuit "

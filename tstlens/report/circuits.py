@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
-
-import torch
 
 from tstlens.data import Pairs
 from tstlens.errors import ArgumentError
@@ -21,7 +18,6 @@ from tstlens.patching import (
     component_graph,
     log_prob,
 )
-from tstlens.patching.circuits.tables import label_of
 
 BUDGET = 0.05  # share of edges in the circuit
 STEPS = 5  # of integrated gradients
@@ -85,9 +81,7 @@ def find(model: HookedTST, pairs: Pairs, seed: int) -> CircuitFound | str:
             budget=BUDGET, steps=STEPS, positions=positions, progress=False,
         )  # fmt: skip
         judged = pairs[list(judged_on)]
-        faithful = circuit.faithfulness(
-            model, judged, n_random=N_RANDOM, seed=seed, progress=False
-        )
+        faithful = circuit.faithfulness(model, judged, n_random=N_RANDOM, seed=seed, progress=False)
         own = circuit.faithfulness(model, pairs[list(chosen_on)], progress=False)
         complete = circuit.completeness(
             model, judged, n_samples=N_SAMPLES, seed=seed, progress=False

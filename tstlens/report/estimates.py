@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
@@ -61,9 +62,8 @@ def estimate(
     for grid, (site, axes) in GRIDS.items():
         took[grid, "exact"] = seconds[grid]
         for name, steps in STEPS.items():
-            guess, took[grid, name] = timed(
-                model, lambda: _attributed(model, pairs, site, axes, steps)
-            )
+            run = partial(_attributed, model, pairs, site, axes, steps)
+            guess, took[grid, name] = timed(model, run)
             agreements[grid, name] = agreement(sweeps[grid], guess)
     return Estimates(agreements, took)
 
@@ -119,7 +119,10 @@ def _numbers(each: Agreement, steps: int) -> dict[str, Any]:
             for name in ("pearson", "spearman", "top_k_overlap", "sign_agreement")
         },
         "k": each.k,
-        "worst_pair": {"pair": int(known.argmin()), "spearman": float(each.spearman[known.argmin()])},
+        "worst_pair": {
+            "pair": int(known.argmin()),
+            "spearman": float(each.spearman[known.argmin()]),
+        },
         "furthest_off": {
             "label": site_label(each.sites[off]),
             "exact": float(exact[off]),
@@ -181,11 +184,12 @@ def cost_sentence(cost: dict[str, Any]) -> str:
         less = "costs more than it saves: such a sweep is cheap anyway"
     elif heads["of_exact"] is not None and heads["of_exact"] < 0.5:
         less = "saves something too"
+    exact = cost["head_positions"]["exact"]["seconds"]
     return (
         f"Its cost does not grow with the number of places. Head by position, measured here, it "
-        f"took {number(fine['seconds'])} s against {number(cost['head_positions']['exact']['seconds'])} s "
-        f"of exact sweep ({_share(fine['of_exact'])}; the plain gradient {_share(plain['of_exact'])}); "
-        f"for whole heads it {less}. It pays on longer series and larger models."
+        f"took {number(fine['seconds'])} s against {number(exact)} s of exact sweep "
+        f"({_share(fine['of_exact'])}; the plain gradient {_share(plain['of_exact'])}); for whole "
+        f"heads it {less}. It pays on longer series and larger models."
     )
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from tstlens.figures import Interval, over_pairs
 from tstlens.figures.words import site_label
 from tstlens.patching import SweepResult
-from tstlens.report.study import as_probability
+from tstlens.report.views import as_probability
 from tstlens.report.wording import chance, nats, percent
 
 

@@ -5,25 +5,19 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import plotly.graph_objects as go
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from tstlens import figures
-from tstlens.figures.intervals import FEWEST
 from tstlens.figures.words import when
 from tstlens.report.findings import Finding
-from tstlens.report.study import Study, Swept, as_probability, by_part
+from tstlens.report.layout import block, html_of
+from tstlens.report.page_causal import circuit_block, estimates_block, marks, ranking_block
+from tstlens.report.study import Study, Swept
+from tstlens.report.views import as_probability, by_part
 from tstlens.report.wording import chance, nats, percent
 
-CONFIG = {
-    "responsive": True,
-    "displaylogo": False,
-    "modeBarButtons": [["toImage"]],
-    "displayModeBar": "hover",
-    "showSendToCloud": False,
-}
 SHOWN_PAIRS = 2
 _IN_TABLE = ("parts", "heads", "inputs", "channels")
 HIGHLIGHTED = 3  # channels drawn in colour
@@ -48,55 +42,40 @@ def render(found: Study, numbers: dict[str, Any]) -> str:
         lstrip_blocks=True,
     )
     environment.filters |= {"nats": nats, "chance": chance, "percent": percent}
-    sections = [_section(entry, numbers["sets"][entry.pairs.key], found) for entry in found.sets]
+    sections = [_section(entry, numbers, found) for entry in found.sets]
     return environment.get_template("page.html.j2").render(
         n=numbers,
         style=Markup((folder / "page.css").read_text(encoding="utf-8")),
         plotlyjs=Markup(get_plotlyjs()),
-        confusion=_html(figures.confusion(found.evaluation, title=None), "confusion"),
+        confusion=html_of(figures.confusion(found.evaluation, title=None), "confusion"),
         sections=sections,
     )
 
 
-def _html(figure: go.Figure, name: str) -> Markup:
-    """A figure as a div of its own height and the page's width."""
-    layout: Any = figure.layout
-    div = figure.to_html(
-        full_html=False,
-        include_plotlyjs=False,
-        div_id=f"fig-{name}",
-        config=CONFIG,
-        default_width="100%",
-        default_height=f"{layout.height}px",
-    )
-    return Markup(div)
-
-
-def _section(entry: Swept, part: dict[str, Any], found: Study) -> dict[str, Any]:
+def _section(entry: Swept, numbers: dict[str, Any], found: Study) -> dict[str, Any]:
     """Figures, captions and tables of one pair set."""
+    part = numbers["sets"][entry.pairs.key]
     key, clusters, sweeps = entry.pairs.key, entry.pairs.clusters, entry.sweeps
     top = {name: [Finding(**one) for one in listed] for name, listed in part["strongest"].items()}
     blocks = [
         _layers_block(entry, part),
-        _heads_block(entry, part, top["heads"], found.seed),
+        _heads_block(entry, part, top["heads"]),
+        ranking_block(entry, part, top["heads"][0], found.seed),
         _times_block(entry, part),
     ]
     if "channels" in sweeps:
         drawn = figures.draw(sweeps["channels"], title=None, clusters=clusters)
-        blocks.append(
-            {
-                "heading": "Input channels",
-                "figures": [
-                    {
-                        "html": _html(drawn, f"{key}-channels"),
-                        "caption": f"One whole channel of the series replaced at a time. "
-                        f"{part['sentences']['channels']}",
-                        "wide": True,
-                    }
-                ],
-            }
+        caption = (
+            f"One whole channel of the series replaced at a time. {part['sentences']['channels']}"
         )
+        channels = block("Input channels", [(drawn, "channels", caption)], key)
+        channels["items"][0]["wide"] = True
+        blocks.append(channels)
+    if part["circuit"] or part["no_circuit"]:
+        blocks.append(circuit_block(entry, part))
     blocks.append(_series_block(entry, part, found))
+    if part["estimates"]:
+        blocks.append(estimates_block(entry, part, numbers["cost"][key]))
     return {
         "key": key,
         "part": part,
@@ -114,7 +93,7 @@ def _layers_block(entry: Swept, part: dict[str, Any]) -> dict[str, Any]:
             figures.draw(parts, title=None, clusters=entry.pairs.clusters),
             "parts",
             f"The whole attention output or MLP output of a layer replaced, in the order of the "
-            f"model. {part['sentences']['parts']} {_marks(part)}",
+            f"model. {part['sentences']['parts']} {marks(part)}",
         ),
         (
             figures.draw(as_probability(parts), title=None, clusters=entry.pairs.clusters),
@@ -122,19 +101,10 @@ def _layers_block(entry: Swept, part: dict[str, Any]) -> dict[str, Any]:
             "The same in probabilities, which saturate: near 0 or 1 they hide what the logits do.",
         ),
     ]
-    return _block("Layers: attention and MLPs", drawn, entry)
+    return block("Layers: attention and MLPs", drawn, entry.pairs.key)
 
 
-def _marks(part: dict[str, Any], each: str = "dot") -> str:
-    """What whiskers and dots stand for."""
-    if part["n_clusters"] < FEWEST:
-        return f"Too few series for an interval; a {each} for every pair."
-    return f"Lines: 95 % interval of the mean; a {each} for every pair."
-
-
-def _heads_block(
-    entry: Swept, part: dict[str, Any], top: list[Finding], seed: int
-) -> dict[str, Any]:
+def _heads_block(entry: Swept, part: dict[str, Any], top: list[Finding]) -> dict[str, Any]:
     heads, control = entry.sweeps["heads"], entry.control.get("heads")
     clusters = entry.pairs.clusters
     limit = max(
@@ -168,19 +138,7 @@ def _heads_block(
                 f"mean change: {nats(largest, True)} nats.",
             )
         )
-    stable = ""
-    if top[0].strongest is not None:
-        stable = (
-            f" In {100 * top[0].strongest:.0f} % of the resamples {top[0].label} comes out first."
-        )
-    drawn.append(
-        (
-            figures.ranking(heads, 8, clusters=clusters, seed=seed, title=None),
-            "heads-ranking",
-            f"The strongest heads. {_marks(part, 'tick')}{stable}",
-        )
-    )
-    return _block("Heads", drawn, entry)
+    return block("Heads", drawn, entry.pairs.key)
 
 
 def _times_block(entry: Swept, part: dict[str, Any]) -> dict[str, Any]:
@@ -205,9 +163,9 @@ def _times_block(entry: Swept, part: dict[str, Any]) -> dict[str, Any]:
             f"Each head's output at one position at a time. {part['sentences']['head_positions']}",
         ),
     ]
-    block = _block("Time steps", drawn, entry)
-    block["figures"][-1]["wide"] = True
-    return block
+    times = block("Time steps", drawn, entry.pairs.key)
+    times["items"][-1]["wide"] = True
+    return times
 
 
 def _series_block(entry: Swept, part: dict[str, Any], found: Study) -> dict[str, Any]:
@@ -249,18 +207,4 @@ def _series_block(entry: Swept, part: dict[str, Any], found: Study) -> dict[str,
                 + (" In colour: the channels with the largest effect." if highlight else ""),
             )
         )
-    return _block("The series behind it", drawn, entry)
-
-
-def _block(heading: str, drawn: list[tuple[go.Figure, str, str]], entry: Swept) -> dict[str, Any]:
-    return {
-        "heading": heading,
-        "figures": [
-            {
-                "html": _html(figure, f"{entry.pairs.key}-{name}"),
-                "caption": caption,
-                "wide": False,
-            }
-            for figure, name, caption in drawn
-        ],
-    }
+    return block("The series behind it", drawn, entry.pairs.key)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from dataclasses import dataclass
+from functools import partial
 
-import torch
 from tqdm.auto import tqdm
 
 from tstlens.data import Pairs, TimeSeriesData
@@ -14,6 +13,8 @@ from tstlens.errors import ArgumentError, LabelError
 from tstlens.figures.intervals import FEWEST
 from tstlens.model import HookedTST
 from tstlens.patching import Site, SweepResult, log_prob, patch, sweep
+from tstlens.report.circuits import CircuitFound, find
+from tstlens.report.estimates import Estimates, estimate, timed
 from tstlens.report.pairs import PairSet, choose
 from tstlens.training import Evaluation, evaluate
 
@@ -30,6 +31,7 @@ SWEEPS: dict[str, tuple[Site, tuple[str, ...]]] = {
     "channels": (Site("series"), ("channel",)),
 }
 CONTROLS = ("attention", "mlp", "heads", "inputs")
+FOLLOWED = "classes"  # the pair set whose circuit is traced
 
 
 @dataclass(frozen=True)
@@ -60,12 +62,16 @@ class Swept:
         sweeps: by the names of ``SWEEPS``, log-probability of the target class, in nats.
         control: the same for the control pairs.
         together: what the strongest heads restored at once do; see :class:`Together`.
+        estimates: attribution beside the sweeps of heads; None where it was not asked for.
+        circuit: the circuit with its faithfulness, or why there is none; None as above.
     """
 
     pairs: PairSet
     sweeps: dict[str, SweepResult]
     control: dict[str, SweepResult]
     together: tuple[Together, ...]
+    estimates: Estimates | None = None
+    circuit: CircuitFound | str | None = None
 
 
 @dataclass(frozen=True)
@@ -134,20 +140,29 @@ def study(
         chosen, missing = choose(model, data, evaluation, max_pairs, seed)
         seconds = {"evaluation": time.monotonic() - started}
         controlled = sum(entry.control is not None for entry in chosen)
-        bar.total = 1 + len(chosen) * len(wanted) + controlled * len(CONTROLS)
+        followed = sum(entry.key == FOLLOWED for entry in chosen)
+        bar.total = 1 + len(chosen) * len(wanted) + controlled * len(CONTROLS) + 2 * followed
         bar.update(1)
         # What has enough series for an interval comes first.
         chosen = sorted(chosen, key=lambda entry: len(set(entry.clusters)) < FEWEST)
         sets = []
         for entry in chosen:
             at = time.monotonic()
-            sweeps = _run(model, entry.pairs, wanted, bar, entry.key)
+            sweeps, took = _run(model, entry.pairs, wanted, bar, entry.key)
             few = {name: wanted[name] for name in CONTROLS}
-            control = (
-                {} if entry.control is None else _run(model, entry.control, few, bar, "control")
-            )
+            control: dict[str, SweepResult] = {}
+            if entry.control is not None:
+                control, _ = _run(model, entry.control, few, bar, "control")
             heads = together(model, entry.pairs, sweeps["heads"])
-            sets.append(Swept(entry, sweeps, control, heads))
+            estimates = circuit = None
+            if entry.key == FOLLOWED:
+                bar.set_description(f"{entry.key}: attribution")
+                estimates = estimate(model, entry.pairs, sweeps, took)
+                bar.update(1)
+                bar.set_description(f"{entry.key}: circuit")
+                circuit = find(model, entry.pairs, seed)
+                bar.update(1)
+            sets.append(Swept(entry, sweeps, control, heads, estimates, circuit))
             seconds[entry.key] = time.monotonic() - at
     return Study(model, data, evaluation, tuple(sets), tuple(missing), max_pairs, seed, seconds)
 
@@ -158,11 +173,12 @@ def _run(
     plans: dict[str, tuple[Site, tuple[str, ...]]],
     bar: tqdm,
     what: str,
-) -> dict[str, SweepResult]:
-    results = {}
-    for name, (site, axes) in plans.items():
-        bar.set_description(f"{what}: {name.replace('_', ' × ')}")
-        results[name] = sweep(
+) -> tuple[dict[str, SweepResult], dict[str, float]]:
+    """Sweeps and the processor seconds of each."""
+    results, seconds = {}, {}
+
+    def run(site: Site, axes: tuple[str, ...]) -> SweepResult:
+        return sweep(
             model,
             pairs.clean,
             pairs.corrupted,
@@ -173,8 +189,12 @@ def _run(
             corrupted_mask=pairs.corrupted_mask,
             progress=False,
         )
+
+    for name, plan in plans.items():
+        bar.set_description(f"{what}: {name.replace('_', ' × ')}")
+        results[name], seconds[name] = timed(model, partial(run, *plan))
         bar.update(1)
-    return results
+    return results, seconds
 
 
 def together(
@@ -212,39 +232,3 @@ def together(
             Together(size, tuple(order[:size]), effect, share, float(patched.exp().mean()))
         )
     return tuple(found)
-
-
-def as_probability(result: SweepResult) -> SweepResult:
-    """A sweep of log-probabilities in probabilities, pair by pair."""
-    return dataclasses.replace(
-        result,
-        values=result.values.exp(),
-        baseline=result.baseline.exp(),
-        clean=result.clean.exp(),
-        metric="probability of the target class",
-        unit="probability",
-    )
-
-
-def by_part(attention: SweepResult, mlp: SweepResult) -> SweepResult:
-    """Attention and MLP of every layer as one result with the axis "part", in the model's order."""
-    layers = attention.coords["layer"]
-    names = [name for layer in layers for name in (f"attention L{layer}", f"MLP L{layer}")]
-    return dataclasses.replace(
-        attention,
-        values=torch.stack([attention.values, mlp.values], 2).flatten(1),
-        axes=("pair", "part"),
-        coords={"pair": attention.coords["pair"], "part": tuple(names)},
-        site="attn_out, mlp_out",
-    )
-
-
-def at_layer(result: SweepResult, layer: int) -> SweepResult:
-    """A sweep's part at one layer."""
-    axis = result.axes.index("layer")
-    return dataclasses.replace(
-        result,
-        values=result.values.select(axis, result.coords["layer"].index(layer)),
-        axes=tuple(name for name in result.axes if name != "layer"),
-        coords={name: entries for name, entries in result.coords.items() if name != "layer"},
-    )

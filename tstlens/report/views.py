@@ -1,0 +1,45 @@
+"""Other views of a sweep: in probabilities, by part of the model."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+
+from tstlens.patching import SweepResult
+
+
+def as_probability(result: SweepResult) -> SweepResult:
+    """A sweep of log-probabilities in probabilities, pair by pair."""
+    return dataclasses.replace(
+        result,
+        values=result.values.exp(),
+        baseline=result.baseline.exp(),
+        clean=result.clean.exp(),
+        metric="probability of the target class",
+        unit="probability",
+    )
+
+
+def by_part(attention: SweepResult, mlp: SweepResult) -> SweepResult:
+    """Attention and MLP of every layer as one result with the axis "part", in the model's order."""
+    layers = attention.coords["layer"]
+    names = [name for layer in layers for name in (f"attention L{layer}", f"MLP L{layer}")]
+    return dataclasses.replace(
+        attention,
+        values=torch.stack([attention.values, mlp.values], 2).flatten(1),
+        axes=("pair", "part"),
+        coords={"pair": attention.coords["pair"], "part": tuple(names)},
+        site="attn_out, mlp_out",
+    )
+
+
+def at_layer(result: SweepResult, layer: int) -> SweepResult:
+    """A sweep's part at one layer."""
+    axis = result.axes.index("layer")
+    return dataclasses.replace(
+        result,
+        values=result.values.select(axis, result.coords["layer"].index(layer)),
+        axes=tuple(name for name in result.axes if name != "layer"),
+        coords={name: entries for name, entries in result.coords.items() if name != "layer"},
+    )
