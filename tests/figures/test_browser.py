@@ -159,8 +159,8 @@ def opened(browser, tmp_path):
 
 
 def column(page, index):
-    script = f"[...document.querySelectorAll('#latents tbody tr')].map(r => r.cells[{index}].textContent)"
-    return page.run(script)
+    rows = "[...document.querySelectorAll('#latents tbody tr')]"
+    return page.run(f"{rows}.map(row => row.cells[{index}].textContent)")
 
 
 def visible(page, selector):
@@ -247,7 +247,7 @@ def test_text_from_the_data_stays_text(opened):
         page.wait(f"document.title.startsWith('Latent {latent} ')")
     assert page.run("document.querySelector('h1').textContent") == NASTY
     assert page.run("document.querySelectorAll('img').length") == 0
-    assert "owned" != page.run("document.title")
+    assert page.run("document.title") != "owned"
     assert page.errors == []
 
 

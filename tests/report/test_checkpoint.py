@@ -8,8 +8,8 @@ import pytest
 import torch
 
 import tstlens
-from tstlens.report import make_checkpoint, model_card
 from tstlens.data import load_described
+from tstlens.report import make_checkpoint, model_card
 from tstlens.training import ConvTST, evaluate
 
 FLOORS = {  # test accuracy that issue 2 asks for

@@ -195,8 +195,12 @@ def test_a_training_killed_while_it_writes_keeps_the_checkpoint_before(tmp_path,
 
 def test_a_damaged_or_foreign_checkpoint_is_refused(model, data, tmp_path):
     saes.train(model, data, MLP_OUT, checkpoint=tmp_path, **QUICK)
+    x = activations(model, data, MLP_OUT)
+    saes.fit(x, checkpoint=tmp_path / "fit", **QUICK)
     with pytest.raises(StorageError, match=r"other settings \(different: seed\)"):
-        saes.train(model, data, MLP_OUT, checkpoint=tmp_path, seed=1, **QUICK)
+        saes.fit(x, checkpoint=tmp_path / "fit", seed=1, **QUICK)
+    with pytest.raises(StorageError, match=r"other settings \(different: source\)"):
+        saes.train(model, data[:30], MLP_OUT, checkpoint=tmp_path, **QUICK)
     weights = tmp_path / "sae" / "sae_weights.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1])
     with pytest.raises(CorruptFileError, match=r"sae_weights.safetensors is missing, truncated"):

@@ -58,7 +58,9 @@ def draw_agreement(
         for label, x, y in zip(labels, xs, ys, strict=True)
     ]
     many = exact.size > MOST_HOVERED
-    figure.add_scattergl(
+    # WebGL only where there are many: not every browser has it.
+    draw_dots = figure.add_scattergl if many else figure.add_scatter
+    draw_dots(
         x=exact.ravel(),
         y=guess.ravel(),
         mode="markers",

@@ -12,7 +12,7 @@ from tstlens.errors import ArgumentError
 from tstlens.figures import style
 from tstlens.figures.drawing import draw
 from tstlens.figures.words import number, when
-from tstlens.saes.reading.intervention import LatentEffect
+from tstlens.saes.reading.latent_effect import LatentEffect
 from tstlens.saes.reading.matching import DictionaryMatch
 from tstlens.saes.reading.result import Features
 from tstlens.saes.reading.windows import Window, Windows
@@ -38,7 +38,7 @@ def draw_features(
         A plotly figure.
     """
     if latent is not None:
-        row = result.table().loc[latent]
+        row: Any = result.table().loc[latent]
         said = [f"active at {row['density']:.2%} of positions"]
         if "class" in row and row["auc"] == row["auc"]:
             said.append(f"class {row['class']}: AUC {row['auc']:.2f}, q {number(row['q_class'])}")
@@ -46,7 +46,7 @@ def draw_features(
             said.append(f"follows {row['property']}: r {number(row['r_heldout'], True)} held out")
         heading = f"Latent {latent} of {result.hook}" if title is None else title
         return draw_windows(result.top_windows(latent, n), title=heading, subtitle=", ".join(said))
-    table = result.table()
+    table: Any = result.table()
     table = table[table["density"] > 0]
     against = "effect_size" if "effect_size" in table else "max"
     label = {"effect_size": "effect of removal (RMS change of the output)", "max": "max activation"}
@@ -138,9 +138,7 @@ def draw_windows(result: Windows, *, title: str | None = None, subtitle: str = "
     return style.finish(figure, heading, subtitle, plot_height=150 * count, above=22)
 
 
-def _window(
-    figure: go.Figure, window: Window, row: int, largest: float, limits: list[float]
-) -> None:
+def _window(figure: Any, window: Window, row: int, largest: float, limits: list[float]) -> None:
     channels = range(len(window.values)) if window.channel is None else [window.channel]
     for channel in channels:
         line = go.Scatter(
@@ -179,7 +177,7 @@ def draw_latent_effect(
         measure: "probability", "logit" or "forecast"; see :meth:`LatentEffect.change`.
         title: above the figure.
     """
-    frame = result.to_dataframe(measure)
+    frame: Any = result.to_dataframe(measure)
     axis = frame.columns[1]
     size = frame.assign(size=frame["change"].abs()).groupby(axis, sort=False)["size"].max()
     shown = [name for name in size.index if name in set(size.nlargest(MOST_LINES).index)]
@@ -229,7 +227,7 @@ def draw_latent_effect(
     figure.add_hline(0, line={"color": style.FAINT, "width": 1})
     figure.update_xaxes(title=dose)
     figure.update_yaxes(title=f"mean change of {what}")
-    rows = -(-len(figure.data) // 3)
+    rows = -(-(len(shown) + 1) // 3)
     heading = f"{result.kind.capitalize()} of latent {result.latent}" if title is None else title
     subtitle = f"{len(result.series)} series; grey: range of the random latents over all outputs"
     return style.finish(figure, heading, subtitle, plot_height=300, above=22 * rows + 8, left=66)

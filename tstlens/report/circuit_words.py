@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from tstlens.patching import Circuit, Faithfulness, Node
+from tstlens.patching import Circuit, Completeness, Faithfulness, Node
 from tstlens.patching.circuits.tables import label_of
 from tstlens.report.circuits import BUDGET, STEPS, CircuitFound
 from tstlens.report.wording import percent
@@ -23,7 +23,6 @@ def of_circuit(found: CircuitFound) -> dict[str, Any]:
     live = circuit.prune()
     needed = found.minimality.to_dataframe()
     loss = np.asarray(needed["loss"], dtype=float)
-    gaps = found.completeness.incompleteness.double().numpy()
     numbers: dict[str, Any] = {
         "n_edges": len(circuit),
         "n_all": len(circuit.kept),
@@ -60,11 +59,7 @@ def of_circuit(found: CircuitFound) -> dict[str, Any]:
             **_curve(found.of_chosen),
             "of_circuit": found.of_chosen.of_circuit,
         },
-        "completeness": {
-            "samples": len(gaps),
-            "mean": float(gaps.mean()),
-            "worst": float(gaps.max()),
-        },
+        "completeness": _completeness(found.completeness),
         "minimality": {
             "n_parts": len(loss),
             "n_hardly": int((loss < _LITTLE).sum()),
@@ -92,6 +87,22 @@ def _curve(faithful: Faithfulness) -> dict[str, Any]:
     }
 
 
+def _completeness(found: Completeness) -> dict[str, Any]:
+    """What circuit and model close without the same random parts, as shares of the gap."""
+    gap = (found.full - found.empty).mean()
+    left = {
+        name: float((getattr(found, name).mean() - found.empty.mean()) / gap)
+        for name in ("circuit", "model")
+    }
+    apart = found.incompleteness
+    return {
+        "samples": len(found.removed),
+        **left,
+        "mean": float(apart.mean()),
+        "worst": float(apart.max()),
+    }
+
+
 def _sentences(n: dict[str, Any]) -> dict[str, str]:
     f, own = n["faithfulness"], n["on_its_own_half"]
     apart = "no series is in both halves" if n["apart"] else "the halves share clean series"
@@ -116,22 +127,23 @@ def _sentences(n: dict[str, Any]) -> dict[str, str]:
             f"{_enough(f, n['n_all'])}"
         ),
         "cpr": (
-            f"CPR {f['cpr']:.2f} is the area under the curve: larger is better, about 1 if the "
-            f"first few edges do it all (random edges {f['random']['cpr']:.2f})."
+            f"CPR {f['cpr']:.2f} is the area under the curve over the share of edges (not its "
+            f"logarithm, as drawn): larger is better, about 1 if the first few edges "
+            f"do it all (random edges {f['random']['cpr']:.2f})."
         ),
         "cmd": (
             f"CMD {f['cmd']:.2f} is the area between the curve and 1: smaller is better, 0 if "
-            f"every share of edges does what the model does (random edges {f['random']['cmd']:.2f})."
+            f"any share of edges does what the model does (random edges {f['random']['cmd']:.2f})."
         ),
         "own": (
             f"On the half that the edges were chosen on, CPR is {own['cpr']:.2f} and the circuit "
             f"closes {percent(own['of_circuit'])}."
         ),
         "completeness": (
-            f"Complete? With random halves of its parts taken out of circuit and model alike, the "
-            f"two differ by {percent(n['completeness']['mean'])} of the gap on average (worst of "
-            f"{n['completeness']['samples']}: {percent(n['completeness']['worst'])}); 0 would mean "
-            "that nothing outside the circuit stands in."
+            f"Complete? Without a random half of the circuit's parts the whole model still closes "
+            f"{percent(n['completeness']['model'])} of the gap, the circuit without the same parts "
+            f"{percent(n['completeness']['circuit'])} (means of {n['completeness']['samples']} "
+            "halves): what the model has more comes from outside the circuit."
         ),
         "minimality": _minimality(n["minimality"]),
     }

@@ -32,7 +32,7 @@ def ranking_block(entry: Swept, part: dict[str, Any], best: Finding, seed: int) 
     stable = ""
     if best.strongest is not None:
         stable = f" In {100 * best.strongest:.0f} % of the resamples {best.label} comes out first."
-    caption = f"The strongest heads. {marks(part, 'tick')}{stable}"
+    caption = f"The strongest heads: change of log p in nats. {marks(part, 'tick')}{stable}"
     made = block("Head ranking", [(drawn, "heads-ranking", caption)], entry.pairs.key)
     if ranking is None:
         return made
@@ -46,7 +46,7 @@ def ranking_block(entry: Swept, part: dict[str, Any], best: Finding, seed: int) 
         ]
         for row in ranking["rows"]
     ]
-    columns = ("head", "change of log p (nats)", "95 % interval", "p", "q")
+    columns = ("head", "nats", "95 % interval", "p", "q")
     made["items"].append(table_of(columns, rows[:RANKED], ranking["sentences"]["chance"]))
     made["lines"] = [ranking["sentences"]["order"]]
     if len(rows) > RANKED:
@@ -125,7 +125,8 @@ def estimates_block(entry: Swept, part: dict[str, Any], cost: dict[str, Any]) ->
     made["id"] = "estimate"
     made["lines"] = [
         "Attribution estimates every site's effect at once from gradients instead of running the "
-        f"model once for each. {says['sentence']} {cost_sentence(cost)}",
+        f"model once for each. {says['sentence']}",
+        cost_sentence(cost),
     ]
     columns = (
         "estimate", "Pearson", "Spearman", "strongest found", "same sign", "seconds", "of the sweep"

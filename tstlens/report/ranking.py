@@ -93,7 +93,7 @@ def _order(stable: SplitHalf) -> str:
     sure = (
         "so other series would give nearly the same order"
         if part["reliability"] >= 0.9
-        else "so the order is right on the whole, but neighbours may change places"
+        else "so the order is roughly right, and heads of similar size may change places"
         if part["reliability"] >= 0.7
         else "so take the order as a hint only"
     )

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from tstlens.saes.controls import neuron_dictionary, random_dictionary
     from tstlens.saes.loading import from_linear, list_saes, load
     from tstlens.saes.planted import Recovery, recovery
-    from tstlens.saes.reading import compare, features
+    from tstlens.saes.reading import ablate_latent, compare, features, steer_latent
     from tstlens.saes.scoring import DictionaryScore, Scores, score
     from tstlens.saes.stream import ActivationStream
     from tstlens.saes.tensor_stream import TensorStream
@@ -34,6 +34,7 @@ __all__ = [
     "Recovery",
     "Scores",
     "TensorStream",
+    "ablate_latent",
     "architectures",
     "compare",
     "features",
@@ -45,6 +46,7 @@ __all__ = [
     "random_dictionary",
     "recovery",
     "score",
+    "steer_latent",
     "train",
     "training_config",
 ]
@@ -55,6 +57,7 @@ _HOME = {
     "Recovery": "planted",
     "Scores": "scoring",
     "TensorStream": "tensor_stream",
+    "ablate_latent": "reading",
     "architectures": "configs",
     "compare": "reading",
     "features": "reading",
@@ -66,6 +69,7 @@ _HOME = {
     "random_dictionary": "controls",
     "recovery": "planted",
     "score": "scoring",
+    "steer_latent": "reading",
     "train": "training",
     "training_config": "configs",
 }

@@ -114,7 +114,7 @@ def harvest_to_disk(
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    made = _made(source, seed)
+    made = fingerprint(source, seed)
     index: dict[str, Any] = _read_index(folder) or {}
     if not index:
         probe, _ = source(torch.arange(min(len(source), series_per_pass)))
@@ -178,7 +178,7 @@ def _write_shard(
     return {"file": name, "rows": len(tensors[PLACES]), "sha256": digest}
 
 
-def _made(source: ActivationRows, seed: int) -> dict[str, Any]:
+def fingerprint(source: ActivationRows, seed: int) -> dict[str, Any]:
     """What the activations depend on; two harvests with the same give the same files."""
     model = hashlib.sha256()
     for name, tensor in sorted(source.model.state_dict().items()):

@@ -156,6 +156,7 @@ class ActivationStream:
                     if not short:
                         yield _joined(parts)
                         parts, short = [], self.batch_size
+                del rows, places, load  # before the next part is loaded beside it
             if not n_rows:
                 raise ArgumentError("the series have no observed position to stream")
             epoch += 1
@@ -172,7 +173,7 @@ class ActivationStream:
             held = self._held
             yield len(held[1]), lambda: held
         elif self._shards is not None:
-            shards, limit = self._shards, self.memory_mb * 2**20 / 2
+            shards, limit = self._shards, self.memory_mb * 2**20 / 3
             order, group, size = torch.randperm(len(shards.rows), generator=generator), [], 0.0
             for number in order.tolist():
                 bytes_here = (shards.folder / shards.names[number]).stat().st_size

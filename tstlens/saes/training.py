@@ -27,6 +27,7 @@ from tstlens.errors import ArgumentError
 from tstlens.model import HookedTST
 from tstlens.saes.configs import training_config
 from tstlens.saes.harvest import Heads
+from tstlens.saes.shards import fingerprint
 from tstlens.saes.stream import ActivationStream
 from tstlens.saes.tensor_stream import TensorStream
 from tstlens.saes.training_folder import TrainingFolder
@@ -137,6 +138,7 @@ def train(
     named = isinstance(sae, str) and hook_out is None
     if named and hook.endswith("hook_z") and head == "joined":
         options.setdefault("reshape_activations", "hook_z")
+    source = None if checkpoint is None else fingerprint(stream.rows, seed)
     if hook_out is not None:
         from tstlens.saes.transcoder import PairedStream
 
@@ -154,6 +156,7 @@ def train(
         seed=seed,
         normalize=normalize,
         metadata={name: value for name, value in metadata.items() if value is not None},
+        source=source,
         device=str(model.cfg.device),
         checkpoint=checkpoint,
         checkpoint_every=checkpoint_every,
@@ -176,6 +179,7 @@ def fit(
     seed: int = 0,
     normalize: str = "expected_average_only_in",
     metadata: dict[str, Any] | None = None,
+    source: dict[str, Any] | None = None,
     device: str = "cpu",
     checkpoint: str | Path | None = None,
     checkpoint_every: int = 1000,
@@ -191,6 +195,8 @@ def fit(
         d_out: width that a transcoder writes.
         d_sae, k, steps, batch_size, lr, seed, normalize: as for :func:`train`.
         metadata: goes into ``cfg.metadata``.
+        source: what else a checkpoint has to match to be gone on with, as JSON values: where the
+            activations come from.
         device: where to train.
         checkpoint, checkpoint_every, progress, **options: as for :func:`train`.
 
@@ -221,7 +227,8 @@ def fit(
         **{**cfg.metadata.to_dict(), **(metadata or {}), "seed": seed, "training_steps": steps}
     )
     settings = {"steps": steps, "batch_size": batch_size, "lr": lr, "seed": seed}
-    settings |= {"config": {**cfg.to_dict(), "device": None}}
+    settings |= {"config": {**cfg.to_dict(), "device": None, "metadata": None}}
+    settings |= {"source": source or {}}
     folder = None if checkpoint is None else TrainingFolder(checkpoint, settings)
     if folder is not None and (done := folder.finished()) is not None:
         return done.to(device).eval()

@@ -60,7 +60,7 @@ function linePath(values, x, y) {
 // Bars from a zero line; entries are {name, value, text, title}.
 function bars(entries, signed) {
   const longest = key => Math.max(...entries.map(e => Math.min(e[key].length, 30)));
-  const row = 20, width = 480, nameWidth = 12 + 7 * Math.min(longest("name"), 16);
+  const row = 20, width = Math.min(480, innerWidth - 24), nameWidth = 12 + 7 * Math.min(longest("name"), 16);
   const textWidth = 14 + 6.6 * longest("text");
   const height = row * entries.length + 4;
   const largest = Math.max(...entries.map(e => Math.abs(e.value) || 0), 1e-30);

@@ -203,7 +203,7 @@ def _activations(features: Features, shown: np.ndarray) -> dict[str, Any]:
     per_series = activity.n_channels * activity.n_pos
     slots = (shown[:, None] * per_series + np.arange(per_series)).ravel()
     whole = len(shown) == activity.n_series
-    values = activity.values if whole else activity.values.tocsr()[slots].tocsc()
+    values: Any = activity.values if whole else activity.values.tocsr()[slots].tocsc()
     values.sort_indices()
     counts = np.diff(values.indptr)
     largest = np.zeros(values.shape[1])

@@ -11,7 +11,8 @@ from tstlens.saes.reading.activity import Activity, activity_of
 from tstlens.saes.reading.association import ClassAssociation, class_association
 from tstlens.saes.reading.build import features
 from tstlens.saes.reading.effects import OutputEffects, output_effects
-from tstlens.saes.reading.intervention import LatentEffect, ablate_latent, steer_latent
+from tstlens.saes.reading.intervention import ablate_latent, steer_latent
+from tstlens.saes.reading.latent_effect import LatentEffect
 from tstlens.saes.reading.matching import DictionaryMatch, compare
 from tstlens.saes.reading.properties import PropertyAssociation, property_association
 from tstlens.saes.reading.result import Features

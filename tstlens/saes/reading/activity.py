@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Bool, Float
-from scipy.sparse import csc_matrix, csr_matrix, vstack
+from scipy.sparse import csr_matrix, vstack
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -32,13 +32,14 @@ class Activity:
         n_pos: positions.
 
     Example:
+        >>> from scipy.sparse import csc_matrix
         >>> values = csc_matrix(np.array([[0.0, 2.0], [1.0, 0.0], [0.0, 0.0], [3.0, 0.0]]))
         >>> activity = Activity(values, np.array([True, True, False, True]), 2, 1, 2)
         >>> activity.density, activity.of(0).shape
         (array([0.66666667, 0.33333333]), (2, 1, 2))
     """
 
-    values: csc_matrix
+    values: Any  # a csc_matrix, which scipy types too loosely to be of use
     observed: Bool[np.ndarray, " slot"]
     n_series: int
     n_channels: int
@@ -166,6 +167,6 @@ def activity_of(
         parts.append(csr_matrix(kept.flatten(0, 1).detach().float().cpu().numpy()))
         observed.append(batch.observed.flatten().cpu().numpy())
         shape = batch.rows_per_series, kept.shape[1]
-    values = vstack(parts, format="csc")
+    values: Any = vstack(parts, format="csc")
     values.sort_indices()
     return Activity(values, np.concatenate(observed), len(data), *shape)

@@ -89,7 +89,8 @@ def class_association(
         auc = 0.5 + (member.T @ ranks).T / np.where(usable, pairs, np.nan)
     active = activity.density > 0
     standard = np.nan_to_num(np.abs(auc - 0.5) / error)
-    best = standard.argmax(1)
+    # Of two classes both are as far from chance: name the one that the latent is stronger in.
+    best = (standard + 1e-6 * (np.nan_to_num(auc) > 0.5)).argmax(1)
     observed = standard.max(1)
     at_least = np.zeros(activity.n_latents)
     chance = np.zeros(activity.n_latents)

@@ -189,7 +189,7 @@ class Features(PagedResult):
         )
 
 
-def _named(names: Sequence[str], index: np.ndarray, alive: np.ndarray) -> list[str | None]:
+def _named(names: Sequence[str], index: np.ndarray, alive: np.ndarray) -> list[Any]:
     if len(index) and int(index.max()) >= len(names):
         raise ArgumentError(f"expected a name for each of {int(index.max()) + 1}, got {len(names)}")
     return [names[one] if here else None for one, here in zip(index, alive, strict=True)]

@@ -75,7 +75,7 @@ class Worlds:
         series: Int[Tensor, " world"],
         amounts: Float[Tensor, "row pos"],
         latents: Int[Tensor, " world"],
-    ) -> Float[Tensor, "world *output"]:
+    ) -> Float[Tensor, " world *output"]:
         """Outputs with ``amounts`` of a latent's direction added.
 
         Args:
