@@ -18,6 +18,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
+sae_app = typer.Typer(help="Sparse autoencoders.", no_args_is_help=True)
+app.add_typer(sae_app, name="sae")
+
 
 @app.command()
 def report(
@@ -248,6 +251,52 @@ def checkpoints() -> None:
         print(
             "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
         )
+
+
+@sae_app.command()
+def browse(
+    model: Annotated[
+        str, typer.Argument(help="A shipped checkpoint, a folder, or a hub id.", show_default=False)
+    ],
+    sae: Annotated[
+        str | None,
+        typer.Argument(
+            help="The SAE's folder, or the hook point of one that ships with the checkpoint; "
+            "by default the first that ships.",
+            show_default=False,
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="The HTML file; by default <model>-features.html.", show_default=False),
+    ] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(help="Data set to read; by default the checkpoint's own.", show_default=False),
+    ] = None,
+    split: Annotated[str, typer.Option(help="train, test or all.")] = "test",
+    windows: Annotated[int, typer.Option(min=1, help="Strongest windows per latent.")] = 9,
+    seed: Annotated[int, typer.Option(help="Of shuffles, splits and samples.")] = 0,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress bar.")] = False,
+) -> None:
+    """Every latent of an SAE on the raw series: one HTML page that needs no network."""
+    from tstlens import saes
+    from tstlens.data import load_described
+    from tstlens.model import HookedTST
+
+    loaded = HookedTST.from_pretrained(model)
+    known = saes.list_saes(model)
+    if sae is None and not known:
+        raise ArgumentError(f"no SAE ships with {model!r}; give the folder of one")
+    hook = known[0] if sae is None else sae
+    dictionary = saes.load(model, hook=hook) if hook in known else saes.load(hook)
+    described = {"name": data} if data else loaded.info.get("data") or {}
+    series = load_described(described, split)
+    found = saes.features(loaded, dictionary, series, seed=seed, progress=not quiet)
+    path = found.to_html(
+        out or Path(f"{Path(model).name}-features.html"), n_windows=windows, seed=seed
+    )
+    print(f"wrote {path}")
 
 
 def _accuracy(part: dict[str, float] | None) -> str:

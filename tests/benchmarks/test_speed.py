@@ -92,7 +92,9 @@ def test_sweep_against_serial_loops(
     ours = seconds(heads, 15)
     serial = seconds(lambda: serial_loop(model, clean, corrupted, metric), 2)
     reference = seconds(lambda: two_passes_per_site(source, clean, corrupted, metric), 2)
-    ratios.add("sweep of 600 worlds: serial loop with a cached clean run", serial / ours, ">= 12, 40")
+    ratios.add(
+        "sweep of 600 worlds: serial loop with a cached clean run", serial / ours, ">= 12, 40"
+    )
     ratios.add(
         "sweep of 600 worlds: two full forward passes per site", reference / ours, ">= 25, 80"
     )

@@ -79,7 +79,8 @@ def test_a_mask_that_leaves_no_position_is_refused(make_model, embed):
 
 
 @pytest.mark.parametrize(
-    "embed", [LinearPatchesConfig(4, 2, padding=2), LinearPatchesConfig(5, 5, leftover="drop_start")]
+    "embed",
+    [LinearPatchesConfig(4, 2, padding=2), LinearPatchesConfig(5, 5, leftover="drop_start")],
 )
 def test_patches_that_move_with_the_padded_length_refuse_padded_series(make_model, series, embed):
     model, mask = make_model(embed), torch.ones(4, 12, dtype=torch.bool)

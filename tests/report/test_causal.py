@@ -30,7 +30,7 @@ def pairs(part, data):
         data.series[index["clean_index"]],
         data.series[index["corrupted_index"]],
         torch.tensor([data.class_names.index(row["target"]) for row in rows]),
-        **index,
+        **index,  # type: ignore[arg-type]
     )
 
 

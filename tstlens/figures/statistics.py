@@ -178,7 +178,8 @@ def draw_ablation(result: AblationResult, *, title: str | None = "", **options: 
         f"mean over {result.n_pairs} series; {result.metric}: "
         f"{number(float(result.baseline.mean()))}{unit} unablated"
     )
-    margin, height = figure.layout.margin, figure.layout.height
+    layout: Any = figure.layout
+    margin, height = layout.margin, layout.height
     plot_height = int(height - margin.t - margin.b)
     return style.finish(
         figure,

@@ -26,7 +26,6 @@ WHAT = {  # sweep -> how a sentence names one of its sites
     "channels": "{} of the input",
 }
 MOST_BY_PAIR = 40  # up to this many sites the JSON lists every pair's effect
-_CARD = ("accuracy", "seed", "command", "recipe")
 
 
 def account(found: Study, name: str, made: dict[str, Any]) -> dict[str, Any]:

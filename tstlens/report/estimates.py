@@ -134,11 +134,11 @@ def _numbers(each: Agreement, steps: int) -> dict[str, Any]:
 
 def _verdict(heads: dict[str, Any], fine: dict[str, Any]) -> str:
     strong = (heads["spearman"] or 0.0) >= _TRUSTED
-    text = (
-        "For whole heads it may stand in for the sweep"
-        if strong
-        else "That is a first look at the heads, not a substitute for the sweep"
-    )
+    text = "That is a first look at the heads, not a substitute for the sweep"
+    if strong and heads["same_strongest"]:
+        text = "For whole heads it may stand in for the sweep"
+    elif strong:
+        text = "It orders the heads alike but names another strongest one, so check that exactly"
     if (fine["spearman"] or 0.0) >= _TRUSTED:
         return f"{text}; head by position it agrees as well ({_two(fine['spearman'])})."
     return (
