@@ -189,4 +189,4 @@ def test_few_pairs_make_no_circuit_and_the_page_says_why(model, data, tmp_path):
 
 def test_a_scatter_of_few_dots_needs_no_webgl(heads):
     figure = figures.draw(patching.agreement(heads, heads))
-    assert {trace.type for trace in figure.data} == {"scatter"}
+    assert {trace["type"] for trace in figure.to_dict()["data"]} == {"scatter"}
