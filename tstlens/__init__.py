@@ -60,12 +60,24 @@ __all__ = [
     "model",
     "patching",
     "report",
+    "saes",
     "shapes",
     "training",
 ]
 
 _MODULES = frozenset(
-    {"conversion", "data", "errors", "figures", "model", "patching", "report", "shapes", "training"}
+    {
+        "conversion",
+        "data",
+        "errors",
+        "figures",
+        "model",
+        "patching",
+        "report",
+        "saes",
+        "shapes",
+        "training",
+    }
 )
 _HOME = {
     "HookedTST": "model",

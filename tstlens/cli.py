@@ -253,6 +253,58 @@ def checkpoints() -> None:
         )
 
 
+@sae_app.command("train")
+def sae_train(
+    model: Annotated[
+        str, typer.Argument(help="A shipped checkpoint, a folder, or a hub id.", show_default=False)
+    ],
+    hook: Annotated[
+        str, typer.Argument(help="A hook point: blocks.0.hook_mlp_out.", show_default=False)
+    ],
+    out: Annotated[
+        Path | None, typer.Option(help="Folder to save to; sae-<hook> here by default.")
+    ] = None,
+    architecture: Annotated[str, typer.Option(help="As sae-lens calls it.")] = "topk",
+    data: Annotated[
+        str | None, typer.Option(help="Data set; by default the checkpoint's own.")
+    ] = None,
+    d_sae: Annotated[
+        int | None, typer.Option(min=1, help="Latents; 4 times the width by default.")
+    ] = None,
+    k: Annotated[int | None, typer.Option(min=1, help="Active latents per position.")] = None,
+    steps: Annotated[int, typer.Option(min=1, help="Training steps.")] = 5000,
+    batch_size: Annotated[int, typer.Option(min=1, help="Activations per step.")] = 1024,
+    lr: Annotated[float, typer.Option(help="Learning rate.")] = 1e-3,
+    seed: Annotated[int, typer.Option(help="Of initialisation and shuffles.")] = 0,
+    resume: Annotated[
+        Path | None, typer.Option(help="Folder to keep progress in; a run there is continued.")
+    ] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress bar.")] = False,
+) -> None:
+    """Train an SAE on a model's activations, score it on the test split, and save it."""
+    from tstlens.saes.making import make_sae
+
+    folder = out or Path(f"sae-{hook}")
+    _, scores = make_sae(
+        model,
+        hook,
+        folder,
+        sae=architecture,
+        dataset=data,
+        d_sae=d_sae,
+        k=k,
+        steps=steps,
+        batch_size=batch_size,
+        lr=lr,
+        seed=seed,
+        checkpoint=resume,
+        command=shlex.join(["tstlens", *sys.argv[1:]]),
+        progress=not quiet,
+    )
+    print(scores.to_dataframe().round(4).to_string(index=False))
+    print(f"saved  {folder}")
+
+
 @sae_app.command()
 def browse(
     model: Annotated[
