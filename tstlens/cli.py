@@ -40,7 +40,9 @@ def report(
         ),
     ] = None,
     max_pairs: Annotated[int, typer.Option(min=2, help="Clean/corrupted pairs per question.")] = 24,
-    seed: Annotated[int, typer.Option(help="Of the pairs, the control and the bootstrap.")] = 0,
+    seed: Annotated[
+        int, typer.Option(min=0, help="Of the pairs, the control and the bootstrap.")
+    ] = 0,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress bar.")] = False,
 ) -> None:
     """Which heads and time steps made a model decide: one HTML file and its numbers as JSON."""

@@ -8,6 +8,7 @@ copied into the converted model as they are.
 from __future__ import annotations
 
 import copy
+import dataclasses
 from typing import Any
 
 import torch
@@ -127,7 +128,12 @@ def _trials(cfg: HookedTSTConfig, example: Tensor | None) -> tuple[Trial, ...]:
         residual = torch.randn(shape, generator=generator, dtype=torch.float64)
         name = f"random residual stream {list(shape)} through the trunk"
         trials.append(Trial(name, (residual,), _run_trunk, lambda whole, x: whole.trunk(x)))
-    if example is not None:
+    if example is None:
+        trials[-1] = dataclasses.replace(
+            trials[-1],
+            name=trials[-1].name + " (front end and head were copied but not run: give example=)",
+        )
+    else:
         name = f"the example series {list(example.shape)} from end to end"
         trials.append(
             Trial(name, (example.cpu(),), lambda model, x: model(x), lambda whole, x: whole(x))

@@ -156,7 +156,8 @@ class CustomEmbed(nn.Module):
     def forward(self, series: Series, mask: Mask | None) -> Embedded:
         given = {"mask": mask} if self.takes_mask and mask is not None else {}
         embedded = self.module(series, **given)
-        if embedded.ndim != 3 or embedded.shape[2] != self.d_model:
+        shape = (len(series), self.d_model)
+        if embedded.ndim != 3 or (embedded.shape[0], embedded.shape[2]) != shape:
             raise SeriesShapeError(
                 f"expected the embed module to give [batch, pos, d_model={self.d_model}], "
                 f"got {list(embedded.shape)} from a series {list(series.shape)}"

@@ -307,6 +307,10 @@ class HookedTST(SplicedDictionaries, StackedWeights, SavedModel):
                 raise ArgumentError(f"{name} must lie in {-n_layers}..{n_layers}, got {layer}")
         first = 0 if start is None else (start + n_layers if start < 0 else start)
         last = n_layers if stop is None else (stop + n_layers if stop < 0 else stop)
+        if first > last:
+            raise ArgumentError(
+                f"start_at_layer={start} lies after stop_at_layer={stop}: no layer would run"
+            )
         return first, last
 
     def _check_residual(self, residual: Tensor) -> Residual:

@@ -200,10 +200,14 @@ def _heads_claim(part: dict[str, Any]) -> dict[str, str]:
     share = top[0].share or 0.0
     few = [one for one in part["together"] if one.n == min(5, part["together"][-1].n)]
     everything = part["together"][-1]
+    tied = _level(top)
     if part["few"]:
-        claim = f"In these {part['n_pairs']} cases head {top[0].label} carries the most."
+        heads = f"heads {_listed(tied)} restore" if len(tied) > 1 else f"head {tied[0]} restores"
+        claim = f"In these {part['n_pairs']} cases {heads} the most."
     elif unclear(top[0]):
         claim = "No head stands out from the noise."
+    elif len(tied) > 1:
+        claim = f"No single head decides; {_listed(tied)} are level at the top."
     elif share >= 0.4:
         claim = f"Head {top[0].label} carries much of the decision."
     elif share >= 0.15:
@@ -223,10 +227,13 @@ def _heads_claim(part: dict[str, Any]) -> dict[str, str]:
 def _times_claim(part: dict[str, Any]) -> dict[str, str]:
     top = [Finding(**one) for one in part["strongest"]["inputs"]]
     times = _times(part["sweeps"]["inputs"], [one.place["pos"] for one in top[:3]])
+    agreed = 2 * sum(one.n_first for one in top[:3]) >= part["n_pairs"]
     if part["few"]:
-        claim = f"In these {part['n_pairs']} cases the evidence enters most strongly at {times}."
+        claim = f"In these {part['n_pairs']} cases restoring {times} helps most on average."
     elif unclear(top[0]):
         claim = "No single time step stands out from the noise."
+    elif not agreed:
+        claim = f"Where the evidence enters depends on the pair; on average most at {times}."
     elif (top[0].share or 0.0) < 0.1:
         claim = f"No single time step decides; {times} carry the most."
     else:
@@ -234,7 +241,24 @@ def _times_claim(part: dict[str, Any]) -> dict[str, str]:
     text = part["sentences"]["inputs"]
     if top[0].control is not None:
         text += f" In the control: {nats(top[0].control, True)} nats."
+    text += f" It is the strongest in {top[0].n_first} of {part['n_pairs']} pairs."
     return {"claim": claim, "evidence": text}
+
+
+def _level(top: list[Finding]) -> list[str]:
+    """Labels of the strongest sites that these pairs cannot tell apart.
+
+    Sites whose mean lies within the strongest one's interval, unless that one comes first in four
+    of five resamples; with too few pairs for an interval, those within a tenth of it.
+    """
+    if top[0].strongest is not None and top[0].strongest >= 0.8:
+        return [top[0].label]
+    least = 0.9 * top[0].mean if top[0].low is None else top[0].low
+    return [one.label for one in top if one.mean >= least or one is top[0]]
+
+
+def _listed(names: list[str]) -> str:
+    return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
 
 
 def unclear(finding: Finding) -> bool:
@@ -253,5 +277,4 @@ def _times(sweep: dict[str, Any], positions: list[int]) -> str:
         else:
             spans.append([start, stop])
     names = [time_label((start, stop)) for start, stop in spans]
-    listed = " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
-    return f"{'samples' if cells else 'positions'} {listed}"
+    return f"{'samples' if cells else 'positions'} {_listed(names)}"

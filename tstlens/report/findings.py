@@ -32,6 +32,7 @@ class Finding:
         p_patched: the same with this site restored.
         strongest: fraction of bootstrap resamples in which no site is stronger; None as above.
         control: mean change at this site in the control, in nats; None where there is none.
+        n_first: pairs in which no site changes log p more.
     """
 
     label: str
@@ -46,6 +47,7 @@ class Finding:
     p_patched: float
     strongest: float | None
     control: float | None
+    n_first: int
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -104,6 +106,7 @@ def strongest(
     probability = as_probability(result)
     axes = [axis for axis in result.axes if axis != "pair"]
     order = np.argsort(-np.abs(effect.mean), axis=None, kind="stable")[:n]
+    first = result.effect().flatten(1).abs().argmax(1)
     found = []
     for flat in order:
         at = np.unravel_index(int(flat), effect.mean.shape)
@@ -124,6 +127,7 @@ def strongest(
                 p_patched=float(probability.values[everywhere].mean()),
                 strongest=_known(effect.strongest[at]),
                 control=None if control is None else float(control.effect()[everywhere].mean()),
+                n_first=int((first == int(flat)).sum()),
             )
         )
     return found

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from tstlens.errors import ArgumentError
+
 
 def nats(value: float, signed: bool = False) -> str:
     """A log-probability or a change of one, to a hundredth of a nat.
@@ -25,6 +27,8 @@ def chance(value: float) -> str:
         >>> chance(0.12345), chance(0.0001)
         ('0.123', '< 0.001')
     """
+    if not -1e-6 <= value <= 1 + 1e-6:
+        raise ArgumentError(f"expected a probability, got {value}")
     return f"{value:.3f}" if value >= 0.0005 or value == 0 else "< 0.001"
 
 
