@@ -51,7 +51,7 @@ def sweep(
     reference: Series | None = None,
     clean_mask: PairMask | None = None,
     corrupted_mask: PairMask | None = None,
-    memory_mb: float = 256.0,
+    memory_mb: float | None = None,
     progress: bool = True,
 ) -> SweepResult:
     """Replace a site at every point of a grid, one at a time, in the corrupted run.
@@ -73,7 +73,8 @@ def sweep(
         reference: series [batch, channel, time] for ``source="mean"``.
         clean_mask: bool [pair, time] of the clean series.
         corrupted_mask: bool [pair, time] of the corrupted series.
-        memory_mb: worlds run in chunks whose activations stay near this many MiB.
+        memory_mb: worlds run in chunks whose activations stay near this many MiB; where None 8 on
+            a CPU (chunks that stay in its cache are fastest) and 1024 on a GPU.
         progress: show a progress bar.
 
     Returns:
@@ -145,7 +146,7 @@ class _Plan:
     n_slices: int | None
     source: Source | Tensor
     reference: Tensor | None
-    memory_mb: float
+    memory_mb: float | None
 
     @property
     def names(self) -> list[str]:
@@ -198,11 +199,15 @@ def _sweep_block(
     return (stacked, baseline, clean_value), {axis: coords[axis] for axis in plan.axes}
 
 
-def rows_that_fit(model: HookedTST, n_pos: int, memory_mb: float) -> int:
+def rows_that_fit(model: HookedTST, n_pos: int, memory_mb: float | None) -> int:
     """Rows of the trunk whose activations in one block take about ``memory_mb`` MiB."""
     cfg = model.cfg
+    fewest = 1
+    if memory_mb is None:
+        on_cpu = torch.device(cfg.device).type == "cpu"
+        memory_mb, fewest = (8.0, 16) if on_cpu else (1024.0, 1)
     per_pos = 8 * cfg.d_model + 2 * cfg.d_mlp + cfg.n_heads * n_pos
-    return max(1, int(memory_mb * 2**20 / (4 * n_pos * per_pos)))
+    return max(fewest, int(memory_mb * 2**20 / (4 * n_pos * per_pos)))
 
 
 def time_cells(model: HookedTST, n_time: int) -> tuple[tuple[int, int], ...] | None:

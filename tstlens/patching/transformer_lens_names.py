@@ -93,7 +93,7 @@ class ActPatch:
             index_df = pd.DataFrame(rows, columns=list(self.index_axis_names))
         self._check_rows(index_df)
         values = torch.zeros(len(index_df), device=run.final.device)
-        per_chunk = max(1, rows_that_fit(model, run.final.shape[1], 256.0) // len(run.final))
+        per_chunk = max(1, rows_that_fit(model, run.final.shape[1], None) // len(run.final))
         bar = tqdm(total=len(index_df), desc=self.__name__, leave=False)
         for layer in sorted(set(index_df["layer"])):
             where = torch.tensor((index_df["layer"] == layer).to_numpy().nonzero()[0])
