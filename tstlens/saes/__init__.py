@@ -13,8 +13,8 @@ try:
     import sae_lens  # noqa: F401
 except ImportError as error:
     raise ImportError(
-        "tstlens.saes needs sae-lens, which does not import beside TransformerLens 4: "
-        "pip install 'tstlens[saes]'"
+        "tstlens.saes needs sae-lens: pip install 'tstlens[saes]' (it asks for TransformerLens "
+        "below 4)"
     ) from error
 
 if TYPE_CHECKING:
