@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from typing import Any
 
-import jaxtyping
 import pytest
 import torch
 from torch import Tensor, nn
@@ -235,24 +233,6 @@ def restated(model: HookedTST, series: Tensor) -> Tensor:
             flat = pooled[0] @ model.W_U + model.b_U
             outputs.append(torch.stack(flat.split(cfg.head.horizon)))
     return torch.stack(outputs)
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Models this small only wait for each other on several threads."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture
-def no_shape_checks() -> Iterator[None]:
-    """Turn jaxtyping's checks off, which would catch bad input before our own errors do."""
-    before = jaxtyping.config.jaxtyping_disable
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", before)
 
 
 @pytest.fixture(scope="session")

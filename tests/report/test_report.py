@@ -238,7 +238,7 @@ def test_what_cannot_be_reported_is_refused(model, data, tmp_path):
 
 
 def test_an_interrupted_write_leaves_the_old_report(page, tmp_path, monkeypatch):
-    from tstlens.report.files import write_text
+    from tstlens.files import write_text
 
     place = write_text(tmp_path / "a.html", "old")
 

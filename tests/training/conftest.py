@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
-import jaxtyping
 import pytest
 import torch
 
@@ -24,24 +21,6 @@ def planted(n: int = 24, n_time: int = 20, seed: int = 0, masked: bool = False) 
         lengths = torch.randint(n_time // 2, n_time + 1, (n,), generator=generator)
         mask = torch.arange(n_time) < lengths[:, None]
     return TimeSeriesData(series, labels, ("slow", "middle", "fast"), mask)
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Models this small only wait for each other on several threads."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture
-def no_shape_checks() -> Iterator[None]:
-    """Turn jaxtyping's checks off, which would catch bad input before our own errors do."""
-    before = jaxtyping.config.jaxtyping_disable
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", before)
 
 
 @pytest.fixture

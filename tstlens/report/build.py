@@ -19,9 +19,9 @@ from torch import Tensor
 import tstlens
 from tstlens.data import TimeSeriesData, load_described
 from tstlens.errors import ArgumentError
+from tstlens.files import write_text
 from tstlens.model import HookedTST
 from tstlens.report.account import account
-from tstlens.report.files import write_text
 from tstlens.report.page import render
 from tstlens.report.study import Study, study
 

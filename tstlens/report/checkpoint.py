@@ -9,9 +9,9 @@ from torch import nn
 
 from tstlens.conversion import convert
 from tstlens.data import Scaling, load_described
+from tstlens.files import write_text
 from tstlens.model import HookedTST
 from tstlens.report.card import model_card
-from tstlens.report.files import write_text
 from tstlens.training import evaluate
 
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import html
-import os
-import tempfile
 from pathlib import Path
 
 from tstlens.errors import ArgumentError, StorageError
 from tstlens.figures.browser.pack import embedded
 from tstlens.figures.browser.page import page
 from tstlens.figures.browser.payload import payload
+from tstlens.files import write_text
 from tstlens.saes.reading.result import Features
 
 HERE = Path(__file__).parent
@@ -60,7 +59,7 @@ def write_features(
         raise StorageError(f"expected a file to write at {path}, found a folder; name a file in it")
     about = title or f"{features.name} latents of {features.hook}"
     text = render(payload(features, n_windows, seed), about)
-    return _replace(path, text)
+    return write_text(path, text)
 
 
 def render(content: dict, title: str) -> str:
@@ -75,21 +74,3 @@ def render(content: dict, title: str) -> str:
     for name in ("title", "style", "script", "data"):  # data last: it may hold any text
         text = text.replace(f"[[{name}]]", parts[name])
     return text
-
-
-def _replace(path: Path, text: str) -> Path:
-    """Write a file so that an interrupt leaves the old one or the new one, never half."""
-    part = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, part = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-        os.chmod(part, 0o644)
-        os.replace(part, path)
-    except OSError as error:
-        raise StorageError(f"{path} cannot be written: {error.strerror or error}") from error
-    finally:
-        if part is not None and os.path.exists(part):
-            os.unlink(part)
-    return path
