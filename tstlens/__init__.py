@@ -14,8 +14,8 @@ PyTorch, TransformerLens, aeon, pandas and plotly are loaded by what needs them.
 | tstlens.conversion | ``convert``, ``families``                                          |
 | tstlens.errors     | ``TstlensError``                                                   |
 
-Folders: ``data``, ``training``, ``model``, ``conversion``, ``patching``, ``figures`` and
-``report``; modules: ``errors`` and ``shapes``.
+Folders: ``data``, ``training``, ``model``, ``conversion``, ``patching``, ``figures``,
+``report`` and ``saes`` (needs sae-lens); modules: ``errors`` and ``shapes``.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
         model,
         patching,
         report,
+        saes,
         shapes,
         training,
     )
