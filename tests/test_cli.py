@@ -46,6 +46,7 @@ def test_an_error_made_on_purpose_is_one_line_and_exit_code_1():
         (["train", "GunPoint", "--recipe", "gunpoint"], "give either a data set"),
         (["train", "--recipe", "gun-point"], "unknown name 'gun-point'; did you mean 'gunpoint'"),
         (["train", "ItalyPowerDemand", "--heads", "7"], "n_heads: 7 does not divide d_model=128"),
+        (["train", "ItalyPowerDemand", "--stride", "3"], "must be 1, 2, 4, 8, 16, 32 or 64"),
         (["train", "ItalyPowerDemand", "--scaling", "max"], "expected scaling in"),
     ],
 )
@@ -124,3 +125,14 @@ def test_the_same_seed_trains_the_same_weights(monkeypatch, capsys, tmp_path):
 )
 def test_strides_make_positions_of_about_the_samples_asked_for(samples, strides):
     assert cli._strides(samples) == strides
+
+
+def test_training_does_not_replace_a_model_unasked(monkeypatch, capsys, tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    command = ["train", "ItalyPowerDemand", "--epochs", "1", "--out", str(tmp_path)]
+    monkeypatch.setattr("sys.argv", ["tstlens", *command])
+    with pytest.raises(SystemExit) as stopped:
+        cli.main()
+    assert stopped.value.code == 1
+    assert "holds a model already" in capsys.readouterr().err
+    assert (tmp_path / "config.json").read_text() == "{}"

@@ -150,6 +150,9 @@ def train(
         Path | None,
         typer.Option(help="Folder to keep progress in; a run found there is continued."),
     ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace a model that is in the folder already.")
+    ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress bar.")] = False,
 ) -> None:
     """Train a classifier on a data set, convert it, check parity, and save a checkpoint folder."""
@@ -174,6 +177,7 @@ def train(
             raise UnknownNameError(recipe, RECIPES, "These are the recipes")
         chosen = RECIPES[recipe]
         folder = out or Path(recipe)
+        _keep_existing(folder, overwrite)
         source, _, _ = fit_recipe(chosen, progress=not quiet, checkpoint=resume)
         saved = make_checkpoint(
             source,
@@ -197,12 +201,13 @@ def train(
             n_time,
             data.n_classes,
             conv_channels=(width // 4, width // 2, width),
-            strides=_strides(stride or max(1, -(-n_time // 64))),
+            strides=_exact_strides(stride) if stride else _strides(-(-n_time // 64)),
             n_heads=heads,
             d_mlp=2 * width,
             n_layers=layers,
         )
         folder = out or Path(data.name)
+        _keep_existing(folder, overwrite)
         settings = {"epochs": epochs, "batch_size": batch_size, "lr": lr}
         settings["val_fraction"] = val_fraction
         settings["select"] = "best_val" if val_fraction > 0 else "last"
@@ -355,6 +360,24 @@ def browse(
 
 def _accuracy(part: dict[str, float] | None) -> str:
     return "?" if not part else f"{part['accuracy']:.2%}"
+
+
+def _keep_existing(folder: Path, overwrite: bool) -> None:
+    """Refuse to train over a model that is there already."""
+    if not overwrite and (folder / "config.json").exists():
+        raise ArgumentError(
+            f"{folder} holds a model already; give another --out, or --overwrite to replace it"
+        )
+
+
+def _exact_strides(samples: int) -> tuple[int, int, int]:
+    """Strides of the three stages whose product is exactly this many samples per position."""
+    strides = _strides(samples)
+    if strides[0] * strides[1] * strides[2] != samples:
+        raise ArgumentError(
+            f"--stride must be 1, 2, 4, 8, 16, 32 or 64 samples per position, got {samples}"
+        )
+    return strides
 
 
 def _strides(samples: int) -> tuple[int, int, int]:

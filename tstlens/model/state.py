@@ -30,11 +30,6 @@ class TrunkState:
         grouped = self.pos_mask.unflatten(0, (-1, self.n_series_channels))
         return replace(self, pos_mask=grouped[index].flatten(0, 1))
 
-    def take_pos(self, pos: Tensor) -> TrunkState:
-        """The state without a mask, for rows cut down to single positions."""
-        del pos
-        return replace(self, pos_mask=None)
-
     @property
     def key_mask(self) -> Tensor | None:
         """bool [row, 1, 1, key], True where a key may be attended to."""

@@ -32,14 +32,3 @@ def by_part(attention: SweepResult, mlp: SweepResult) -> SweepResult:
         coords={"pair": attention.coords["pair"], "part": tuple(names)},
         site="attn_out, mlp_out",
     )
-
-
-def at_layer(result: SweepResult, layer: int) -> SweepResult:
-    """A sweep's part at one layer."""
-    axis = result.axes.index("layer")
-    return dataclasses.replace(
-        result,
-        values=result.values.select(axis, result.coords["layer"].index(layer)),
-        axes=tuple(name for name in result.axes if name != "layer"),
-        coords={name: entries for name, entries in result.coords.items() if name != "layer"},
-    )
