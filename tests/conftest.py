@@ -26,6 +26,10 @@ TYPECHECKED = os.environ.get("TSTLENS_TYPECHECK", "1") != "0" and not BENCHMARKS
 if TYPECHECKED:
     install_import_hook("tstlens", "beartype.beartype")
 
+# Folders with the source code of model families whose pins conflict with ours: tests that compare
+# with the original import it from there, and are skipped where this is not set.
+sys.path.extend(filter(None, os.environ.get("TSTLENS_SOURCES", "").split(os.pathsep)))
+
 settings.register_profile("tstlens", derandomize=True, deadline=None)
 settings.load_profile("tstlens")
 

@@ -14,8 +14,9 @@ PyTorch, TransformerLens, aeon, pandas and plotly are loaded by what needs them.
 | tstlens.conversion | ``convert``, ``families``                                          |
 | tstlens.errors     | ``TstlensError``                                                   |
 
-Folders: ``data``, ``training``, ``model``, ``conversion``, ``patching``, ``figures``,
-``report`` and ``saes`` (needs sae-lens); modules: ``errors`` and ``shapes``.
+Folders: ``data``, ``training``, ``model``, ``conversion``, ``patching``, ``probing``,
+``figures``, ``report``, ``saes`` and ``codebooks`` (both need sae-lens); modules: ``errors`` and
+``shapes``.
 """
 
 from __future__ import annotations
@@ -25,12 +26,14 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from tstlens import (
+        codebooks,
         conversion,
         data,
         errors,
         figures,
         model,
         patching,
+        probing,
         report,
         saes,
         shapes,
@@ -50,6 +53,7 @@ __all__ = [
     "TimeSeriesData",
     "TstlensError",
     "__version__",
+    "codebooks",
     "conversion",
     "convert",
     "data",
@@ -60,6 +64,7 @@ __all__ = [
     "load_dataset",
     "model",
     "patching",
+    "probing",
     "report",
     "saes",
     "shapes",
@@ -68,12 +73,14 @@ __all__ = [
 
 _MODULES = frozenset(
     {
+        "codebooks",
         "conversion",
         "data",
         "errors",
         "figures",
         "model",
         "patching",
+        "probing",
         "report",
         "saes",
         "shapes",

@@ -87,7 +87,7 @@ def test_every_kind_of_config_survives_json(embed, head):
         ({"attn_scale": 0}, r"attn_scale must be a positive number, got 0"),
         ({"act_fn": "tanh"}, r"act_fn must be one of relu, gelu, gelu_tanh, silu, got 'tanh'"),
         ({"norm_position": "mid"}, r"norm_position must be one of pre, post, got 'mid'"),
-        ({"normalization_type": "BN"}, r"normalization_type must be one of LN, RMS, got 'BN'"),
+        ({"normalization_type": "IN"}, r"normalization_type must be one of LN, RMS, BN, got 'IN'"),
         ({"positions": "rotary"}, r"positions must be one of learned, sinusoidal, none"),
         ({"positions": "learned"}, r"learned positions need n_ctx, or n_time"),
         ({"positions": "learned", "embed": CustomConfig("E")}, r"learned positions need n_ctx"),

@@ -69,6 +69,7 @@ def test_a_hook_that_this_model_lacks_says_why(make_model, series, name, options
         ("blocks.0.hook_k_input", "use_split_qkv_input"),
         ("blocks.0.hook_v_input", "use_split_qkv_input"),
         ("blocks.1.hook_mlp_in", "use_hook_mlp_in"),
+        ("blocks.1.hook_attn_mlp_sum", "use_attn_mlp_sum"),
     ],
 )
 def test_a_hook_that_waits_for_a_flag_names_the_flag(make_model, series, name, flag):

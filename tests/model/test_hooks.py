@@ -7,7 +7,12 @@ import torch
 
 from tstlens.model import HeadConfig
 
-FLAGS = {"use_attn_result": True, "use_split_qkv_input": True, "use_hook_mlp_in": True}
+FLAGS = {
+    "use_attn_result": True,
+    "use_split_qkv_input": True,
+    "use_hook_mlp_in": True,
+    "use_attn_mlp_sum": True,
+}
 
 
 def every_hook_model(make_model, front_end, norm_position, **changes):

@@ -56,8 +56,10 @@ def test_flags_add_their_names_and_nothing_else(make_model, series):
     model.set_use_attn_result(True)
     model.set_use_split_qkv_input(True)
     model.set_use_hook_mlp_in(True)
+    model.set_use_attn_mlp_sum(True)
     after = set(model.run_with_cache(series)[1])
     leaves = ["attn.hook_result", "hook_q_input", "hook_k_input", "hook_v_input", "hook_mlp_in"]
+    leaves += ["hook_attn_mlp_sum"]
     assert after - before == {f"blocks.{layer}.{leaf}" for layer in range(2) for leaf in leaves}
     assert after == set(model.hook_dict)
 

@@ -4,18 +4,25 @@
 registers every family below. Imports only from ``data``, ``training`` and ``model``.
 """
 
-from tstlens.conversion import conv_tst, torch_encoder
+from tstlens.conversion import conv_tst, moment, torch_encoder
 from tstlens.conversion.checking import Trial, check_parity
+from tstlens.conversion.comparing import Comparison, Difference, Tap, compare
 from tstlens.conversion.registry import Built, Family, convert, families, register
 
 __all__ = [
     "Built",
+    "Comparison",
+    "Difference",
     "Family",
+    "Tap",
     "Trial",
     "check_parity",
+    "compare",
     "conv_tst",
     "convert",
     "families",
+    "patchtst",
+    "moment",
     "register",
     "torch_encoder",
 ]

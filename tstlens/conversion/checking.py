@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +15,7 @@ from tstlens.model import HookedTST, Parity
 
 TOLERANCE = 1e-5  # of the output's scale, float32: rebuilt transformers land at 1e-7 to 5e-6
 TOLERANCE_FLOAT64 = 1e-10
+LARGE = 100_000_000  # parameters from which no copies are made, so float32 alone is compared
 
 
 @dataclass(frozen=True)
@@ -65,40 +67,69 @@ def check_parity(
 ) -> Parity:
     """Compare the outputs of both on every trial, in float32 and in float64.
 
+    Copies are compared, so the source is left as it was. Models of ``LARGE`` parameters or more
+    run themselves instead, in the precision they have, and in that one only: a conversion then
+    holds no more than the source and the converted model.
+
     Args:
         model: the converted model; left as it was.
-        source: its source; left as it was (copies are compared, in eval mode).
+        source: its source.
         trials: the inputs.
         source_name: what the report calls the source.
     """
-    worst = {torch.float32: (0.0, 0.0), torch.float64: (0.0, 0.0)}
-    for dtype in worst:
-        pair = _as(model, dtype), _as(source, dtype)
-        for trial in trials:
-            tensors = [t.to(dtype) if t.is_floating_point() else t for t in trial.tensors]
-            with torch.no_grad():
-                difference = _difference(
-                    trial.run_model(pair[0], *tensors), trial.run_source(pair[1], *tensors)
-                )
-            worst[dtype] = max(worst[dtype], difference, key=_badness)
-    (single_rel, single_abs), (double_rel, double_abs) = worst.values()
+    single = torch.float32
+    if sum(weight.numel() for weight in source.parameters()) >= LARGE and model.cfg.dtype == single:
+        with eval_mode(source):
+            worst = [_worst(model, source, trials, single, model.cfg.device), (None, None)]
+    else:
+        worst = [
+            _worst(_as(model, dtype), _as(source, dtype), trials, dtype, "cpu")
+            for dtype in (single, torch.float64)
+        ]
     return Parity(
-        max_abs=single_abs,
-        max_rel=single_rel,
+        max_abs=worst[0][1] or 0.0,
+        max_rel=worst[0][0] or 0.0,
         tolerance=TOLERANCE,
-        max_abs_float64=double_abs,
-        max_rel_float64=double_rel,
+        max_abs_float64=worst[1][1],
+        max_rel_float64=worst[1][0],
         tolerance_float64=TOLERANCE_FLOAT64,
         inputs=tuple(trial.name for trial in trials),
         source=source_name,
     )
 
 
+def _worst(
+    model: Any, source: Any, trials: Sequence[Trial], dtype: torch.dtype, device: Any
+) -> tuple[float | None, float | None]:
+    """The largest difference over all trials, relative and absolute."""
+    worst = (0.0, 0.0)
+    for trial in trials:
+        tensors = [
+            t.to(device=device, dtype=dtype if t.is_floating_point() else t.dtype)
+            for t in trial.tensors
+        ]
+        with torch.no_grad():
+            ours, theirs = trial.run_model(model, *tensors), trial.run_source(source, *tensors)
+        worst = max(worst, relative_difference(ours, theirs), key=_badness)
+    return worst
+
+
+@contextmanager
+def eval_mode(module: nn.Module) -> Iterator[nn.Module]:
+    """A module in eval mode for a while; each submodule's own mode comes back."""
+    training = {part: part.training for part in module.modules()}
+    try:
+        yield module.eval()
+    finally:
+        for part, was_training in training.items():
+            part.training = was_training
+
+
 def _as(module: Any, dtype: torch.dtype) -> Any:
     return copy.deepcopy(module).to(dtype=dtype, device="cpu").eval()
 
 
-def _difference(ours: Tensor, theirs: Tensor) -> tuple[float, float]:
+def relative_difference(ours: Tensor, theirs: Tensor) -> tuple[float, float]:
     """Largest difference relative to the source's largest output, and absolute."""
     if ours.shape != theirs.shape or not torch.isfinite(theirs).all():
         return float("inf"), float("inf")

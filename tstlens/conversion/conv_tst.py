@@ -13,7 +13,8 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from tstlens.conversion.checking import Trial, series_trials
-from tstlens.conversion.encoder_layers import check_keys, fill, fill_block
+from tstlens.conversion.comparing import Tap
+from tstlens.conversion.encoder_layers import check_keys, fill, fill_block, layer_taps
 from tstlens.conversion.registry import Built, Family, register
 from tstlens.errors import ArgumentError, StateDictError
 from tstlens.model import ConvStemConfig, HeadConfig, HookedTST, HookedTSTConfig
@@ -167,6 +168,17 @@ def recognises(source: nn.Module) -> bool:
     return isinstance(source, ConvTST) and type(source).forward is ConvTST.forward
 
 
+def taps(source: ConvTST, model: HookedTST) -> list[Tap]:
+    """Where a ConvTST computes our activations."""
+    stages = [
+        Tap(f"embed.stages.{number - 1}.hook_pre", f"bn{number}")
+        for number in range(1, len(source.config.strides) + 1)
+    ]
+    return stages + layer_taps(
+        "transformer_encoder.layers", model.cfg.n_layers, model.cfg.norm_position
+    )
+
+
 register(
     Family(
         name="conv-tst",
@@ -175,5 +187,7 @@ register(
         recognises=recognises,
         build=build,
         takes_state_dict=True,
+        run=_run_source,
+        taps=taps,
     )
 )

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import einops
 import torch
 from torch import Tensor, nn
 
+from tstlens.conversion.comparing import Tap
 from tstlens.errors import StateDictError
 
 
@@ -60,6 +62,36 @@ def block_weights(layer: Mapping[str, Tensor], n_heads: int) -> dict[str, Tensor
 def fill_block(block: nn.Module, layer: Mapping[str, Tensor], n_heads: int) -> None:
     """Copy an encoder layer's weights into a block; biases that the source lacks are zero."""
     fill(block, block_weights(layer, n_heads))
+
+
+def layer_taps(
+    prefix: str, n_layers: int, norm_position: str, batch_first: bool = True
+) -> list[Tap]:
+    """Where ``torch.nn.TransformerEncoderLayer`` modules compute a block's activations.
+
+    Args:
+        prefix: path of the list of layers.
+        n_layers: how many there are.
+        norm_position: ``"pre"`` or ``"post"``.
+        batch_first: whether the encoder's tensors are [batch, pos, ...] or [pos, batch, ...].
+    """
+
+    def ours(seen: Any) -> Tensor:
+        seen = seen[0] if isinstance(seen, tuple) else seen
+        return seen if batch_first else seen.transpose(0, 1)
+
+    leaving = "hook_normalized_resid_post" if norm_position == "post" else "hook_resid_post"
+    taps = []
+    for layer in range(n_layers):
+        block, source = f"blocks.{layer}", f"{prefix}.{layer}"
+        taps += [
+            Tap(f"{block}.hook_resid_pre", source, ours, "input"),
+            Tap(f"{block}.hook_attn_out", f"{source}.self_attn", ours),
+            Tap(f"{block}.mlp.hook_pre", f"{source}.linear1", ours),
+            Tap(f"{block}.hook_mlp_out", f"{source}.linear2", ours),
+            Tap(f"{block}.{leaving}", source, ours),
+        ]
+    return taps
 
 
 @torch.no_grad()

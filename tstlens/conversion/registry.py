@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
@@ -46,6 +47,12 @@ class Family:
         recognises: whether a live module is of this family.
         build: called as ``build(source, **hints)`` with a module or a state dict.
         takes_state_dict: whether weights alone are enough.
+        run: ``run(source, series, mask)`` gives the source's output in our layout, for
+            :func:`compare`.
+        taps: ``taps(source, model)`` says which of the source's modules compute which of our
+            activations, for :func:`compare`.
+        reads: whether a ``config.json`` (as a dictionary) is of this family.
+        load: the source, live, from a folder with such a ``config.json`` and its weights.
     """
 
     name: str
@@ -53,6 +60,10 @@ class Family:
     recognises: Callable[[nn.Module], bool]
     build: Callable[..., Built]
     takes_state_dict: bool
+    run: Callable[[Any, Tensor, Tensor | None], Tensor] | None = None
+    taps: Callable[[Any, HookedTST], Iterable[Any]] | None = None
+    reads: Callable[[Mapping[str, Any]], bool] | None = None
+    load: Callable[[Path], nn.Module] | None = None
     hints: tuple[str, ...] = field(default=(), init=False)
 
     def __post_init__(self) -> None:
@@ -125,8 +136,27 @@ def convert(
     built.model.parity = parity
     built.model.info = {"family": chosen.name, "source": built.source_name}
     if not parity.passed:
-        raise ParityError(f"the converted model does not match its source: {parity}")
+        advice = ""
+        if parity.max_rel == float("inf"):
+            advice = (
+                "; the source's own output is not finite, or has another shape: look for NaN in "
+                "its weights"
+            )
+        raise ParityError(f"the converted model does not match its source: {parity}{advice}")
     return built.model
+
+
+def family_of(source: object, model: HookedTST) -> Family:
+    """The family that a converted model came from, if the source is of it.
+
+    Raises:
+        UnknownFamilyError: the model was not converted, or by a family that is not registered.
+        UnsupportedSourceError: the source is of another family.
+    """
+    name = str(model.info.get("family"))
+    if name not in _FAMILIES:
+        raise UnknownFamilyError(name, families(), "The model's info does not tell its source")
+    return _choose(source, name)
 
 
 def _choose(source: object, name: str | None) -> Family:

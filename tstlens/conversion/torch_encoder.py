@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from tstlens.conversion.checking import Trial
-from tstlens.conversion.encoder_layers import fill, fill_block
+from tstlens.conversion.comparing import Tap
+from tstlens.conversion.encoder_layers import fill, fill_block, layer_taps
 from tstlens.conversion.registry import Built, Family, register
 from tstlens.data.validate import check_series
 from tstlens.errors import ArgumentError, UnsupportedSourceError
@@ -23,7 +24,7 @@ from tstlens.model import CustomConfig, HookedTST, HookedTSTConfig, TrunkState
 
 
 def build(
-    source: nn.TransformerEncoder,
+    source: nn.TransformerEncoder | WholeEncoder,
     embed: nn.Module | None = None,
     head: nn.Module | None = None,
     example: Tensor | None = None,
@@ -42,6 +43,9 @@ def build(
         causal: the source is always called with a causal mask.
         class_names: one name per logit.
     """
+    if isinstance(source, WholeEncoder):
+        embed, head, causal = embed or source.embed, head or source.head, causal or source.causal
+        source = source.encoder
     for name, module in (("embed", embed), ("head", head)):
         if not isinstance(module, nn.Module):
             raise ArgumentError(
@@ -84,7 +88,7 @@ class WholeEncoder(nn.Module):
         encoder: nn.TransformerEncoder,
         embed: nn.Module | None,
         head: nn.Module | None,
-        causal: bool,
+        causal: bool = False,
     ) -> None:
         super().__init__()
         self.encoder, self.embed, self.head, self.causal = encoder, embed, head, causal
@@ -227,8 +231,28 @@ def _dotted(module: Any) -> str:
 
 
 def recognises(source: nn.Module) -> bool:
-    """Whether a module is PyTorch's own encoder, not a subclass."""
-    return type(source) is nn.TransformerEncoder
+    """Whether a module is PyTorch's own encoder, not a subclass; or one made whole."""
+    return type(source) in (nn.TransformerEncoder, WholeEncoder)
+
+
+def run(source: nn.Module, series: Tensor, mask: Tensor | None) -> Tensor:
+    """The output of an encoder between its front end and head."""
+    if not isinstance(source, WholeEncoder):
+        raise ArgumentError(
+            "a bare TransformerEncoder takes no series; compare with "
+            "tstlens.conversion.torch_encoder.WholeEncoder(encoder, embed, head)"
+        )
+    if mask is not None:
+        raise ArgumentError("a converted TransformerEncoder is compared without a mask")
+    return source(series)
+
+
+def taps(source: nn.Module, model: HookedTST) -> list[Tap]:
+    """Where an encoder computes our activations."""
+    encoder: Any = source.encoder if isinstance(source, WholeEncoder) else source
+    prefix = "encoder.layers" if isinstance(source, WholeEncoder) else "layers"
+    first = encoder.layers[0].self_attn.batch_first
+    return layer_taps(prefix, model.cfg.n_layers, model.cfg.norm_position, first)
 
 
 register(
@@ -239,5 +263,7 @@ register(
         recognises=recognises,
         build=build,
         takes_state_dict=False,
+        run=run,
+        taps=taps,
     )
 )

@@ -14,12 +14,24 @@ from tstlens.data.corruptions import (
 from tstlens.data.described import load_described
 from tstlens.data.loading import load_dataset
 from tstlens.data.pairs import Pairs, class_pairs, misclassified_pairs
+from tstlens.data.planted import (
+    PlantedTask,
+    planted,
+    planted_names,
+    score_features,
+    score_states,
+    score_where,
+)
+from tstlens.data.regime import RegimeMachine, RegimeSeries
 from tstlens.data.scaling import Scaling
 from tstlens.data.series import TimeSeriesData
 from tstlens.data.validate import check_series
 
 __all__ = [
     "Pairs",
+    "PlantedTask",
+    "RegimeMachine",
+    "RegimeSeries",
     "Scaling",
     "TimeSeriesData",
     "check_series",
@@ -31,4 +43,9 @@ __all__ = [
     "load_dataset",
     "load_described",
     "misclassified_pairs",
+    "planted",
+    "planted_names",
+    "score_features",
+    "score_states",
+    "score_where",
 ]

@@ -20,6 +20,7 @@ def check_series(
     n_time: int | None = None,
     mask: Tensor | None = None,
     finite: bool = True,
+    missing: bool = False,
 ) -> None:
     """Refuse series that are not ``[batch, channel, time]``, floating point and finite.
 
@@ -32,6 +33,7 @@ def check_series(
         n_time: the number of samples that is needed, or None for any.
         mask: ``[batch, time]`` bool, True where a sample was observed; None where all were.
         finite: look for NaN and infinity; False saves the pass over the values.
+        missing: NaN stands for a missing value and is let through; infinity is not.
 
     Raises:
         SeriesShapeError: wrong number of axes, channels or samples, or a mask that does not fit.
@@ -61,7 +63,10 @@ series are channel-first, try series.transpose(1, 2)
         raise SeriesValueError(f"expected floating point series, got {series.dtype}; {advice}")
     if mask is not None:
         _check_mask(series, mask)
-    if finite and not bool(torch.isfinite(series).all()):
+    if finite and missing:
+        if bool(series.isinf().any()):
+            raise SeriesValueError(_describe_first_bad_value(torch.where(series.isnan(), 0.0, series), mask))
+    elif finite and not bool(torch.isfinite(series).all()):
         raise SeriesValueError(_describe_first_bad_value(series, mask))
 
 

@@ -15,6 +15,7 @@ from tstlens.figures.attention import draw_attention
 from tstlens.figures.attribution import draw_logit_attribution
 from tstlens.figures.browser import page
 from tstlens.figures.circuit import draw_circuit, draw_edge_effects
+from tstlens.figures.clusters import draw_cluster_effect, draw_clusters
 from tstlens.figures.confusion import confusion
 from tstlens.figures.depth import draw_lens
 from tstlens.figures.drawing import draw
@@ -23,7 +24,9 @@ from tstlens.figures.influence import draw_influence
 from tstlens.figures.intervals import Interval, over_pairs
 from tstlens.figures.lines import pair, series
 from tstlens.figures.notebook import in_notebooks
+from tstlens.figures.probes import draw_probe
 from tstlens.figures.ranking import ranking
+from tstlens.figures.similarity import draw_similarity, draw_skip_cost
 from tstlens.figures.statistics import (
     draw_ablation,
     draw_campaign,
@@ -32,6 +35,7 @@ from tstlens.figures.statistics import (
 )
 from tstlens.figures.style import TEMPLATE
 from tstlens.figures.sweeps import draw_sweep
+from tstlens.figures.units import draw_units
 
 __all__ = [
     "TEMPLATE",
@@ -39,6 +43,8 @@ __all__ = [
     "confusion",
     "draw",
     "draw_circuit",
+    "draw_cluster_effect",
+    "draw_clusters",
     "draw_edge_effects",
     "draw_faithfulness",
     "draw_logit_attribution",
@@ -48,9 +54,13 @@ __all__ = [
     "draw_agreement",
     "draw_campaign",
     "draw_influence",
+    "draw_probe",
+    "draw_similarity",
+    "draw_skip_cost",
     "draw_split_half",
     "draw_summary",
     "draw_sweep",
+    "draw_units",
     "in_notebooks",
     "over_pairs",
     "page",

@@ -11,7 +11,14 @@ import plotly.graph_objects as go
 from tstlens.errors import ArgumentError
 
 # Results of rooms that need an extra (sae-lens): their drawings are imported when one comes.
-_LATER = {"tstlens.saes": ("tstlens.figures.features", "tstlens.figures.browser.write")}
+_LATER = {
+    "tstlens.saes": (
+        "tstlens.figures.features",
+        "tstlens.figures.feature_graph",
+        "tstlens.figures.dictionaries",
+        "tstlens.figures.browser.write",
+    )
+}
 
 
 def joined_later(result: object) -> bool:

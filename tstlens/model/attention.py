@@ -12,8 +12,9 @@ from transformer_lens.hook_points import HookPoint
 
 from tstlens.model.config import HookedTSTConfig
 from tstlens.model.norms import listened_to
+from tstlens.model.positions import rotate
 from tstlens.model.state import TrunkState, causal_mask
-from tstlens.shapes import PerHead, Residual, Scores
+from tstlens.shapes import PerHead, Residual
 
 _Input = Float[Tensor, "row pos d_model"] | Float[Tensor, "row pos head d_model"]
 
@@ -31,7 +32,10 @@ class Attention(nn.Module):
 
     Weights have TransformerLens' layouts: ``W_Q``, ``W_K``, ``W_V`` [head, d_model, d_head],
     ``W_O`` [head, d_head, d_model], ``b_Q``, ``b_K``, ``b_V`` [head, d_head], ``b_O`` [d_model].
+    Rotary positions and the norm of queries and keys are applied after ``hook_q`` and ``hook_k``.
     """
+
+    cross = False  # whether queries and keys may be of different lengths
 
     def __init__(self, cfg: HookedTSTConfig) -> None:
         super().__init__()
@@ -46,6 +50,10 @@ class Attention(nn.Module):
         self.b_K = nn.Parameter(torch.zeros(n_heads, d_head), requires_grad=cfg.attn_bias)
         self.b_V = nn.Parameter(torch.zeros(n_heads, d_head), requires_grad=cfg.attn_bias)
         self.b_O = nn.Parameter(torch.zeros(d_model), requires_grad=cfg.attn_bias)
+
+        if cfg.qk_norm != "none":
+            self.q_norm = HeadNorm(d_head, cfg.eps)
+            self.k_norm = HeadNorm(d_head, cfg.eps)
 
         self.hook_q = HookPoint()  # [row, pos, head, d_head]
         self.hook_k = HookPoint()  # [row, pos, head, d_head]
@@ -73,16 +81,37 @@ class Attention(nn.Module):
 
     def mix(self, q: PerHead, k: PerHead, v: PerHead, state: TrunkState) -> PerHead:
         """Each position's weighted mean of values; fused unless scores or pattern are hooked."""
+        q, k = self.place(q, state), self.place(k, state, keys=True)
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # [row, head, pos, d]
         visible = self._visible(q.shape[2], state, q.device)
-        if not listened_to(self.hook_attn_scores, self.hook_pattern):
+        bias = self._score_bias(state)
+        if state.handed_on is None and not listened_to(self.hook_attn_scores, self.hook_pattern):
+            if bias is not None:
+                visible = bias if visible is None else bias.masked_fill(~visible, float("-inf"))
             z = scaled_dot_product_attention(q, k, v, attn_mask=visible, scale=1 / self.scale)
             return z.transpose(1, 2)
-        scores: Scores = q @ k.transpose(2, 3) / self.scale
+        scores: Tensor = q @ k.transpose(2, 3) / self.scale
+        if bias is not None:
+            scores = scores + bias
+        if state.handed_on:
+            scores = scores + state.handed_on[-1]
         if visible is not None:
             scores = scores.masked_fill(~visible, float("-inf"))
-        pattern = self.hook_pattern(self.hook_attn_scores(scores).softmax(-1))
-        return (pattern @ v).transpose(1, 2)
+        scores = self.hook_attn_scores(scores)
+        if state.handed_on is not None:
+            state.handed_on.append(scores)
+        return (self.hook_pattern(scores.softmax(-1)) @ v).transpose(1, 2)
+
+    def place(self, x: PerHead, state: TrunkState, keys: bool = False) -> PerHead:
+        """Queries or keys as their products take them: normalised and rotated where asked for."""
+        if self.cfg.qk_norm == "none" and self.cfg.rotary_base is None:
+            return x
+        norm = None if self.cfg.qk_norm == "none" else (self.k_norm if keys else self.q_norm)
+        if norm is not None and self.cfg.qk_norm == "before_rotary":
+            x = norm(x)
+        if self.cfg.rotary_base is not None:
+            x = rotate(x, state.positions, self.cfg.rotary_base)
+        return norm(x) if norm is not None and self.cfg.qk_norm == "after_rotary" else x
 
     def write(self, z: PerHead) -> Residual:
         """What the heads add to the residual stream, summed over heads, plus ``b_O``."""
@@ -92,9 +121,76 @@ class Attention(nn.Module):
         written = torch.addmm(self.b_O, z.flatten(2).flatten(0, 1), self.W_O.flatten(0, 1))
         return written.view(z.shape[0], z.shape[1], self.W_O.shape[2])
 
+    def _score_bias(self, state: TrunkState) -> Tensor | None:
+        return state.score_bias
+
     def _visible(self, n_pos: int, state: TrunkState, device: torch.device) -> Tensor | None:
         visible = state.key_mask
         if self.cfg.causal:
             causal = causal_mask(n_pos, device)
-            visible = causal if visible is None else visible & causal
+            if visible is None:
+                return causal
+            visible = visible & causal
+            # A padded position before the first observed one sees nothing. Nobody reads it, but
+            # a softmax over nothing is NaN: let it see everything.
+            visible = visible | ~visible.any(-1, keepdim=True)
         return visible
+
+
+class HeadNorm(nn.Module):
+    """RMS norm over d_head with one weight for all heads."""
+
+    def __init__(self, d_head: int, eps: float) -> None:
+        super().__init__()
+        self.eps = eps
+        self.w = nn.Parameter(torch.ones(d_head))
+
+    def forward(self, x: PerHead) -> PerHead:
+        return nn.functional.rms_norm(x, self.w.shape, self.w, self.eps)
+
+
+class ChannelAttention(Attention):
+    """Attention between the channels of one series, at every position by itself.
+
+    Queries, keys, values and z keep the trunk's rows; scores and pattern are [batch, pos, head,
+    query channel, key channel]. No order among channels: neither bias nor rotation.
+    """
+
+    def mix(self, q: PerHead, k: PerHead, v: PerHead, state: TrunkState) -> PerHead:
+        n_channels = state.n_series_channels
+
+        def by_pos(x: PerHead) -> Tensor:  # [batch, pos, head, channel, d_head]
+            return x.unflatten(0, (-1, n_channels)).permute(0, 2, 3, 1, 4)
+
+        q, k, v = by_pos(q), by_pos(k), by_pos(v)
+        visible = None
+        if state.pos_mask is not None:  # [batch, pos, 1, 1, key channel]
+            observed = state.pos_mask.unflatten(0, (-1, n_channels)).transpose(1, 2)
+            observed = observed | ~observed.any(-1, keepdim=True)  # nobody reads such a position
+            visible = observed[:, :, None, None]
+        if listened_to(self.hook_attn_scores, self.hook_pattern):
+            scores = q @ k.transpose(-1, -2) / self.scale
+            if visible is not None:
+                scores = scores.masked_fill(~visible, float("-inf"))
+            z = self.hook_pattern(self.hook_attn_scores(scores).softmax(-1)) @ v
+        else:
+            z = scaled_dot_product_attention(q, k, v, attn_mask=visible, scale=1 / self.scale)
+        return z.permute(0, 3, 1, 2, 4).flatten(0, 1)
+
+
+class CrossAttention(Attention):
+    """A decoder's attention to what the encoder gave (``TrunkState.encoded``).
+
+    Scores and pattern are [row, head, query, key] with the encoder's positions as keys.
+    """
+
+    cross = True
+
+    def place(self, x: PerHead, state: TrunkState, keys: bool = False) -> PerHead:
+        return x
+
+    def _score_bias(self, state: TrunkState) -> Tensor | None:
+        return None
+
+    def _visible(self, n_pos: int, state: TrunkState, device: torch.device) -> Tensor | None:
+        return None if state.encoded_mask is None else state.encoded_mask[:, None, None, :]

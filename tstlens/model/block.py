@@ -12,12 +12,13 @@ from abc import ABC, abstractmethod
 from torch import Tensor, nn
 from transformer_lens.hook_points import HookPoint
 
-from tstlens.model.attention import Attention
+from tstlens.errors import ArgumentError, HookError
+from tstlens.model.attention import Attention, ChannelAttention, CrossAttention
 from tstlens.model.config import HookedTSTConfig
 from tstlens.model.mlp import MLP
-from tstlens.model.norms import make_norm
+from tstlens.model.norms import listened_to, make_norm
 from tstlens.model.state import TrunkState
-from tstlens.shapes import Residual
+from tstlens.shapes import Hidden, PerHead, Residual
 
 
 class Block(nn.Module, ABC):
@@ -28,7 +29,19 @@ class Block(nn.Module, ABC):
         self.cfg = cfg
         self.ln1 = make_norm(cfg)
         self.attn = Attention(cfg)
-        self.ln2 = make_norm(cfg)
+        if cfg.second_attention == "none":
+            self.ln2 = make_norm(cfg, of_mlp=True)
+        else:
+            self.ln2 = make_norm(cfg)
+            self.ln3 = make_norm(cfg, of_mlp=True)
+        if cfg.second_attention == "channel":
+            self.channel_attn = ChannelAttention(cfg)
+            self.hook_channel_attn_out = HookPoint()  # [row, pos, d_model]
+            self.hook_resid_mid_channel = HookPoint()  # [row, pos, d_model]
+        if cfg.second_attention == "cross":
+            self.cross_attn = CrossAttention(cfg)
+            self.hook_cross_attn_out = HookPoint()  # [row, pos, d_model]
+            self.hook_resid_mid_cross = HookPoint()  # [row, pos, d_model]
         self.mlp = MLP(cfg)
         self.hook_q_input = HookPoint()  # [row, pos, head, d_model]
         self.hook_k_input = HookPoint()  # [row, pos, head, d_model]
@@ -42,29 +55,87 @@ class Block(nn.Module, ABC):
 
     def forward(self, resid_pre: Residual, state: TrunkState) -> Residual:
         resid_pre = self.hook_resid_pre(resid_pre)
-        return self.add_attention(resid_pre, self.attend(resid_pre, state))
+        return self.add_attention(resid_pre, self.attend(resid_pre, state), state)
+
+    @property
+    def mlp_norm(self) -> nn.Module:
+        """The norm before the MLP (pre-norm) or after it: ``ln2``, ``ln3`` in longer blocks."""
+        return self.ln2 if self.cfg.second_attention == "none" else self.ln3
 
     @abstractmethod
     def attend(self, resid_pre: Residual, state: TrunkState) -> Residual:
         """What attention reads from the stream and would write to it, before ``hook_attn_out``."""
 
-    def add_attention(self, resid_pre: Residual, attn_out: Residual) -> Residual:
-        """From attention's output to what leaves the block."""
-        resid_mid = resid_pre + self.hook_attn_out(attn_out)
-        return self.add_mlp(self.hook_resid_mid(resid_mid))
+    def write_attention(self, z: PerHead) -> Residual:
+        """From z to what attention would write, before ``hook_attn_out``."""
+        return self.attn.write(z)
 
-    def add_mlp(self, resid_mid: Residual) -> Residual:
-        """From the stream between the sublayers to what leaves the block."""
+    def write_mlp(self, post: Hidden) -> Residual:
+        """From the hidden units to what the MLP would write, before ``hook_mlp_out``."""
+        return self.mlp.write(post)
+
+    def run_mlp(self, mlp_in: Residual) -> Residual:
+        """From what the MLP reads to what it would write, before ``hook_mlp_out``."""
+        return self.mlp(mlp_in)
+
+    def add_attention(
+        self, resid_pre: Residual, attn_out: Residual, state: TrunkState | None = None
+    ) -> Residual:
+        """From attention's output to what leaves the block.
+
+        Args:
+            resid_pre: the stream that attention read.
+            attn_out: what it would write.
+            state: of these rows; needed where a second attention follows.
+        """
+        resid_mid = self.hook_resid_mid(resid_pre + self.hook_attn_out(attn_out))
+        if self.cfg.second_attention != "none":
+            resid_mid = self.second_attention(resid_mid, state or TrunkState())
+        return self.add_mlp(resid_mid, resid_pre)
+
+    def second_attention(self, resid_mid: Residual, state: TrunkState) -> Residual:
+        """From the stream after the first attention to the stream before the MLP."""
+        carried, query = self.read_second(resid_mid)
+        if self.cfg.second_attention == "cross":
+            key = state.encoded
+            if key is None:
+                raise ArgumentError(
+                    "a decoder block reads the encoder's output, and there is none; pass state= "
+                    "with encoded"
+                )
+            written = self.hook_cross_attn_out(self.cross_attn(query, key, key, state))
+            return self.hook_resid_mid_cross(carried + written)
+        written = self.hook_channel_attn_out(self.channel_attn(query, query, query, state))
+        return self.hook_resid_mid_channel(carried + written)
+
+    @abstractmethod
+    def read_second(self, resid_mid: Residual) -> tuple[Residual, Residual]:
+        """What the stream carries past the second attention, and what its queries read."""
+
+    def add_mlp(self, resid_mid: Residual, resid_pre: Residual | None = None) -> Residual:
+        """From the stream between the sublayers to what leaves the block.
+
+        Args:
+            resid_mid: the stream before the MLP.
+            resid_pre: the stream that entered the block, for ``hook_attn_mlp_sum``.
+        """
         carried, mlp_in = self.read_mid(resid_mid)
-        return self.add_mlp_out(carried, self.mlp(mlp_in))
+        return self.add_mlp_out(carried, self.run_mlp(mlp_in), resid_pre)
 
     @abstractmethod
     def read_mid(self, resid_mid: Residual) -> tuple[Residual, Residual]:
         """What the stream carries past the MLP, and what the MLP reads."""
 
-    def add_mlp_out(self, carried: Residual, mlp_out: Residual) -> Residual:
+    def add_mlp_out(
+        self, carried: Residual, mlp_out: Residual, resid_pre: Residual | None = None
+    ) -> Residual:
         """From the MLP's output to what leaves the block."""
-        return self.leave(self.hook_resid_post(carried + self.hook_mlp_out(mlp_out)))
+        resid_post = self.sum_up(carried, self.hook_mlp_out(mlp_out), resid_pre)
+        return self.leave(self.hook_resid_post(resid_post))
+
+    def sum_up(self, carried: Residual, mlp_out: Residual, resid_pre: Residual | None) -> Residual:
+        """The last sum of the block."""
+        return carried + mlp_out
 
     @abstractmethod
     def leave(self, resid_post: Residual) -> Residual:
@@ -87,17 +158,56 @@ class Block(nn.Module, ABC):
 
 
 class PreNormBlock(Block):
-    """Norm, sublayer, add: TransformerLens' ``TransformerBlock``. The stream is a plain sum."""
+    """Norm, sublayer, add: TransformerLens' ``TransformerBlock``. The stream is a plain sum.
+
+    ``hook_attn_mlp_sum`` is what the block adds to the stream: attention's and the MLP's output,
+    as the MLP read the stream with attention's output in it. With
+    ``use_normalization_before_and_after`` what attention and MLP write is normalised too.
+    """
+
+    def __init__(self, cfg: HookedTSTConfig) -> None:
+        super().__init__(cfg)
+        self.hook_attn_mlp_sum = HookPoint()  # [row, pos, d_model]
+        if cfg.use_normalization_before_and_after:
+            self.ln1_post = make_norm(cfg)
+            self.ln2_post = make_norm(cfg, of_mlp=True)
 
     def attend(self, resid_pre: Residual, state: TrunkState) -> Residual:
         q_input, k_input, v_input = self._split(resid_pre)
         if q_input is k_input:
             normalized = self.ln1(resid_pre)
-            return self.attn(normalized, normalized, normalized, state)
-        return self.attn(self.ln1(q_input), self.ln1(k_input), self.ln1(v_input), state)
+            written = self.attn(normalized, normalized, normalized, state)
+        else:
+            written = self.attn(self.ln1(q_input), self.ln1(k_input), self.ln1(v_input), state)
+        return self.ln1_post(written) if self.cfg.use_normalization_before_and_after else written
+
+    def write_attention(self, z: PerHead) -> Residual:
+        written = self.attn.write(z)
+        return self.ln1_post(written) if self.cfg.use_normalization_before_and_after else written
+
+    def write_mlp(self, post: Hidden) -> Residual:
+        written = self.mlp.write(post)
+        return self.ln2_post(written) if self.cfg.use_normalization_before_and_after else written
+
+    def run_mlp(self, mlp_in: Residual) -> Residual:
+        written = self.mlp(mlp_in)
+        return self.ln2_post(written) if self.cfg.use_normalization_before_and_after else written
+
+    def read_second(self, resid_mid: Residual) -> tuple[Residual, Residual]:
+        return resid_mid, self.ln2(resid_mid)
 
     def read_mid(self, resid_mid: Residual) -> tuple[Residual, Residual]:
-        return resid_mid, self.ln2(self._mlp_input(resid_mid))
+        return resid_mid, self.mlp_norm(self._mlp_input(resid_mid))
+
+    def sum_up(self, carried: Residual, mlp_out: Residual, resid_pre: Residual | None) -> Residual:
+        if not listened_to(self.hook_attn_mlp_sum):
+            return carried + mlp_out
+        if resid_pre is None:
+            raise HookError(
+                "hook_attn_mlp_sum is what the whole block adds to the stream, and this run enters "
+                "the block in its middle; run the block from its start"
+            )
+        return resid_pre + self.hook_attn_mlp_sum(carried - resid_pre + mlp_out)
 
     def leave(self, resid_post: Residual) -> Residual:
         return resid_post
@@ -117,12 +227,17 @@ class PostNormBlock(Block):
     def attend(self, resid_pre: Residual, state: TrunkState) -> Residual:
         return self.attn(*self._split(resid_pre), state)
 
+    def read_second(self, resid_mid: Residual) -> tuple[Residual, Residual]:
+        normalized_mid = self.ln1(resid_mid)
+        return normalized_mid, normalized_mid
+
     def read_mid(self, resid_mid: Residual) -> tuple[Residual, Residual]:
-        normalized_mid = self.ln1(self._mlp_input(resid_mid))
+        before = self.ln1 if self.cfg.second_attention == "none" else self.ln2
+        normalized_mid = before(self._mlp_input(resid_mid))
         return normalized_mid, normalized_mid
 
     def leave(self, resid_post: Residual) -> Residual:
-        return self.hook_normalized_resid_post(self.ln2(resid_post))
+        return self.hook_normalized_resid_post(self.mlp_norm(resid_post))
 
 
 def make_block(cfg: HookedTSTConfig) -> Block:

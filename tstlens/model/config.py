@@ -11,21 +11,25 @@ import torch
 from tstlens.errors import ArgumentError, UnknownNameError
 from tstlens.model.parts import (
     EMBEDS,
+    FAMILY_PARTS,
     HEADS,
     ActFn,
     ConvStemConfig,
     CustomConfig,
     EmbedConfig,
+    FamilyPart,
     HeadConfig,
     LinearPatchesConfig,
-    PerStepConfig,
     one_of,
+    part_class,
     positive,
 )
 
 Positions = Literal["learned", "sinusoidal", "none"]
 NormPosition = Literal["pre", "post"]
-NormType = Literal["LN", "RMS"]
+NormType = Literal["LN", "RMS", "BN"]
+QKNorm = Literal["none", "before_rotary", "after_rotary"]
+SecondAttention = Literal["none", "channel", "cross"]
 
 
 @dataclass
@@ -46,12 +50,26 @@ class HookedTSTConfig:
         positions: what is added to the embedding.
         act_fn: the MLP's activation.
         norm_position: norm before each sublayer (``"pre"``) or after its sum (``"post"``).
-        normalization_type: ``"LN"`` or ``"RMS"``.
+        normalization_type: ``"LN"``, ``"RMS"``, or ``"BN"`` for a batch norm over d_model with its
+            running statistics (a fixed affine map, in training too).
+        mlp_normalization_type: of the norm of the MLP, where it differs from the others.
+        use_normalization_before_and_after: pre-norm blocks also normalise what each sublayer
+            writes (``ln1_post``, ``ln2_post``).
         final_norm: whether a norm stands between the last block and the head.
         eps: added to the variance in each norm.
         attn_scale: scores are divided by it; ``sqrt(d_head)`` where None.
         causal: whether a position sees only itself and what is before it.
         attn_bias: whether q, k, v and the output projection have biases.
+        gated_mlp: the MLP multiplies ``act(x W_gate)`` with ``x W_in``.
+        position_buckets: buckets of T5's relative position bias, which one table gives to every
+            layer; None for no bias.
+        position_max_distance: distance from which all positions share a bucket.
+        rotary_base: base of rotary position embeddings on q and k; None for none.
+        qk_norm: RMS norm of every head's q and k, before or after they are rotated.
+        residual_attention: every layer adds the scores of the layer before to its own.
+        second_attention: a second attention in every block, between the first and the MLP:
+            ``"channel"`` mixes the channels of a series at each position, ``"cross"`` reads
+            ``TrunkState.encoded``.
         mlp_bias: whether the MLP's two maps have biases.
         class_names: names of the classes, for figures.
         model_name: what the report calls the model.
@@ -59,6 +77,7 @@ class HookedTSTConfig:
         use_attn_result: fire ``attn.hook_result`` (one vector per head; costs memory).
         use_split_qkv_input: fire ``hook_q_input``, ``hook_k_input``, ``hook_v_input``.
         use_hook_mlp_in: fire ``hook_mlp_in``.
+        use_attn_mlp_sum: fire ``hook_attn_mlp_sum`` (pre-norm models).
 
     Raises:
         ArgumentError: a value is not possible, naming it.
@@ -69,7 +88,7 @@ class HookedTSTConfig:
     n_heads: int
     d_mlp: int
     embed: EmbedConfig
-    head: HeadConfig | CustomConfig
+    head: HeadConfig | CustomConfig | FamilyPart
     d_head: int | None = None
     n_channels: int | None = None
     n_time: int | None = None
@@ -84,12 +103,22 @@ class HookedTSTConfig:
     causal: bool = False
     attn_bias: bool = True
     mlp_bias: bool = True
+    gated_mlp: bool = False
+    mlp_normalization_type: NormType | None = None
+    use_normalization_before_and_after: bool = False
+    position_buckets: int | None = None
+    position_max_distance: int = 128
+    rotary_base: float | None = None
+    qk_norm: QKNorm = "none"
+    residual_attention: bool = False
+    second_attention: SecondAttention = "none"
     class_names: tuple[str, ...] | None = None
     model_name: str = "HookedTST"
     seed: int = 0
     use_attn_result: bool = False
     use_split_qkv_input: bool = False
     use_hook_mlp_in: bool = False
+    use_attn_mlp_sum: bool = False
     attn_only: bool = field(default=False, init=False)
     n_key_value_heads: None = field(default=None, init=False)
     device: str | torch.device = field(default="cpu", init=False)
@@ -110,17 +139,23 @@ class HookedTSTConfig:
                     "give d_head"
                 )
             self.d_head = self.d_model // self.n_heads
-        for name in ("d_head", "n_channels", "n_time", "n_ctx"):
+        for name in ("d_head", "n_channels", "n_time", "n_ctx", "position_buckets"):
             if getattr(self, name) is not None:
                 positive("HookedTSTConfig", **{name: getattr(self, name)})
-        for name in ("eps", "attn_scale"):
+        for name in ("eps", "attn_scale", "rotary_base"):
             value = getattr(self, name)
             if value is not None and not (isinstance(value, float | int) and value > 0):
                 raise ArgumentError(f"{name} must be a positive number, got {value!r}")
         one_of("positions", self.positions, ("learned", "sinusoidal", "none"))
         one_of("act_fn", self.act_fn, ("relu", "gelu", "gelu_tanh", "silu"))
         one_of("norm_position", self.norm_position, ("pre", "post"))
-        one_of("normalization_type", self.normalization_type, ("LN", "RMS"))
+        one_of("normalization_type", self.normalization_type, ("LN", "RMS", "BN"))
+        one_of("qk_norm", self.qk_norm, ("none", "before_rotary", "after_rotary"))
+        one_of("second_attention", self.second_attention, ("none", "channel", "cross"))
+        if self.use_normalization_before_and_after and self.norm_position == "post":
+            raise ArgumentError("use_normalization_before_and_after is for pre-norm blocks only")
+        if self.rotary_base is not None and (self.d_head or 0) % 2:
+            raise ArgumentError(f"rotary embeddings need an even d_head, got {self.d_head}")
         if self.class_names is not None:
             self.class_names = tuple(str(name) for name in self.class_names)
             n_classes = self.n_classes
@@ -135,7 +170,7 @@ class HookedTSTConfig:
         if self.n_ctx is None and getattr(self.head, "pooling", None) == "flatten":
             raise ArgumentError("a flatten head needs n_ctx, or n_time to read it off")
 
-    def _check_front_end(self, embed: ConvStemConfig | LinearPatchesConfig | PerStepConfig) -> None:
+    def _check_front_end(self, embed: Any) -> None:
         """Channels, width and length fit; ``n_ctx`` is read off ``n_time`` where not given."""
         if self.n_channels is None:
             raise ArgumentError("n_channels is needed: the channels of a series")
@@ -152,7 +187,7 @@ class HookedTSTConfig:
                 embed.offset(self.n_time)
             if self.n_ctx is None:
                 self.n_ctx = n_pos
-            if self.n_ctx < n_pos:
+            if self.n_ctx is not None and self.n_ctx < n_pos:
                 raise ArgumentError(
                     f"a series of {self.n_time} samples makes {n_pos} positions, "
                     f"but n_ctx={self.n_ctx}"
@@ -166,7 +201,12 @@ class HookedTSTConfig:
     @property
     def n_classes(self) -> int | None:
         """Logits of a classifier; None for a forecaster or a head of the user's own."""
-        return self.head.n_classes if isinstance(self.head, HeadConfig) else None
+        return getattr(self.head, "n_classes", None)
+
+    @property
+    def horizon(self) -> int | None:
+        """Steps of a forecast; None for a classifier or a head of the user's own."""
+        return getattr(self.head, "horizon", None)
 
     @property
     def d_vocab_out(self) -> int | None:
@@ -180,8 +220,8 @@ class HookedTSTConfig:
             for entry in dataclasses.fields(self)
             if entry.init
         }
-        values["embed"] = dataclasses.asdict(self.embed)
-        values["head"] = dataclasses.asdict(self.head)
+        for name in ("embed", "head"):
+            values[name] = dataclasses.asdict(getattr(self, name))
         return values
 
     @classmethod
@@ -210,10 +250,12 @@ def _tuples(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _part(values: Any, kinds: dict[str, Any], name: str) -> Any:
-    if not isinstance(values, dict) or values.get("kind") not in kinds:
-        kind = values.get("kind") if isinstance(values, dict) else values
-        raise ArgumentError(str(UnknownNameError(kind, kinds, f"This is the config's {name!r}")))
+    kind = values.get("kind") if isinstance(values, dict) else values
+    made = part_class(kind, kinds)
+    if not isinstance(values, dict) or made is None:
+        known = [*kinds, *FAMILY_PARTS]
+        raise ArgumentError(str(UnknownNameError(kind, known, f"This is the config's {name!r}")))
     try:
-        return kinds[values["kind"]](**_tuples(values))
+        return made(**_tuples(values))
     except TypeError as error:
         raise ArgumentError(f"the config's {name!r} does not fit: {error}") from error

@@ -19,7 +19,13 @@ from tstlens.errors import ArgumentError, SeriesShapeError
 from tstlens.model.config import HookedTSTConfig
 from tstlens.model.mlp import ACTIVATIONS
 from tstlens.model.norms import listened_to
-from tstlens.model.parts import ConvStemConfig, CustomConfig, LinearPatchesConfig, PerStepConfig
+from tstlens.model.parts import (
+    ConvStemConfig,
+    CustomConfig,
+    FamilyPart,
+    LinearPatchesConfig,
+    PerStepConfig,
+)
 from tstlens.model.state import TrunkState
 from tstlens.shapes import Mask, Residual, Series
 
@@ -211,6 +217,8 @@ def make_embed(cfg: HookedTSTConfig, module: nn.Module | None) -> nn.Module:
     if isinstance(cfg.embed, CustomConfig):
         return CustomEmbed(brought_module("embed", cfg.embed, module), cfg.d_model)
     reject_module("embed", module)
+    if isinstance(cfg.embed, FamilyPart):
+        return cfg.embed.build(cfg)
     if isinstance(cfg.embed, ConvStemConfig):
         return ConvStem(cfg.embed, cfg.n_channels or 0)
     if isinstance(cfg.embed, LinearPatchesConfig):

@@ -12,7 +12,7 @@ from transformer_lens.hook_points import HookPoint
 from tstlens.errors import SeriesShapeError
 from tstlens.model.config import HookedTSTConfig
 from tstlens.model.embed import brought_module, reject_module
-from tstlens.model.parts import CustomConfig, HeadConfig, Pooling
+from tstlens.model.parts import CustomConfig, FamilyPart, HeadConfig, Pooling
 from tstlens.model.state import TrunkState
 from tstlens.shapes import Output, PosMask, Residual
 
@@ -97,4 +97,6 @@ def make_head(cfg: HookedTSTConfig, module: nn.Module | None) -> nn.Module:
     if isinstance(cfg.head, CustomConfig):
         return CustomHead(brought_module("head", cfg.head, module))
     reject_module("head", module)
+    if isinstance(cfg.head, FamilyPart):
+        return cfg.head.build(cfg)
     return LinearHead(cfg, cfg.head)

@@ -15,21 +15,23 @@ from tstlens.data.validate import check_series
 from tstlens.errors import ArgumentError, LabelError, SeriesShapeError, SeriesValueError
 from tstlens.model.block import make_block
 from tstlens.model.cache import TSTActivationCache
+from tstlens.model.code_interventions import SteerableCodes
 from tstlens.model.config import HookedTSTConfig
 from tstlens.model.embed import Positions, make_embed
 from tstlens.model.heads import make_head
 from tstlens.model.norms import listened_to, make_norm
 from tstlens.model.parts import CustomConfig, LinearPatchesConfig
+from tstlens.model.positions import RelativeBias
 from tstlens.model.saving import SavedModel
-from tstlens.model.splicing import SplicedDictionaries
 from tstlens.model.state import TrunkState
+from tstlens.model.steering import SteeredModel
 from tstlens.model.weights import StackedWeights
 from tstlens.shapes import Labels, Mask, Residual, Series
 
 ReturnType = Literal["logits", "loss", "both"] | None
 
 
-class HookedTST(SplicedDictionaries, StackedWeights, SavedModel):
+class HookedTST(SteeredModel, SteerableCodes, StackedWeights, SavedModel):
     """A trunk of transformer blocks between an embedding front end and a head.
 
     Everything a TransformerLens user expects works: ``run_with_cache``, ``run_with_hooks``,
@@ -69,6 +71,11 @@ class HookedTST(SplicedDictionaries, StackedWeights, SavedModel):
         if cfg.positions != "none":
             self.pos_embed = Positions(cfg.n_ctx or 512, cfg.d_model, cfg.positions == "learned")
             self.hook_pos_embed = HookPoint()  # [row, pos, d_model]
+        if cfg.position_buckets is not None:
+            self.position_bias = RelativeBias(
+                cfg.n_heads, cfg.position_buckets, cfg.position_max_distance, cfg.causal
+            )
+            self.hook_position_bias = HookPoint()  # [row, head, query, key]
         self.blocks = nn.ModuleList(make_block(cfg) for _ in range(cfg.n_layers))
         if cfg.final_norm:
             self.ln_final = make_norm(cfg)
@@ -98,7 +105,8 @@ class HookedTST(SplicedDictionaries, StackedWeights, SavedModel):
             if leaf.startswith("b"):
                 parameter.zero_()
             else:
-                fan_in = parameter[0].numel() if leaf == "weight" else parameter.shape[-2]
+                in_front = parameter.ndim > 1 and leaf != "weight"
+                fan_in = parameter.shape[-2] if in_front else parameter[0].numel()
                 fan_in *= parameter.shape[0] if leaf == "W_O" else 1
                 draw = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
                 parameter.copy_(draw / fan_in**0.5)
@@ -143,6 +151,14 @@ class HookedTST(SplicedDictionaries, StackedWeights, SavedModel):
                     "with the residual stream; leave out mask="
                 )
             residual, state = self._check_residual(series), state or TrunkState()
+            self._tell_padding(state)
+            if start > 0 and self.cfg.residual_attention and state.previous_scores is None:
+                raise ArgumentError(
+                    f"every layer of this model adds the scores of the one before, so to start at "
+                    f"layer {start} it needs state= with previous_scores: "
+                    f"blocks.{start - 1}.attn.hook_attn_scores of the run that gave the residual"
+                )
+        state = self._trunk_state(state, residual.shape[1])
         for block in self.blocks[start:stop]:
             residual = block(residual, state)  # [row, pos, d_model]
         if stop_at_layer is not None:
@@ -171,13 +187,50 @@ class HookedTST(SplicedDictionaries, StackedWeights, SavedModel):
             series = self.hook_series(series.clone())  # hooks may edit in place
         embedded, state = self.embed(series, mask)
         self._check_positions(state)
+        self._tell_padding(state)
         embedded = self.hook_embed(embedded)
+        if self.cfg.position_buckets is not None:
+            state = self._biased(state, embedded)
         if self.cfg.positions == "none":
             return embedded, state
         positions = self.pos_embed(embedded.shape[1])
         if listened_to(self.hook_pos_embed):
             positions = self.hook_pos_embed(positions.expand(len(embedded), -1, -1).clone())
         return embedded + positions, state
+
+    def _biased(self, state: TrunkState, embedded: Residual) -> TrunkState:
+        bias = self.position_bias(embedded.shape[1])
+        if listened_to(self.hook_position_bias):
+            bias = self.hook_position_bias(bias.expand(len(embedded), -1, -1, -1).clone())
+        return dataclasses.replace(state, score_bias=bias)
+
+    def _trunk_state(self, state: TrunkState, n_pos: int) -> TrunkState:
+        """The state with what a run needs that starts in the middle of the model."""
+        if self.cfg.position_buckets is not None and state.score_bias is None:
+            state = dataclasses.replace(state, score_bias=self.position_bias(n_pos))
+        return state.handing_on() if self.cfg.residual_attention else state
+
+    def by_channel(self, activation: Tensor) -> Tensor:
+        """An activation [row, ...] of a channel-independent model as [batch, channel, ...].
+
+        Args:
+            activation: from a cache or a hook; rows are series-major.
+
+        Raises:
+            ArgumentError: the model's channels share a trunk, so rows are series already.
+            SeriesShapeError: rows that do not divide by the channels.
+        """
+        if not self.cfg.channel_independent:
+            raise ArgumentError(
+                "by_channel is for models whose channels go through the trunk one by one; in this "
+                "one they share it, and the first axis holds series"
+            )
+        n_channels = self.cfg.n_channels or 1
+        if len(activation) % n_channels:
+            raise SeriesShapeError(
+                f"expected [batch * channel={n_channels}, ...], got {list(activation.shape)}"
+            )
+        return activation.unflatten(0, (-1, n_channels))
 
     def unembed(self, residual: Residual, state: TrunkState | None = None) -> Tensor:
         """The model's output from what leaves the last block: final norm, pooling, linear map."""
@@ -207,7 +260,9 @@ class HookedTST(SplicedDictionaries, StackedWeights, SavedModel):
 
     def check_series(self, series: Series, mask: Mask | None = None) -> None:
         """Raise the error that says what is wrong with a series for this model."""
-        check_series(series, n_channels=self.cfg.n_channels, n_time=self.cfg.n_time, mask=mask)
+        embed: Any = self.cfg.embed
+        missing = bool(getattr(embed, "takes_missing", False))
+        check_series(series, self.cfg.n_channels, self.cfg.n_time, mask, missing=missing)
         self._check_dtype(series)
         n_pos = self.n_pos(series.shape[2])
         if n_pos is not None and n_pos < 1:
@@ -215,8 +270,10 @@ class HookedTST(SplicedDictionaries, StackedWeights, SavedModel):
                 f"expected enough samples for one position, got {series.shape[2]} samples; "
                 "the front end's patches or kernels are longer than that"
             )
-        if isinstance(self.cfg.embed, LinearPatchesConfig):
-            self.cfg.embed.offset(series.shape[2])
+        if isinstance(embed, LinearPatchesConfig):
+            embed.offset(series.shape[2])
+        elif hasattr(embed, "check"):
+            embed.check(series.shape[2])
 
     def _check_dtype(self, series: Tensor) -> None:
         own_front_end = isinstance(self.cfg.embed, CustomConfig)  # which may cast

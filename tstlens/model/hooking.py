@@ -24,6 +24,7 @@ _NEEDS_FLAG = {
     "hook_k_input": "use_split_qkv_input",
     "hook_v_input": "use_split_qkv_input",
     "hook_mlp_in": "use_hook_mlp_in",
+    "hook_attn_mlp_sum": "use_attn_mlp_sum",
 }
 
 
@@ -44,6 +45,10 @@ class CheckedHooks(HookedRootModule):
         """Fire ``hook_mlp_in``, the stream as the MLP reads it, before its norm."""
         self.cfg.use_hook_mlp_in = use_hook_mlp_in
 
+    def set_use_attn_mlp_sum(self, use_attn_mlp_sum: bool) -> None:
+        """Fire ``hook_attn_mlp_sum``, all that a block of a pre-norm model adds to the stream."""
+        self.cfg.use_attn_mlp_sum = use_attn_mlp_sum
+
     def why_silent(self, name: str) -> str | None:
         """Why a hook point cannot fire as the model is set, or None if it can.
 
@@ -54,7 +59,7 @@ class CheckedHooks(HookedRootModule):
             raise UnknownHookError(name, self.hook_dict, self._missing_advice(name))
         place = name.split(".hook_sae_")[0]  # of a spliced dictionary, the point it stands at
         for ending, flag in _NEEDS_FLAG.items():
-            if place.endswith("." + ending) and not getattr(self.cfg, flag):
+            if place.endswith(ending) and not getattr(self.cfg, flag):
                 return f"{name} only fires with model.set_{flag}(True)"
         return None
 
@@ -172,6 +177,13 @@ class CheckedHooks(HookedRootModule):
         leaf = name.split(".")[-1]
         if leaf == "hook_pos_embed":
             return "This model adds no positions"
+        if "channel_attn" in name or "cross_attn" in name:
+            return "This model's blocks have no such attention"
+        if leaf == "hook_attn_mlp_sum":
+            return (
+                "Only pre-norm models have it: a post-norm model normalises the stream between "
+                "attention and MLP, so no sum of the two is added to anything"
+            )
         if leaf == "hook_normalized_resid_post":
             return "Only post-norm models normalise what leaves a block"
         if name.startswith("ln_final"):

@@ -21,7 +21,11 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 class MLP(nn.Module):
-    """``act(x W_in + b_in) W_out + b_out`` at every position by itself."""
+    """``act(x W_in + b_in) W_out + b_out`` at every position by itself.
+
+    A gated one is ``(act(x W_gate) * (x W_in + b_in)) W_out + b_out``; its ``hook_pre`` holds
+    ``x W_gate`` and its ``hook_pre_linear`` ``x W_in``, as in TransformerLens.
+    """
 
     def __init__(self, cfg: HookedTSTConfig) -> None:
         super().__init__()
@@ -30,10 +34,19 @@ class MLP(nn.Module):
         self.W_out = nn.Parameter(torch.zeros(cfg.d_mlp, cfg.d_model))
         self.b_out = nn.Parameter(torch.zeros(cfg.d_model), requires_grad=cfg.mlp_bias)
         self.act = ACTIVATIONS[cfg.act_fn]
+        self.gated = cfg.gated_mlp
+        if self.gated:
+            self.W_gate = nn.Parameter(torch.zeros(cfg.d_model, cfg.d_mlp))
+            self.hook_pre_linear = HookPoint()  # [row, pos, d_mlp]
         self.hook_pre = HookPoint()  # [row, pos, d_mlp]
         self.hook_post = HookPoint()  # [row, pos, d_mlp]
 
     def forward(self, x: Residual) -> Residual:
+        if self.gated:
+            gate = self.act(self.hook_pre(x @ self.W_gate))
+            return self.write(
+                self.hook_post(gate * self.hook_pre_linear(_affine(x, self.W_in, self.b_in)))
+            )
         pre = self.hook_pre(_affine(x, self.W_in, self.b_in))
         return self.write(self.hook_post(self.act(pre)))
 

@@ -1,4 +1,4 @@
-"""Layer norm and RMS norm with TransformerLens' hook points.
+"""Layer norm, RMS norm and batch norm with TransformerLens' hook points.
 
 ``hook_scale`` holds what the centred input is divided by, ``hook_normalized`` the quotient before
 weight and bias, as in TransformerLens. With nobody listening torch's fused kernel runs instead.
@@ -62,7 +62,43 @@ class RMSNorm(nn.Module):
         return self.hook_normalized(x / scale) * self.w
 
 
-def make_norm(cfg: HookedTSTConfig) -> LayerNorm | RMSNorm:
-    """The norm that the config asks for."""
-    kind = LayerNorm if cfg.normalization_type == "LN" else RMSNorm
-    return kind(cfg.d_model, cfg.eps)
+class BatchNorm(nn.Module):
+    """``(x - running_mean) / sqrt(running_var + eps) * w + b``: a fixed map of every dimension.
+
+    The statistics are the source's and stay as they are, in training mode too.
+    """
+
+    running_mean: Tensor
+    running_var: Tensor
+
+    def __init__(self, d_model: int, eps: float) -> None:
+        super().__init__()
+        self.eps = eps
+        self.w = nn.Parameter(torch.ones(d_model))
+        self.b = nn.Parameter(torch.zeros(d_model))
+        self.register_buffer("running_mean", torch.zeros(d_model))
+        self.register_buffer("running_var", torch.ones(d_model))
+        self.hook_scale = HookPoint()  # [row, pos, d_model]
+        self.hook_normalized = HookPoint()  # [row, pos, d_model]
+
+    def forward(self, x: Float[Tensor, "... d_model"]) -> Float[Tensor, "... d_model"]:
+        scale = (self.running_var + self.eps).sqrt()
+        if not listened_to(self.hook_scale, self.hook_normalized):
+            gain = self.w / scale
+            return torch.addcmul(self.b - self.running_mean * gain, x, gain)
+        scale = self.hook_scale(scale.expand_as(x).clone())
+        return self.hook_normalized((x - self.running_mean) / scale) * self.w + self.b
+
+
+_NORMS = {"LN": LayerNorm, "RMS": RMSNorm, "BN": BatchNorm}
+
+
+def make_norm(cfg: HookedTSTConfig, of_mlp: bool = False) -> LayerNorm | RMSNorm | BatchNorm:
+    """The norm that the config asks for.
+
+    Args:
+        cfg: the model's.
+        of_mlp: whether the norm belongs to an MLP, which may have a kind of its own.
+    """
+    kind = (cfg.mlp_normalization_type if of_mlp else None) or cfg.normalization_type
+    return _NORMS[kind](cfg.d_model, cfg.eps)

@@ -6,7 +6,10 @@ Each front end's config also knows where its positions lie in time.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from importlib import import_module
+from typing import Any, Literal, Protocol, runtime_checkable
+
+from torch import nn
 
 from tstlens.errors import ArgumentError
 
@@ -216,11 +219,51 @@ class HeadConfig:
             positive("HeadConfig", horizon=self.horizon)
 
 
-EmbedConfig = ConvStemConfig | LinearPatchesConfig | PerStepConfig | CustomConfig
-EMBEDS = {
+@runtime_checkable
+class FamilyPart(Protocol):
+    """Front end or head of a source family: a config that builds its own module.
+
+    ``kind`` names it in a saved model (see ``FAMILY_PARTS``). A front end's config also has
+    ``n_pos(n_time)``, ``time_span(pos, n_time)``, ``time_cell(pos, n_time)`` (empty slices for
+    special tokens) and ``channel_independent``; ``takes_missing`` where NaN stands for a missing
+    value, and ``check(n_time)`` where not every length is possible. A head's config has
+    ``n_classes`` and ``horizon``, one of them None, and ``pooling``.
+    """
+
+    @property
+    def kind(self) -> str:
+        """Its name in a saved model."""
+        ...
+
+    def build(self, cfg: Any) -> nn.Module:
+        """The module, with new weights."""
+        ...
+
+
+EmbedConfig = ConvStemConfig | LinearPatchesConfig | PerStepConfig | CustomConfig | FamilyPart
+EMBEDS: dict[str, Any] = {
     "conv-stem": ConvStemConfig,
     "linear-patches": LinearPatchesConfig,
     "per-step": PerStepConfig,
     "custom": CustomConfig,
 }
-HEADS = {"linear": HeadConfig, "custom": CustomConfig}
+HEADS: dict[str, Any] = {"linear": HeadConfig, "custom": CustomConfig}
+FAMILY_PARTS: dict[str, str] = {  # kind -> module:class, imported when it is asked for
+    "moment-head": "moment:MomentHeadConfig",
+    "moment-patches": "moment:MomentPatchesConfig",
+    "patchtst": "patchtst:PatchTSTEmbedConfig",
+    "patchtst-forecast": "patchtst_heads:PatchTSTForecastConfig",
+    "patchtst-patches": "patchtst_heads:PatchTSTPatchesConfig",
+    "patchtst-regression": "patchtst_heads:PatchTSTRegressionConfig",
+    "patchtst-stream": "patchtst_heads:PatchTSTStreamConfig",
+}
+
+
+def part_class(kind: Any, known: dict[str, Any]) -> Any:
+    """The config class of a kind of front end or head; None where it is not known."""
+    if kind in known:
+        return known[kind]
+    if kind not in FAMILY_PARTS:
+        return None
+    module, name = FAMILY_PARTS[kind].split(":")
+    return getattr(import_module(f"tstlens.model.families.{module}"), name)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,6 +15,20 @@ from transformer_lens.hook_points import HookPoint
 from tstlens.errors import ArgumentError, HookError
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks")
+
+
+@dataclass(frozen=True)
+class Watched:
+    """What a codebook did in the last run.
+
+    Args:
+        snap: of ``tstlens.codebooks``: what it read, the k-hot vector and the output, in the graph.
+        keep: bool, one per activation, False at padding and where the codebook is bypassed; None
+            where all count.
+    """
+
+    snap: Any
+    keep: Tensor | None
 
 
 class Tapped(HookPoint):
@@ -62,10 +77,12 @@ class Splice(nn.Module):
         super().__init__()
         self.__dict__["dictionary"] = dictionary
         self.__dict__["replaced"] = replaced
-        self.__dict__["intercepts"] = True  # see listened_to
         self.reads, self.writes = reads, writes
         self.use_error_term, self.bypass, self.head = use_error_term, bypass, head
         self.listeners: list[Splice] = []
+        self.on = True
+        self.pos_mask: Tensor | None = None  # of the run that goes on, told by the model
+        self.watched: dict[str, Watched] | None = None
         self._taken: Tensor | None = None
         for name, child in dictionary.named_children():
             if isinstance(child, HookPoint):
@@ -74,14 +91,19 @@ class Splice(nn.Module):
             if not hasattr(self, name):
                 setattr(self, name, HookPoint())
 
+    def switch(self, on: bool) -> None:
+        """Let the dictionary replace the activation, or let the activation pass as it is."""
+        self.on = on
+        self.mark(on)
+
     def mark(self, spliced: bool) -> None:
         """Make fast paths that ask whether anybody listens count the dictionary as somebody."""
-        for point in self.children():
-            if isinstance(point, HookPoint):
-                if spliced:
-                    point.__dict__["intercepts"] = True
-                else:
-                    point.__dict__.pop("intercepts", None)
+        points = [point for point in self.children() if isinstance(point, HookPoint)]
+        for module in (self, *points):
+            if spliced:
+                module.__dict__["intercepts"] = True
+            else:
+                module.__dict__.pop("intercepts", None)
 
     def joins_heads(self, d_head: int) -> bool:
         """Whether a dictionary at q, k, v or z reads all heads as one vector."""
@@ -93,14 +115,14 @@ class Splice(nn.Module):
         self._taken = activation
 
     def forget(self) -> None:
-        """Forget what was read."""
-        self._taken = None
+        """Forget what a run has left here."""
+        self._taken = self.pos_mask = None
 
     def forward(self, activation: Tensor) -> Tensor:
         try:
-            replaced = self._reconstruct(activation)
+            replaced = self._reconstruct(activation) if self.on else activation
         finally:
-            self.forget()
+            self._taken = None
         for splice in self.listeners:
             splice.take(replaced)
         return replaced
@@ -108,13 +130,13 @@ class Splice(nn.Module):
     def _reconstruct(self, activation: Tensor) -> Tensor:
         original = activation if self.head is None else activation[..., self.head, :]
         given = self._input(original)
-        result = self._decode(given).to(original.dtype).view(original.shape)
         keep = self._bypassed(original)
+        result = self._decode(given, keep).to(original.dtype).view(original.shape)
         if self.use_error_term:
             with torch.no_grad():
                 clean = result
                 if any(listened_to_by_hooks(point) for point in self._points()):
-                    with self._without_hooks():
+                    with self._without_hooks(), self._unwatched():
                         clean = self._decode(given).to(original.dtype).view(original.shape)
                 error = original - clean
                 if keep is not None:
@@ -150,11 +172,28 @@ class Splice(nn.Module):
             f"{list(given.shape)}"
         )
 
-    def _decode(self, given: Tensor) -> Tensor:
+    def _decode(self, given: Tensor, bypassed: Tensor | None = None) -> Tensor:
         dictionary: Any = self.dictionary
+        trace = getattr(dictionary, "trace", None)
+        if trace is not None:  # a codebook, whose gradient needs what was encoded
+            snap = trace(given)
+            if self.watched is not None:
+                keep = self._kept(snap.given.shape[:-2], bypassed)
+                self.watched[self.reads] = Watched(snap, keep)
+            return snap.output
         decoded = dictionary.decode(dictionary.encode(given))
         skip = getattr(dictionary, "W_skip", None)  # of transcoders, whose decode leaves it out
         return decoded if skip is None else decoded + given @ skip.T
+
+    def _kept(self, places: torch.Size, bypassed: Tensor | None) -> Tensor | None:
+        """bool [row, pos, ...], False at padding and where the dictionary is bypassed."""
+        masks = [] if bypassed is None else [~bypassed.flatten(2)[..., 0]]
+        if self.pos_mask is not None and places[:2] == self.pos_mask.shape:
+            masks.append(self.pos_mask)
+        if not masks or len(places) < 2:
+            return None
+        keep = masks[0] if len(masks) == 1 else masks[0] & masks[1]
+        return keep.view(*keep.shape, *(1,) * (len(places) - 2)).expand(places)
 
     def _bypassed(self, original: Tensor) -> Tensor | None:
         """bool, broadcast over the activation, True at positions that keep it."""
@@ -174,6 +213,14 @@ class Splice(nn.Module):
 
     def _points(self) -> Iterator[HookPoint]:
         return (point for point in self.dictionary.modules() if isinstance(point, HookPoint))
+
+    @contextmanager
+    def _unwatched(self) -> Iterator[None]:
+        watched, self.watched = self.watched, None
+        try:
+            yield
+        finally:
+            self.watched = watched
 
     @contextmanager
     def _without_hooks(self) -> Iterator[None]:

@@ -12,7 +12,7 @@ Spliced dictionaries belong to ``model.splices``: ``to``, ``train``, ``parameter
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -24,28 +24,8 @@ from tstlens.errors import ArgumentError, HookError, UnknownHookError
 from tstlens.model.hooking import CheckedHooks
 from tstlens.model.norms import listened_to
 from tstlens.model.splice import Splice, Tapped
-
-_NO_FEATURE_AXIS = {  # last part of a hook name -> its axes
-    "hook_pattern": "[row, head, query, key]",
-    "hook_attn_scores": "[row, head, query, key]",
-    "hook_scale": "[row, pos, 1]",
-    "hook_series": "[batch, channel, time]",
-}
-_PER_HEAD = ("hook_q", "hook_k", "hook_v", "hook_z")
-_D_MLP = ("mlp.hook_pre", "mlp.hook_post")
-_D_MODEL = (
-    "hook_embed",
-    "hook_pos_embed",
-    "hook_resid_pre",
-    "hook_resid_mid",
-    "hook_resid_post",
-    "hook_normalized_resid_post",
-    "hook_attn_out",
-    "hook_mlp_in",
-    "hook_mlp_out",
-    "hook_normalized",
-    "hook_result",
-)
+from tstlens.model.splice_places import check_width, require_features
+from tstlens.model.state import TrunkState
 
 
 class SplicedDictionaries(CheckedHooks):
@@ -184,11 +164,8 @@ class SplicedDictionaries(CheckedHooks):
         Args:
             act_names: the hook points that they read; None for all.
         """
-        names = [act_names] if isinstance(act_names, str) else act_names
-        for name in list(self._spliced) if names is None else names:
-            if name not in self._spliced:
-                raise UnknownHookError(name, self._spliced, "Nothing that reads it is spliced in")
-            self._take_out(name)
+        for splice in self._splices_at(act_names):
+            self._take_out(splice.reads)
 
     @contextmanager
     def saes(
@@ -276,11 +253,7 @@ class SplicedDictionaries(CheckedHooks):
 
     def require_features(self, name: str) -> None:
         """Raise :class:`HookError` unless a hook point's last axis holds features."""
-        axes = _NO_FEATURE_AXIS.get(name.rsplit(".", 1)[-1])
-        if axes is None and name.startswith("embed.stages."):
-            axes = "[batch, channel, time]"
-        if axes is not None:
-            raise HookError(f"{name} {axes} has no feature axis for a dictionary to read")
+        require_features(name)
 
     def why_silent(self, name: str) -> str | None:
         """Why a hook point cannot fire as the model is set, or None if it can."""
@@ -290,6 +263,8 @@ class SplicedDictionaries(CheckedHooks):
         for splice in self._spliced.values():
             if not name.startswith(splice.writes + "."):
                 continue
+            if not splice.on:
+                return f"{name} is silent while snapping is off: model.set_snapping(True)"
             leaf = name.removeprefix(splice.writes + ".")
             if leaf == "hook_sae_error" and not splice.use_error_term:
                 return f"{name} only fires with use_error_term=True"
@@ -298,6 +273,50 @@ class SplicedDictionaries(CheckedHooks):
             ):
                 return f"{name} never fires: this kind of dictionary has no such activation"
         return None
+
+    def set_snapping(self, on: bool, hooks: str | Sequence[str] | None = None) -> None:
+        """Switch spliced dictionaries on or off without taking them out.
+
+        Off, the model computes what it does without them, bit for bit.
+
+        Args:
+            on: whether activations are replaced.
+            hooks: the hook points that they read; None for all.
+
+        Raises:
+            UnknownHookError: nothing that reads one of these is spliced in.
+        """
+        for splice in self._splices_at(hooks):
+            splice.switch(on)
+        self._rewire()
+
+    @contextmanager
+    def snapping(self, on: bool, hooks: str | Sequence[str] | None = None) -> Iterator[Any]:
+        """As :meth:`set_snapping`, for a while.
+
+        Example:
+            ``with model.snapping(False): model(series)``
+        """
+        before = [(splice, splice.on) for splice in self._splices_at(hooks)]
+        try:
+            self.set_snapping(on, hooks)
+            yield self
+        finally:
+            for splice, was in before:
+                splice.switch(was)
+            self._rewire()
+
+    def _splices_at(self, hooks: str | Sequence[str] | None) -> list[Splice]:
+        names = [hooks] if isinstance(hooks, str) else hooks
+        for name in names or ():
+            if name not in self._spliced:
+                raise UnknownHookError(name, self._spliced, "Nothing that reads it is spliced in")
+        return [self._spliced[name] for name in (self._spliced if names is None else names)]
+
+    def _tell_padding(self, state: TrunkState) -> None:
+        """Let spliced dictionaries know which positions of this run hold padding."""
+        for splice in self._spliced.values():
+            splice.pos_mask = state.pos_mask
 
     def save_spliced(self, folder: Path) -> None:
         """Write every spliced dictionary to ``folder/saes/<hook point it reads>``."""
@@ -334,31 +353,9 @@ class SplicedDictionaries(CheckedHooks):
                 f"model.reset_hooks(), or splice first and hook {out}.hook_sae_input"
             )
         cfg = getattr(dictionary, "cfg", None)
-        d_in = getattr(cfg, "d_in", None)
-        self._check_width("d_in", d_in, name, head)
+        check_width(self.cfg, cfg, name, head)
         if out != name:
-            self._check_width("d_out", getattr(cfg, "d_out", d_in), out, head)
-
-    def _check_width(self, what: str, width: int | None, name: str, head: int | None) -> None:
-        self.require_features(name)
-        leaf = name.rsplit(".", 1)[-1]
-        if head is not None and leaf not in (*_PER_HEAD, "hook_result"):
-            raise ArgumentError(f"head={head} was given, but {name} has no heads")
-        fitting: Mapping[int, str] = {}
-        if leaf in _PER_HEAD:
-            d_head, n_heads = int(self.cfg.d_head), int(self.cfg.n_heads)
-            fitting = {d_head: f"d_head={d_head}"}
-            if head is None:
-                fitting = {**fitting, d_head * n_heads: f"all heads={d_head * n_heads}"}
-        elif name.endswith(_D_MLP):
-            fitting = {self.cfg.d_mlp: f"d_mlp={self.cfg.d_mlp}"}
-        elif leaf in _D_MODEL:
-            fitting = {self.cfg.d_model: f"d_model={self.cfg.d_model}"}
-        if fitting and width is not None and width not in fitting:
-            raise ArgumentError(
-                f"expected a dictionary of width {' or '.join(fitting.values())} at {name}, got "
-                f"{what}={width}; was it trained on another model or hook point?"
-            )
+            check_width(self.cfg, cfg, out, head, out=True)
 
     def _written(self) -> set[str]:
         return {splice.writes for splice in self._spliced.values()}
@@ -366,7 +363,7 @@ class SplicedDictionaries(CheckedHooks):
     def _put_in(self, splice: Splice) -> None:
         self._spliced[splice.reads] = splice
         self.splices[splice.reads.replace(".", "/")] = splice.dictionary
-        splice.mark(True)
+        splice.switch(splice.on)
         self._set(splice.writes, splice)
         self._rewire()
 
@@ -403,7 +400,7 @@ class SplicedDictionaries(CheckedHooks):
                 module.__class__ = HookPoint  # type: ignore[assignment]
                 del module.__dict__["listeners"], module.__dict__["intercepts"]
         for splice in self._spliced.values():
-            if splice.reads == splice.writes:
+            if splice.reads == splice.writes or not splice.on:
                 continue
             source: Any = self.get_submodule(splice.reads)
             if isinstance(source, HookPoint):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -18,17 +19,53 @@ class TrunkState:
         pos_mask: bool [row, pos], False at positions that hold padding; None when all are observed.
         n_series_channels: rows per series: the channel count where every channel goes through the
             trunk by itself, else 1. Rows are series-major.
+        statistics: what the front end took out of each row and the head puts back, such as
+            ``"loc"`` and ``"scale"``, each [row, ...].
+        positions: int [row, pos], the place of each position for rotary embeddings; None counts
+            from 0.
+        score_bias: what is added to every layer's attention scores, [1 or row, head, query, key].
+        previous_scores: attention scores of the layer before the first one that runs, [row, head,
+            query, key], for models whose layers hand their scores on.
+        encoded: what a decoder's cross attention reads, [row, key, d_model].
+        encoded_mask: bool [row, key], False where ``encoded`` holds padding.
     """
 
     pos_mask: PosMask | None = None
     n_series_channels: int = 1
+    statistics: Mapping[str, Tensor] = field(default_factory=dict)
+    positions: Tensor | None = None
+    score_bias: Tensor | None = None
+    previous_scores: Tensor | None = None
+    encoded: Tensor | None = None
+    encoded_mask: Tensor | None = None
+    handed_on: list[Tensor] | None = field(default=None, compare=False)
 
     def rows(self, index: Tensor) -> TrunkState:
         """The state of the series at ``index`` (an integer tensor), repeats allowed."""
-        if self.pos_mask is None:
-            return self
-        grouped = self.pos_mask.unflatten(0, (-1, self.n_series_channels))
-        return replace(self, pos_mask=grouped[index].flatten(0, 1))
+        return replace(
+            self,
+            pos_mask=self._rows(self.pos_mask, index),
+            statistics={name: self._rows(x, index) for name, x in self.statistics.items()},
+            positions=self._rows(self.positions, index),
+            score_bias=self._shared_rows(self.score_bias, index),
+            previous_scores=self._rows(self.previous_scores, index),
+            encoded=self._rows(self.encoded, index),
+            encoded_mask=self._rows(self.encoded_mask, index),
+            handed_on=None,
+        )
+
+    def _rows(self, x: Tensor | None, index: Tensor) -> Tensor | None:
+        if x is None:
+            return None
+        return x.unflatten(0, (-1, self.n_series_channels))[index].flatten(0, 1)
+
+    def _shared_rows(self, x: Tensor | None, index: Tensor) -> Tensor | None:
+        return x if x is None or len(x) == 1 else self._rows(x, index)
+
+    def handing_on(self) -> TrunkState:
+        """A state whose layers hand their attention scores on, starting from what came before."""
+        before = [] if self.previous_scores is None else [self.previous_scores]
+        return replace(self, handed_on=before)
 
     @property
     def key_mask(self) -> Tensor | None:

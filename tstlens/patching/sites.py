@@ -10,6 +10,10 @@ through the trunk by itself):
 | attn_out, mlp_out, mlp_pre, mlp_post, embed, pos_embed     |                      |
 | q, k, v, z, result                                         | pos, head, feature   |
 | pattern, attn_scores                                       | head, query, key     |
+| channel_z, cross_z and so on, of blocks with a second      | as without the       |
+| attention; resid_mid_channel, resid_mid_cross              | prefix               |
+| channel_pattern, channel_attn_scores (query and key are    | pos, head, query,    |
+| channels)                                                  | key                  |
 | series                                                     | channel, time        |
 | pooled                                                     | feature              |
 | a spliced dictionary's ``….hook_sae_acts_post`` and so on  | pos, (head), feature |
@@ -40,6 +44,7 @@ _LEAVES = {  # last part of a hook name -> axes
     "hook_resid_post": _PER_POS,
     "hook_normalized_resid_post": _PER_POS,
     "hook_attn_out": _PER_POS,
+    "hook_attn_mlp_sum": _PER_POS,
     "hook_mlp_in": _PER_POS,
     "hook_mlp_out": _PER_POS,
     "hook_embed": _PER_POS,
@@ -58,8 +63,20 @@ _LEAVES = {  # last part of a hook name -> axes
     "hook_v_input": _PER_HEAD,
     "hook_pattern": _PER_QUERY,
     "hook_attn_scores": _PER_QUERY,
+    "channel_attn.hook_pattern": ("pos", *_PER_QUERY),
+    "channel_attn.hook_attn_scores": ("pos", *_PER_QUERY),
+    "hook_channel_attn_out": _PER_POS,
+    "hook_cross_attn_out": _PER_POS,
+    "hook_resid_mid_channel": _PER_POS,
+    "hook_resid_mid_cross": _PER_POS,
+    "mlp.hook_pre_linear": _PER_POS,
     "hook_series": ("channel", "time"),
     "hook_pooled": ("feature",),
+    "embed.hook_loc": ("channel", "feature"),
+    "embed.hook_scale": ("channel", "feature"),
+    "embed.hook_scaled": ("channel", "time"),
+    "embed.hook_patches": ("channel", *_PER_POS),
+    "head.hook_scaled": ("channel", "time"),
 }
 _TEMPLATES = {
     "series": "hook_series",
@@ -80,6 +97,15 @@ _TEMPLATES = {
     **{
         name: f"blocks.{{layer}}.attn.hook_{name}"
         for name in ("q", "k", "v", "z", "result", "pattern", "attn_scores")
+    },
+    **{
+        f"{which}_{name}": f"blocks.{{layer}}.{which}_attn.hook_{name}"
+        for which in ("channel", "cross")
+        for name in ("q", "k", "v", "z", "result", "pattern", "attn_scores")
+    },
+    **{
+        name: f"blocks.{{layer}}.hook_{name}"
+        for name in ("channel_attn_out", "cross_attn_out", "resid_mid_channel", "resid_mid_cross")
     },
     "mlp_pre": "blocks.{layer}.mlp.hook_pre",
     "mlp_post": "blocks.{layer}.mlp.hook_post",
@@ -196,7 +222,9 @@ def locate(model: HookedTST, site: Site) -> Place:
     name = template.format(layer=layer or 0)
     axes = _axes_of(name) if ".hook_sae_" not in name else _axes_of_spliced(model, name)
     channels = 1
-    if model.cfg.channel_independent and axes and template != "hook_series":
+    mixes_channels = "channel_attn" in template and "query" in axes
+    by_itself = "channel" in axes  # an activation that has its channels as an axis
+    if model.cfg.channel_independent and axes and not by_itself and not mixes_channels:
         channels = model.cfg.n_channels or 1
         axes = ("channel", *axes)
     place = Place(template, axes, layer, channels)
@@ -258,7 +286,7 @@ def axis_of(place: Place, axis: str) -> str:
     axis = AXIS_ALIASES.get(axis, axis)
     if axis == "slice":
         return "feature"
-    return "query" if axis == "pos" and "query" in place.axes else axis
+    return "query" if axis == "pos" and "pos" not in place.axes and "query" in place.axes else axis
 
 
 def chosen(selection: Index, size: int, axis: str) -> Tensor:

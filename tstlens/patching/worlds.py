@@ -10,7 +10,7 @@ and goes on from block l + 1. Worlds run in chunks that fit in memory. The seria
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -32,6 +32,8 @@ _BESIDE = {  # what a world that enters a block after attention needs beside the
     "hook_resid_post": None,
     "hook_normalized_resid_post": None,
 }
+
+_SCORES = "attn.hook_attn_scores"
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,11 @@ class CorruptedRun:
         """Series in this run."""
         return len(self.series)
 
+    def state_entering(self, layer: int | None) -> TrunkState:
+        """The state that belongs to the stream that enters a layer."""
+        scores = None if not layer else self.acts.get(f"blocks.{layer - 1}.{_SCORES}")
+        return self.state if scores is None else replace(self.state, previous_scores=scores)
+
     def entering(self, layer: int) -> Tensor:
         """The residual stream that enters a layer, [row, pos, d_model]."""
         return self.acts.get(f"blocks.{layer}.hook_resid_pre", self.final)
@@ -78,6 +85,8 @@ def run_corrupted(
             names.add(place.hook_name(None))
             continue
         names |= {place.hook_name(layer), f"blocks.{layer}.hook_resid_pre"}
+        if model.cfg.residual_attention:
+            names |= {f"blocks.{before}.{_SCORES}" for before in (layer - 1, layer) if before >= 0}
         if layer + 1 < model.cfg.n_layers:
             names.add(f"blocks.{layer + 1}.hook_resid_pre")
         beside = _BESIDE.get(place.kind)
@@ -127,16 +136,20 @@ def run_worlds(
     """
     kind = place.kind
     undisturbed = not any(listened_to(point) for point in model.hook_points())
-    enters_late = layer is not None and kind in _BESIDE and undisturbed
+    by_itself = model.cfg.second_attention == "none" and not (
+        model.cfg.gated_mlp and kind == "mlp.hook_pre"
+    )
+    enters_late = layer is not None and kind in _BESIDE and undisturbed and by_itself
     for start in range(0, grid.n_worlds, worlds_per_chunk):
         worlds = slice(start, min(start + worlds_per_chunk, grid.n_worlds))
         n_worlds = worlds.stop - worlds.start
         series_of_row = torch.arange(run.n_pairs, device=run.final.device).repeat(n_worlds)
-        state = run.state.rows(series_of_row)
         if enters_late and layer is not None:
             residual = _leave_block(model, run, place, layer, grid, source, worlds)
+            state = run.state_entering(layer + 1).rows(series_of_row)
             output = model(residual, start_at_layer=layer + 1, state=state)
         else:
+            state = run.state_entering(layer).rows(series_of_row)
             output = _run_hooked(model, run, place, layer, grid, source, worlds, state)
         yield output.unflatten(0, (n_worlds, run.n_pairs))
 
@@ -233,13 +246,13 @@ def finish_block(block: Block, kind: str, patched: Tensor, beside: Tensor | None
     if beside is None:
         return patched
     if kind == "attn.hook_z":
-        return block.add_attention(beside, block.attn.write(patched))
+        return block.add_attention(beside, block.write_attention(patched))
     if kind == "hook_attn_out":
         return block.add_attention(beside, patched)
     if kind == "mlp.hook_pre":
         patched = block.mlp.act(patched)
     if kind != "hook_mlp_out":
-        patched = block.mlp.write(patched)
+        patched = block.write_mlp(patched)
     return block.add_mlp_out(block.read_mid(beside)[0], patched)
 
 

@@ -20,6 +20,7 @@ except ImportError as error:
 if TYPE_CHECKING:
     from tstlens.saes.configs import architectures, training_config
     from tstlens.saes.controls import neuron_dictionary, random_dictionary
+    from tstlens.saes.graph import FeatureGraph, feature_graph
     from tstlens.saes.loading import from_linear, list_saes, load
     from tstlens.saes.planted import Recovery, recovery
     from tstlens.saes.reading import ablate_latent, compare, features, steer_latent
@@ -31,12 +32,14 @@ if TYPE_CHECKING:
 __all__ = [
     "ActivationStream",
     "DictionaryScore",
+    "FeatureGraph",
     "Recovery",
     "Scores",
     "TensorStream",
     "ablate_latent",
     "architectures",
     "compare",
+    "feature_graph",
     "features",
     "fit",
     "from_linear",
@@ -54,12 +57,14 @@ __all__ = [
 _HOME = {
     "ActivationStream": "stream",
     "DictionaryScore": "scoring",
+    "FeatureGraph": "graph",
     "Recovery": "planted",
     "Scores": "scoring",
     "TensorStream": "tensor_stream",
     "ablate_latent": "reading",
     "architectures": "configs",
     "compare": "reading",
+    "feature_graph": "graph",
     "features": "reading",
     "fit": "training",
     "from_linear": "loading",

@@ -88,8 +88,7 @@ class ActivationStream:
         self.memory_mb, self.progress = memory_mb, progress
         self.shard_mb = shard_mb or max(1.0, min(32.0, memory_mb / 8))
         self.cache = None if cache is None else Path(cache)
-        n_pos = model.n_pos(self.rows.series.shape[2]) or 32
-        self.series_per_pass = series_per_pass or max(1, min(len(self.rows), 8192 // n_pos))
+        self.series_per_pass = series_per_pass or self._series_per_pass()
         self.last_places: Tensor | None = None
         self.batches_drawn = 0
         self._held: _Chunk | None = None
@@ -197,6 +196,14 @@ class ActivationStream:
     def _group(self, shards: Shards, group: list[int]) -> tuple[int, Callable[[], _Chunk]]:
         n_rows = sum(shards.rows[number] for number in group)
         return n_rows, lambda: shards.read(group, self._checked)
+
+    def _series_per_pass(self) -> int:
+        """Series with about 8,192 positions, whose activations take an eighth of the memory."""
+        if not len(self.rows):
+            return 1
+        one = self.rows(torch.arange(1))
+        by_memory = int(self.memory_mb * 2**20 / 8 / max(_bytes(one), 1))
+        return max(1, min(len(self.rows), 8192 // max(len(one[1]), 1), by_memory))
 
     def _prepare(self) -> None:
         """Decide where activations are kept, by the size of the first pass."""

@@ -6,20 +6,36 @@ from tstlens.training.augment import Augment
 from tstlens.training.conv_tst import ConvTST, ConvTSTConfig
 from tstlens.training.evaluation import Evaluation, evaluate
 from tstlens.training.loop import TrainingResult, train
+from tstlens.training.planted import (
+    PLANTED_RECIPES,
+    NextPatchHead,
+    NextPatchScore,
+    PlantedRecipe,
+    fit_next_patch,
+    fit_planted,
+    score_next_patch,
+)
 from tstlens.training.recipes import RECIPES, Recipe, cross_validate, fit_recipe
 from tstlens.training.split import stratified_folds, stratified_split
 
 __all__ = [
+    "PLANTED_RECIPES",
     "RECIPES",
     "Augment",
     "ConvTST",
     "ConvTSTConfig",
     "Evaluation",
+    "NextPatchHead",
+    "NextPatchScore",
+    "PlantedRecipe",
     "Recipe",
     "TrainingResult",
     "cross_validate",
     "evaluate",
+    "fit_next_patch",
+    "fit_planted",
     "fit_recipe",
+    "score_next_patch",
     "stratified_folds",
     "stratified_split",
     "train",

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
-from scipy.stats import false_discovery_control, t
+from scipy.stats import false_discovery_control
 
+from tstlens.data.correlation import clustered_correlation
 from tstlens.errors import ArgumentError
 from tstlens.saes.reading.activity import Activity
 from tstlens.saes.reading.window_properties import WindowProperties
@@ -115,33 +116,14 @@ def correlations(
 ) -> tuple[Float[np.ndarray, "latent property"], Float[np.ndarray, "latent property"]]:
     """Pearson r over the observed positions of some series, and p with series as the unit."""
     weight = properties.weight[series]  # [series, slot]
-    count = max(weight.sum(), 1)
-    standard = properties.values[series] * weight[:, :, None]
-    mean = standard.sum((0, 1)) / count
-    standard = (properties.values[series] - mean) * weight[:, :, None]
-    spread = np.sqrt((standard**2).sum((0, 1)) / count)
-    # Rounding leaves a constant property a spread of about (eps * mean), not 0.
-    constant = spread <= 1e-9 * np.maximum(np.abs(mean), 1e-30)
-    standard /= np.where(constant, np.inf, spread)
+    standard = properties.values[series]
     slots = weight.shape[1]
     rows = (series[:, None] * slots + np.arange(slots)).ravel()
     by_row = activity.values.tocsr()[rows].tocsc()
-    shape = activity.n_latents, len(properties.names)
-    r, p = np.full(shape, np.nan), np.full(shape, np.nan)
+    parts = []
     for start in range(0, activity.n_latents, chunk):
         part = by_row[:, start : start + chunk].toarray().astype(float)
         part = part.reshape(len(series), slots, -1)
-        middle = part.sum((0, 1)) / count
-        part = (part - middle) * weight[:, :, None]
-        size = np.sqrt((part**2).sum((0, 1)) / count)
-        alive = size > 1e-9 * np.maximum(np.abs(middle), 1e-30)
-        sums = np.matmul(part.transpose(0, 2, 1), standard)  # [series, latent, property]
-        found = sums.sum(0) / count / np.where(alive, size, np.inf)[:, None]
-        freedom = max(len(series) - 1, 1)
-        noise = sums.std(0) * np.sqrt(len(series) / freedom)  # of one series' sum
-        statistic = sums.mean(0) * np.sqrt(len(series)) / np.where(noise > 0, noise, np.inf)
-        valid = alive[:, None] & ~constant[None]
-        at = slice(start, start + chunk)
-        r[at] = np.where(valid, np.clip(found, -1, 1), np.nan)
-        p[at] = np.where(valid, 2 * t.sf(np.abs(statistic), freedom), np.nan)
+        parts.append(clustered_correlation(part, standard, weight))
+    r, p = (np.concatenate(part) for part in zip(*parts, strict=True))
     return r, p

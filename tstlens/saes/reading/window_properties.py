@@ -1,4 +1,4 @@
-"""Properties of a window that a person can name: level, slope, variance, frequencies, place."""
+"""Properties of the window of every latent's slot: level, slope, variance, frequencies, place."""
 
 from __future__ import annotations
 
@@ -8,12 +8,10 @@ import numpy as np
 from jaxtyping import Float
 
 from tstlens.data import TimeSeriesData
+from tstlens.data.window_properties import widened
+from tstlens.data.window_properties import window_properties as properties_of_windows
 from tstlens.saes.reading.activity import Activity
 from tstlens.saes.reading.windows import Spans
-
-SHORTEST = 8  # samples; narrower spans are widened, since one sample has neither slope nor spectrum
-BANDS = (("low", 0.0, 1 / 6), ("middle", 1 / 6, 1 / 3), ("high", 1 / 3, 0.5))  # cycles per sample
-MOST_CHANNELS = 32  # each with its own properties; beyond, the mean over channels only
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,68 +34,11 @@ class WindowProperties:
 def window_properties(data: TimeSeriesData, activity: Activity, spans: Spans) -> WindowProperties:
     """Level, slope, variance, power in three frequency bands and place of every window.
 
-    Level is the mean, slope the least-squares slope per sample, variance the mean squared
-    deviation, and the three bands (thirds of the frequencies up to half a cycle per sample) add
-    up to the variance. Padded samples take no part. For models that mix channels there is one set
-    per channel (up to 32 channels) and one for the mean over channels; for models that read each
-    channel by itself there is the channel's own, and one indicator per channel.
+    See :func:`tstlens.data.window_properties.window_properties`. For models that mix channels
+    there is one set per channel (up to 32 channels) and one for the mean over channels; for models
+    that read each channel by itself there is the channel's own, and one indicator per channel.
     """
-    spans = widened(spans, data.n_time)
-    series = data.series.double().cpu().numpy()
-    seen = np.ones((len(data), data.n_time)) if data.mask is None else data.mask.cpu().numpy()
-    by_pos = [
-        _of_window(series[:, :, a:b], seen[:, a:b].astype(float)) for a, b in spans
-    ]  # each [series, channel, kind]
-    kinds = np.stack(by_pos, axis=2)  # [series, channel, pos, kind]
-    n_series, n_channels, n_pos, n_kinds = kinds.shape
-    labels = ["level", "slope", "variance", *(f"{name} frequencies" for name, _, _ in BANDS)]
-    place = np.broadcast_to(np.linspace(0, 1, n_pos)[None, :, None], (n_series, n_pos, 1))
-    if activity.n_channels > 1:
-        values = kinds.reshape(n_series, n_channels * n_pos, n_kinds)
-        one_hot = np.repeat(np.eye(n_channels), n_pos, axis=0)[None]
-        one_hot = np.broadcast_to(one_hot, (n_series, n_channels * n_pos, n_channels))
-        values = np.concatenate([values, np.tile(place, (1, n_channels, 1)), one_hot], 2)
-        names = [*labels, "position", *(f"channel {index}" for index in range(n_channels))]
-    else:
-        mean = kinds.mean(1)
-        parts, names = [mean], labels
-        if n_channels > 1:
-            names = [f"{label}, mean of channels" for label in labels]
-            if n_channels <= MOST_CHANNELS:
-                parts += [kinds[:, channel] for channel in range(n_channels)]
-                names += [f"{kind}, channel {c}" for c in range(n_channels) for kind in labels]
-        values = np.concatenate([*parts, place], 2)
-        names = [*names, "position"]
-    weight = activity.observed.reshape(n_series, -1).astype(float)
-    return WindowProperties(values, tuple(names), weight, max(b - a for a, b in spans))
-
-
-def widened(spans: Spans, n_time: int, shortest: int = SHORTEST) -> Spans:
-    """Spans of at least ``shortest`` samples around the same centre, cut at the series' ends."""
-    found = []
-    for first, last in spans:
-        missing = max(shortest - (last - first), 0)
-        first, last = first - missing // 2, last + missing - missing // 2
-        found.append((max(first, 0), min(last, n_time)))
-    return tuple(found)
-
-
-def _of_window(
-    values: Float[np.ndarray, "series channel sample"], seen: Float[np.ndarray, "series sample"]
-) -> Float[np.ndarray, "series channel kind"]:
-    weight = seen[:, None]
-    total = np.maximum(weight.sum(2), 1)  # [series, 1]
-    level = (values * weight).sum(2) / total
-    rest = (values - level[:, :, None]) * weight
-    time = np.arange(values.shape[2], dtype=float)
-    time = (time - (time * weight).sum(2, keepdims=True) / total[:, :, None]) * weight
-    squares = (time**2).sum(2)
-    slope = (rest * time).sum(2) / np.where(squares > 0, squares, 1)
-    variance = (rest**2).sum(2) / total
-    power = np.abs(np.fft.fft(rest, axis=2)) ** 2 / (values.shape[2] * total[:, :, None])
-    frequency = np.abs(np.fft.fftfreq(values.shape[2]))
-    bands = [
-        power[:, :, (frequency > low if low else frequency >= 0) & (frequency <= high)].sum(2)
-        for _, low, high in BANDS
-    ]
-    return np.stack([level, slope, variance, *bands], axis=2)
+    values, names = properties_of_windows(data, spans, per_channel=activity.n_channels > 1)
+    weight = activity.observed.reshape(activity.n_series, -1).astype(float)
+    length = max(b - a for a, b in widened(spans, data.n_time))
+    return WindowProperties(values, names, weight, length)

@@ -1,0 +1,52 @@
+"""Codebooks: an activation snapped to a few entries of a table, to search and to force.
+
+Needs sae-lens, of which a codebook is one more architecture, registered as ``"codebook"`` when
+this package is imported. Splicing, forcing and banning belong to the model (``add_codebook``,
+``force_codes`` …). In a process that has not imported ``tstlens.codebooks`` sae-lens' own
+``SAE.load_from_disk`` fails with ``KeyError: 'codebook'``, as for any architecture it does not
+know.
+
+Source: Tamkin, Taufeeque, Goodman 2023 (arXiv 2310.17230).
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+try:
+    import sae_lens  # noqa: F401
+except ImportError as error:
+    raise ImportError(
+        "tstlens.codebooks needs sae-lens: pip install 'tstlens[saes]' (it asks for "
+        "TransformerLens below 4)"
+    ) from error
+
+from tstlens.codebooks.codebook import Codebook, Snap
+from tstlens.codebooks.config import CodebookConfig
+
+if TYPE_CHECKING:
+    pass
+
+__all__ = [
+    "Codebook",
+    "CodebookConfig",
+    "Snap",
+]
+
+_HOME: dict[str, str] = {}
+
+# Hidden from type checkers, which would take it to mean that every name exists.
+if not TYPE_CHECKING:
+
+    def __getattr__(name: str) -> object:
+        """Import what ``name`` stands for, once: the result is kept as an ordinary attribute."""
+        if name not in _HOME:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        value = getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+        globals()[name] = value
+        return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

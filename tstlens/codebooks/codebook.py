@@ -1,0 +1,362 @@
+"""The codebook: each activation becomes the sum of the k entries of a table most like it.
+
+The encoder is a lookup and gives a k-hot vector, the decoder is the table, so a codebook is a
+dictionary as an SAE is, with sae-lens' hook points and file format. Choosing codes has no
+derivative; what goes backward is
+
+- to what lies upstream: the gradient at the output, as it is (straight through);
+- to the k-hot vector: the gradient of the sum of codes;
+- to the similarities: that of the k-hot vector (straight through), which goes no further;
+- to the table: what ``cfg.gradient`` says.
+
+What can mislead: with ``normalize`` a position's mean and scale pass the codebook by; and codes
+are not comparable across tables, nor across seeds.
+
+Source: Tamkin, Taufeeque, Goodman 2023 (arXiv 2310.17230); straight through: Bengio et al. 2013
+(arXiv 1308.3432).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from sae_lens import SAE
+from sae_lens.registry import SAE_CLASS_REGISTRY, register_sae_class
+from torch import Tensor, nn
+from torch.nn.functional import mse_loss, normalize
+
+from tstlens.codebooks.config import CodebookConfig
+from tstlens.errors import ArgumentError, SeriesShapeError
+
+_EPS = 1e-5  # of the inner norm, as torch's LayerNorm
+
+
+@dataclass(frozen=True)
+class Snap:
+    """What happened to activations on their way through a codebook; all in the graph.
+
+    Args:
+        given: the activations as the table sees them (normalised where it asks for that).
+        similarities: of every code, as hooks left them.
+        acts: the k-hot vector, as hooks left it.
+        output: what stands for the activations, in their own units.
+    """
+
+    given: Float[Tensor, "*place group d_group"]
+    similarities: Float[Tensor, "*place latent"]
+    acts: Float[Tensor, "*place latent"]
+    output: Float[Tensor, "*place d_in"]
+
+
+class _KHot(torch.autograd.Function):
+    """The k largest of the last axis as ones; backward, the identity."""
+
+    @staticmethod
+    def forward(ctx: Any, similarities: Tensor, k: int) -> Tensor:
+        chosen = similarities.topk(k, dim=-1).indices
+        return torch.zeros_like(similarities).scatter_(-1, chosen, 1.0)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
+        return gradients[0], None
+
+
+class Codebook(SAE[CodebookConfig]):
+    """A table of codes per group, and the lookup that snaps activations to them.
+
+    Activations [..., d_in] become k-hot [..., n_groups * n_codes], group by group, and the sum of
+    the active codes [..., d_in]. ``table`` [group, code, d_group] is the one parameter.
+
+    Args:
+        cfg: sizes and options.
+        use_error_term: for sae-lens; give it to ``model.add_codebook`` instead.
+
+    Example:
+        >>> import torch
+        >>> from tstlens.codebooks import Codebook, CodebookConfig
+        >>> codebook = Codebook(CodebookConfig(d_in=8, n_codes=16, k=2, n_groups=2))
+        >>> acts = codebook.encode(torch.randn(4, 10, 8))
+        >>> acts.shape, codebook.ids(acts).shape, codebook.decode(acts).shape
+        (torch.Size([4, 10, 32]), torch.Size([4, 10, 2, 2]), torch.Size([4, 10, 8]))
+    """
+
+    table: nn.Parameter
+
+    def __init__(self, cfg: CodebookConfig, use_error_term: bool = False) -> None:
+        if not cfg.d_in or not cfg.n_groups:
+            raise ArgumentError(
+                f"expected a config with a width and groups, got d_in={cfg.d_in}, "
+                f"n_groups={cfg.n_groups}; 0 asks the hook point: model.add_codebooks(config, "
+                "hooks=[...])"
+            )
+        super().__init__(cfg, use_error_term)
+        self._statistics: tuple[Tensor, Tensor] | None = None
+
+    @property
+    def n_codes(self) -> int:
+        """Codes per group."""
+        return self.cfg.n_codes
+
+    @property
+    def n_groups(self) -> int:
+        """Groups, each with a table of its own."""
+        return self.cfg.n_groups
+
+    @property
+    def k(self) -> int:
+        """Codes that are active at once in each group."""
+        return self.cfg.k
+
+    @property
+    def W_dec(self) -> Tensor:  # type: ignore[override]
+        """The table as sae-lens' decoder [group * code, d_in], zero outside a group's own run."""
+        return self.table[0] if self.n_groups == 1 else torch.block_diag(*self.table)
+
+    def initialize_weights(self) -> None:
+        """Normal entries such that k of them add up to unit variance; see :meth:`sample`."""
+        cfg = self.cfg
+        generator = torch.Generator().manual_seed(cfg.seed)
+        table = torch.randn(cfg.n_groups, cfg.n_codes, cfg.d_group, generator=generator)
+        self.table = nn.Parameter((table / cfg.k).to(self.device, self.dtype))
+
+    def get_activation_fn(self) -> Any:
+        """None to speak of: codes are active or not."""
+        return nn.Identity()
+
+    @torch.no_grad()
+    def sample(self, activations: Float[Tensor, "... d_in"], seed: int = 0) -> Codebook:
+        """Make the table of activations drawn without replacement, each over k; in place.
+
+        Args:
+            activations: of observed positions only.
+            seed: the same seed draws the same.
+
+        Raises:
+            ArgumentError: fewer activations than codes.
+        """
+        rows = self._parts(activations.reshape(-1, activations.shape[-1]))[0]  # [row, group, d]
+        if len(rows) < self.n_codes:
+            raise ArgumentError(
+                f"expected at least n_codes={self.n_codes} activations to draw from, got "
+                f"{len(rows)}; give more series or fewer codes"
+            )
+        generator = torch.Generator().manual_seed(seed)
+        for group in range(self.n_groups):
+            drawn = torch.randperm(len(rows), generator=generator)[: self.n_codes]
+            self.table[group] = rows[drawn.to(rows.device), group] / self.k
+        return self
+
+    @torch.no_grad()
+    def set_k(self, k: int) -> Codebook:
+        """Change how many codes are active; the table is scaled so that their sum is as before."""
+        if not 1 <= k <= self.n_codes:
+            raise ArgumentError(f"expected k in 1..{self.n_codes}, got {k}")
+        self.table.mul_(self.k / k)
+        self.cfg.k = k
+        return self
+
+    def similarities(
+        self, given: Float[Tensor, "*place group d_group"]
+    ) -> Float[Tensor, "*place group code"]:
+        """How like every code of its group an activation is, in the config's sense.
+
+        Args:
+            given: as :class:`Snap` has it.
+        """
+        table, kind = self.table, self.cfg.similarity
+        if kind == "cosine":
+            given, table = normalize(given, dim=-1), normalize(table, dim=-1)
+        if kind != "euclidean":
+            return torch.einsum("...gd,gcd->...gc", given, table)
+        middle = self.k * table.mean(1)  # nearer to zero, distances lose fewer digits
+        given, table = given - middle, self.k * table - middle[:, None]
+        inner = torch.einsum("...gd,gcd->...gc", given, table)
+        return 2 * inner - given.pow(2).sum(-1, keepdim=True) - table.pow(2).sum(-1)
+
+    def trace(self, x: Float[Tensor, "... d_in"]) -> Snap:
+        """Activations through the codebook, hooks and all, with what happened on the way."""
+        with torch.autocast(x.device.type, enabled=False):  # codes as in full precision
+            x = self._checked(self.hook_sae_input(x.to(self.dtype)))
+            given, mean, scale = self._parts(x)
+            similarities, acts = self._look_up(given)
+            output = self._sum(acts, mean, scale)
+            return Snap(given, similarities, acts, output + (x - x.detach()))
+
+    def snap(self, x: Float[Tensor, "... d_in"]) -> Float[Tensor, "... d_in"]:
+        """The activations' codes summed; backward, straight through."""
+        return self.trace(x).output
+
+    def forward(self, x: Float[Tensor, "... d_in"]) -> Float[Tensor, "... d_in"]:
+        """As sae-lens': :meth:`snap`, and ``hook_sae_output``."""
+        output = self.snap(x)
+        if self.use_error_term:
+            output = output + self.hook_sae_error((x - self._plain(x)).detach())
+        return self.hook_sae_output(output)
+
+    def encode(self, x: Float[Tensor, "... d_in"]) -> Float[Tensor, "... latent"]:
+        """The k-hot vector, group after group."""
+        with torch.autocast(x.device.type, enabled=False):
+            x = self._checked(self.hook_sae_input(x.to(self.dtype)))
+            given, mean, scale = self._parts(x)
+            self._statistics = (mean, scale) if self.cfg.normalize else None
+            return self._look_up(given)[1]
+
+    def decode(
+        self, acts: Float[Tensor, "... latent"], given: Float[Tensor, "... d_in"] | None = None
+    ) -> Float[Tensor, "... d_in"]:
+        """The sum of the active codes. Gradients end at the table and at ``acts``.
+
+        Args:
+            acts: k-hot, or any weights of the codes.
+            given: the activations whose mean and scale are put back, with ``normalize``; None
+                for those that :meth:`encode` read last, as with sae-lens' SAEs.
+
+        Raises:
+            ArgumentError: mean and scale are needed and not known.
+        """
+        mean = scale = None
+        if self.cfg.normalize:
+            if given is not None:
+                _, mean, scale = self._parts(self._checked(given.to(self.dtype)))
+            elif self._statistics is not None:
+                mean, scale = self._statistics
+            self._statistics = None
+            if mean is None or mean.shape[:-2] != acts.shape[:-1]:
+                raise ArgumentError(
+                    "this codebook normalises what it reads (normalize=True), so decode(acts) "
+                    "needs given=, the activations whose mean and scale it puts back"
+                )
+        return self._sum(acts, mean, scale)
+
+    def ids(
+        self,
+        acts: Float[Tensor, "*place latent"],
+        similarities: Float[Tensor, "*place latent"] | None = None,
+        keep: Bool[Tensor, "*place"] | None = None,
+    ) -> Int[Tensor, "*ids"]:
+        """Which codes are active: [..., k], with a group axis before k where there are several.
+
+        Args:
+            acts: the k-hot vector.
+            similarities: the most similar code comes first; where None the smallest number does.
+            keep: [...], False at padded positions.
+
+        Returns:
+            Numbers within a group, 0..n_codes - 1; -1 at padded positions, and where an
+            intervention left fewer than k codes.
+        """
+        acts = self._by_group(acts.detach())
+        if similarities is None:
+            order = -torch.arange(self.n_codes, device=acts.device, dtype=acts.dtype).expand_as(
+                acts
+            )
+        else:
+            order = self._by_group(similarities.detach()).clamp(min=torch.finfo(acts.dtype).min)
+        found = order.masked_fill(acts == 0, float("-inf")).topk(self.k, dim=-1)
+        ids = found.indices.masked_fill(found.values == float("-inf"), -1)
+        if keep is not None:
+            ids = ids.masked_fill(~keep[..., None, None], -1)
+        return ids.squeeze(-2) if self.n_groups == 1 else ids
+
+    @torch.no_grad()
+    def usage(
+        self, acts: Float[Tensor, "*place latent"], keep: Bool[Tensor, "*place"] | None = None
+    ) -> Int[Tensor, "group code"]:
+        """Positions at which each code is active.
+
+        Args:
+            acts: the k-hot vector.
+            keep: [...], False at positions that do not count, such as padding.
+        """
+        active = self._by_group(acts) != 0
+        if keep is not None:
+            active = active & keep[..., None, None]
+        return active.flatten(0, -3).sum(0) if active.ndim > 2 else active.long()
+
+    def losses(self, snap: Snap, keep: Tensor | None = None) -> dict[str, Tensor]:
+        """Terms to add to the task's loss, each a mean over entries of the activations kept.
+
+        Terms of the loss rather than gradients put in by hand, so a scaled loss scales them too.
+
+        Args:
+            snap: of this codebook.
+            keep: bool [...], False at positions that do not count, such as padding.
+
+        Returns:
+            ``reconstruction``: squared error that trains the table, not what lies upstream (zero
+            in gradient mode ``"task"``); ``commitment``: the same error the other way round.
+
+        Raises:
+            SeriesShapeError: a mask that does not fit.
+        """
+        given, acts = snap.given, self._by_group(snap.acts.detach())
+        if keep is not None:
+            if keep.shape != given.shape[: keep.ndim] or keep.ndim != given.ndim - 2:
+                raise SeriesShapeError(
+                    f"expected keep {list(given.shape[:-2])}, got {list(keep.shape)}"
+                )
+            given, acts = given[keep], acts[keep]
+        if not given.numel():
+            raise ArgumentError("expected at least one observed position, got none")
+        summed = torch.einsum("...gc,gcd->...gd", acts, self.table)
+        reconstruction = mse_loss(summed, given.detach())
+        if self.cfg.gradient == "task":
+            reconstruction = torch.zeros_like(reconstruction)
+        commitment = mse_loss(given, summed.detach())
+        return {"reconstruction": reconstruction, "commitment": commitment}
+
+    def fold_and_get_W_dec_norm(self) -> Tensor:
+        """Refused: a code's length is part of what it says, and there is no encoder."""
+        raise ArgumentError("a codebook has no encoder that the norms of its codes could go into")
+
+    def _checked(self, x: Tensor) -> Tensor:
+        if x.shape[-1] != self.cfg.d_in:
+            raise SeriesShapeError(
+                f"expected activations [..., d_in={self.cfg.d_in}], got {list(x.shape)}"
+            )
+        return x
+
+    def _parts(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """[..., group, d_group] as the table sees it, with mean and scale [..., group, 1]."""
+        parts = x.to(self.dtype).unflatten(-1, (self.n_groups, self.cfg.d_group))
+        if not self.cfg.normalize:
+            none = parts.new_zeros(1)
+            return parts, none, none + 1
+        mean = parts.mean(-1, keepdim=True)
+        scale = (parts.var(-1, unbiased=False, keepdim=True) + _EPS).sqrt()
+        return (parts - mean) / scale, mean.detach(), scale.detach()
+
+    def _look_up(self, given: Tensor) -> tuple[Tensor, Tensor]:
+        with torch.no_grad():
+            similarities = self.similarities(given).flatten(-2)
+        # A leaf, so that gradients reach it and the k-hot vector even where all else is frozen.
+        similarities.requires_grad_(torch.is_grad_enabled())
+        similarities = self.hook_sae_acts_pre(similarities)
+        acts = _KHot.apply(self._by_group(similarities), self.k)
+        return similarities, self.hook_sae_acts_post(acts.flatten(-2))  # type: ignore[union-attr]
+
+    def _sum(self, acts: Tensor, mean: Tensor | None, scale: Tensor | None) -> Tensor:
+        table = self.table.detach() if self.cfg.gradient == "reconstruction" else self.table
+        summed = torch.einsum("...gc,gcd->...gd", self._by_group(acts.to(table.dtype)), table)
+        summed = self.hook_sae_recons(summed.flatten(-2))
+        if not self.cfg.normalize or mean is None or scale is None:
+            return summed
+        return (summed.unflatten(-1, (self.n_groups, -1)) * scale + mean).flatten(-2)
+
+    def _by_group(self, acts: Tensor) -> Tensor:
+        return acts.unflatten(-1, (self.n_groups, self.n_codes))
+
+    @torch.no_grad()
+    def _plain(self, x: Tensor) -> Tensor:
+        given, mean, scale = self._parts(x)
+        chosen = self.similarities(given).topk(self.k, dim=-1).indices
+        acts = torch.zeros_like(given[..., :1].expand(*given.shape[:-1], self.n_codes))
+        summed = torch.einsum("...gc,gcd->...gd", acts.scatter(-1, chosen, 1.0), self.table)
+        return (summed * scale + mean if self.cfg.normalize else summed).flatten(-2)
+
+
+if CodebookConfig.architecture() not in SAE_CLASS_REGISTRY:
+    register_sae_class(CodebookConfig.architecture(), Codebook, CodebookConfig)

@@ -1,0 +1,285 @@
+"""Encoder layers whose projections are ``nn.Linear`` (or convolutions of width 1) under any names.
+
+``Entries`` reads a state dict and knows what is left over; ``LayerNames`` says what a source calls
+the parts of a layer; ``fill_layer`` copies them into a block; ``Restated`` runs the same weights
+as the source does, in plain PyTorch, where only weights were given.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import einops
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from tstlens.conversion.encoder_layers import fill
+from tstlens.errors import ArgumentError, StateDictError, UnsupportedSourceError
+
+ACT = {"relu": F.relu, "gelu": F.gelu, "silu": F.silu}
+
+
+class Entries(Mapping[str, Tensor]):
+    """A state dict that remembers which entries were read.
+
+    Args:
+        state: names and tensors.
+        family: for the errors.
+    """
+
+    def __init__(self, state: Mapping[str, Tensor], family: str) -> None:
+        self.state, self.family, self.read = dict(state), family, set()
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name not in self.state:
+            raise StateDictError(
+                f"this state dict does not fit family {self.family!r}: {name} is missing; its "
+                f"first entries are {', '.join(list(self.state)[:4]) or 'none'}"
+            )
+        self.read.add(name)
+        return self.state[name]
+
+    def __iter__(self) -> Any:
+        return iter(self.state)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.state
+
+    def __len__(self) -> int:
+        return len(self.state)
+
+    def n_layers(self, prefix: str) -> int:
+        """How many layers stand under a prefix, numbered from 0 without gaps."""
+        pattern = re.compile(re.escape(prefix) + r"(\d+)\.")
+        found = {int(match[1]) for name in self.state if (match := pattern.match(name))}
+        if found != set(range(len(found))) or not found:
+            raise StateDictError(
+                f"this state dict does not fit family {self.family!r}: expected layers "
+                f"{prefix}0, 1, ... without gaps, got {sorted(found) or 'none'}"
+            )
+        return len(found)
+
+    def check_all_read(self, but: Iterable[str] = ()) -> None:
+        """Raise :class:`StateDictError` for entries that nothing was copied from.
+
+        Args:
+            but: regular expressions of names that may stay (``num_batches_tracked`` always may).
+        """
+        may_stay = [re.compile(pattern) for pattern in (*but, r".*num_batches_tracked$")]
+        left = [
+            name
+            for name in self.state
+            if name not in self.read and not any(pattern.match(name) for pattern in may_stay)
+        ]
+        if left:
+            raise StateDictError(
+                f"this state dict does not fit family {self.family!r}: {len(left)} unexpected "
+                f"({', '.join(left[:4])}); check that it is the whole model's state dict and "
+                "nothing else"
+            )
+
+
+@dataclass(frozen=True)
+class LayerNames:
+    """What a source calls the parts of one encoder layer, without ``.weight`` and ``.bias``."""
+
+    q: str
+    k: str
+    v: str
+    o: str
+    norm1: str
+    mlp_in: str
+    mlp_out: str
+    norm2: str
+    scale: str | None = None  # a parameter that scores are multiplied by
+
+
+def linear(entries: Mapping[str, Tensor], name: str) -> tuple[Tensor, Tensor | None]:
+    """Weight [out, in] and bias of a linear map or a convolution of width 1."""
+    weight = entries[f"{name}.weight"]
+    if weight.ndim == 3 and weight.shape[2] == 1:
+        weight = weight[:, :, 0]
+    bias = f"{name}.bias"
+    return weight, entries[bias] if bias in entries else None
+
+
+def norm_entries(entries: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
+    """``w``, ``b`` and, of a batch norm, the running statistics."""
+    found = {"w": entries[f"{name}.weight"], "b": entries[f"{name}.bias"]}
+    if f"{name}.running_mean" in entries:
+        found["running_mean"] = entries[f"{name}.running_mean"]
+        found["running_var"] = entries[f"{name}.running_var"]
+    return found
+
+
+def fill_layer(
+    block: nn.Module, entries: Entries, prefix: str, names: LayerNames, n_heads: int
+) -> None:
+    """Copy one encoder layer into a block; biases that the source lacks are zero.
+
+    Args:
+        block: of the hooked model.
+        entries: the source's weights.
+        prefix: of the layer in them, with the last dot.
+        names: what its parts are called.
+        n_heads: heads that the projections hold.
+    """
+    weights: dict[str, Tensor] = {}
+    for ours, theirs in {"Q": names.q, "K": names.k, "V": names.v}.items():
+        weight, bias = linear(entries, prefix + theirs)
+        if len(weight) % n_heads:
+            raise ArgumentError(
+                f"{prefix}{theirs} has {len(weight)} outputs, which do not divide into "
+                f"n_heads={n_heads} heads"
+            )
+        weights[f"attn.W_{ours}"] = einops.rearrange(weight, "(h d) m -> h m d", h=n_heads)
+        if bias is not None:
+            weights[f"attn.b_{ours}"] = einops.rearrange(bias, "(h d) -> h d", h=n_heads)
+    weight, bias = linear(entries, prefix + names.o)
+    weights["attn.W_O"] = einops.rearrange(weight, "m (h d) -> h d m", h=n_heads)
+    if bias is not None:
+        weights["attn.b_O"] = bias
+    for part, theirs in {"in": names.mlp_in, "out": names.mlp_out}.items():
+        weight, bias = linear(entries, prefix + theirs)
+        weights[f"mlp.W_{part}"] = weight.T
+        if bias is not None:
+            weights[f"mlp.b_{part}"] = bias
+    for ours, theirs in {"ln1": names.norm1, "ln2": names.norm2}.items():
+        for leaf, tensor in norm_entries(entries, prefix + theirs).items():
+            weights[f"{ours}.{leaf}"] = tensor
+    try:
+        fill(block, weights)
+    except StateDictError as error:
+        raise StateDictError(
+            f"this state dict does not fit family {entries.family!r}: layer {prefix[:-1]}, as "
+            f"{error}; its layers, or n_heads={n_heads}, do not go together"
+        ) from error
+
+
+def flatten_by_pos(weight: Tensor, n_pos: int) -> Tensor:
+    """Columns of a head over ``[..., d_model, pos]``, as rows over ``[..., pos, d_model]``."""
+    n_blocks = 1
+    if weight.shape[1] % n_pos:
+        raise StateDictError(
+            f"the head reads {weight.shape[1]} numbers, which do not divide into {n_pos} positions"
+        )
+    return einops.rearrange(weight, "out (c d p) -> (c p d) out", c=n_blocks, p=n_pos)
+
+
+class Restated(nn.Module):
+    """A source's weights under their own names, and its arithmetic in plain PyTorch.
+
+    Subclasses write ``forward``; they share none of the hooked model's code.
+
+    Args:
+        state: the source's state dict.
+        eps: of its norms.
+    """
+
+    def __init__(self, state: Mapping[str, Tensor], eps: float = 1e-5) -> None:
+        super().__init__()
+        self.eps = eps
+        self._places: dict[str, str] = {}
+        for number, (name, tensor) in enumerate(state.items()):
+            self._places[name] = f"entry{number}"
+            self.register_buffer(f"entry{number}", tensor.detach())
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._places
+
+    def __getitem__(self, name: str) -> Tensor:
+        return getattr(self, self._places[name])
+
+    def linear(self, x: Tensor, name: str) -> Tensor:
+        """``nn.Linear``, or ``nn.Conv1d`` of width 1 over the last axis."""
+        weight = self[f"{name}.weight"]
+        bias = self[f"{name}.bias"] if f"{name}.bias" in self else None
+        if weight.ndim == 3:
+            return F.conv1d(x.transpose(1, 2), weight, bias).transpose(1, 2)
+        return F.linear(x, weight, bias)
+
+    def norm(self, x: Tensor, name: str) -> Tensor:
+        """Batch norm over the last axis where there are running statistics, else layer norm."""
+        weight, bias = self[f"{name}.weight"], self[f"{name}.bias"]
+        if f"{name}.running_mean" not in self:
+            return F.layer_norm(x, weight.shape, weight, bias, self.eps)
+        mean, var = self[f"{name}.running_mean"], self[f"{name}.running_var"]
+        by_row = x.reshape(-1, x.shape[-1])
+        return F.batch_norm(by_row, mean, var, weight, bias, False, 0.0, self.eps).view_as(x)
+
+    def attention(
+        self, q: Tensor, k: Tensor, v: Tensor, scale: Any, keep: Tensor | None, before: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Context [row, pos, width] and scores of [row, head, pos, d] queries, keys and values."""
+        scores = (q @ k.transpose(2, 3)) * scale
+        if before is not None:
+            scores = scores + before
+        if keep is not None:
+            scores = scores.masked_fill(~keep[:, None, None, :], float("-inf"))
+        return (scores.softmax(-1) @ v).transpose(1, 2).flatten(2), scores
+
+    def encode(
+        self,
+        x: Tensor,
+        prefix: str,
+        names: LayerNames,
+        n_heads: int,
+        act_fn: str,
+        residual_attention: bool = False,
+        keep: Tensor | None = None,
+    ) -> Tensor:
+        """Post-norm encoder layers, one after the other.
+
+        Args:
+            x: [row, pos, d_model].
+            prefix: of the numbered layers.
+            names: of a layer's parts.
+            n_heads: attention heads.
+            act_fn: of the MLP.
+            residual_attention: each layer adds the scores of the one before.
+            keep: bool [row, pos], False at keys that are hidden.
+        """
+        before, layer = None, 0
+        while f"{prefix}{layer}.{names.q}.weight" in self:
+            at = f"{prefix}{layer}."
+            q, k, v = (
+                self.linear(x, at + name).unflatten(2, (n_heads, -1)).transpose(1, 2)
+                for name in (names.q, names.k, names.v)
+            )
+            scale: Any = q.shape[3] ** -0.5
+            if names.scale is not None and at + names.scale in self:
+                scale = self[at + names.scale]
+            context, scores = self.attention(
+                q, k, v, scale, keep, before if residual_attention else None
+            )
+            before, layer = scores, layer + 1
+            x = self.norm(x + self.linear(context, at + names.o), at + names.norm1)
+            hidden = ACT[act_fn](self.linear(x, at + names.mlp_in))
+            x = self.norm(x + self.linear(hidden, at + names.mlp_out), at + names.norm2)
+        return x
+
+
+def activation_name(module: Any, where: str) -> str:
+    """``"relu"``, ``"gelu"`` or ``"silu"`` of an activation module or function.
+
+    Raises:
+        UnsupportedSourceError: another one, naming where it is.
+    """
+    if isinstance(module, nn.ReLU) or module in (F.relu, torch.relu):
+        return "relu"
+    if module is F.gelu or (isinstance(module, nn.GELU) and module.approximate == "none"):
+        return "gelu"
+    if isinstance(module, nn.SiLU) or module is F.silu:
+        return "silu"
+    raise UnsupportedSourceError(
+        f"{where} is {module!r}, which is not covered; relu, gelu and silu are"
+    )
+
+
+def class_path(source: object) -> str:
+    """Module and class of an object: exact, so that subclasses are not taken for their base."""
+    return f"{type(source).__module__}.{type(source).__qualname__}"

@@ -1,0 +1,282 @@
+"""Clusters beside classes, their medoids on the raw series, and what their latents do."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+from tstlens.errors import ArgumentError, UnknownNameError
+from tstlens.figures import style
+from tstlens.figures.attribution import title_at_edge
+from tstlens.figures.drawing import draw
+from tstlens.figures.maps import Panel, Scale, Ticks, heat_maps
+from tstlens.figures.words import number
+from tstlens.probing.clusters_effect import ClusterEffect
+from tstlens.probing.clusters_result import Clusters
+
+_KINDS = ("classes", "windows")
+MARK = "#f9dcc0"  # behind the samples of a window
+MOST_COLOURED = 6  # channels in colours of their own; more are grey, their mean in blue
+MOST_PANELS = 16
+
+
+@draw.register
+def draw_clusters(
+    result: Clusters,
+    *,
+    kind: str | None = None,
+    normalise: bool = True,
+    title: str | None = "",
+) -> go.Figure:
+    """Which classes every cluster holds, or the medoid of every cluster on the raw series.
+
+    Args:
+        result: of :func:`tstlens.probing.clusters`.
+        kind: ``"classes"`` (for latents: how active they are in the series of each class) or
+            ``"windows"``; by default classes where there are labels.
+        normalise: colours show shares of the cluster; numbers stay counts on hover.
+        title: "" for one made from the result, None for none.
+
+    Returns:
+        A plotly figure.
+
+    Raises:
+        UnknownNameError: another kind.
+        ArgumentError: classes without labels, or windows of latents.
+    """
+    if kind is None:
+        labelled = result.labels is not None or result.profile is not None
+        kind = "classes" if labelled else "windows"
+    if kind not in _KINDS:
+        raise UnknownNameError(kind, _KINDS, "this names how clusters are drawn")
+    if kind == "windows":
+        return _windows(result, title)
+    return _profile(result, title) if result.what == "latents" else _classes(result, title)
+
+
+def _classes(result: Clusters, title: str | None) -> go.Figure:
+    table = result.contingency()
+    counts = table.to_numpy()
+    share = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    # Clusters in the order of the class that they hold most of, so that agreement is a diagonal.
+    order = np.lexsort((-counts.max(1), counts.argmax(1)))
+    sizes = zip(table.index, counts.sum(1), strict=True)
+    names = [f"noise ({size})" if at < 0 else f"{at} ({size})" for at, size in sizes]
+    hover = np.array(
+        [
+            [
+                f"<b>cluster {names[row].split(' ')[0]}, class {name}</b><br>"
+                f"{counts[row, column]} {result.what}, {share[row, column]:.0%} of the cluster"
+                for column, name in enumerate(result.class_names)
+            ]
+            for row in order
+        ],
+        dtype=object,
+    )
+    figure = heat_maps(
+        [Panel("", share[order], hover)],
+        Ticks("cluster (size)", tuple(names[row] for row in order)),
+        Ticks("class", tuple(style.shortened(name, 10) for name in result.class_names)),
+        Scale("share of the cluster", 0.0, 1.0, diverging=False),
+        title=_heading(result) if title == "" else title,
+        subtitle=_agreement(result),
+    )
+    return title_at_edge(figure)
+
+
+def _heading(result: Clusters) -> str:
+    return f"{result.n_clusters} clusters of {len(result.assigned)} {result.what}, {result.hook}"
+
+
+def _agreement(result: Clusters) -> str:
+    found = result.agreement
+    if found is None:
+        return f"silhouette {number(result.silhouette)}"
+    null = found.null["ari"]
+    said = (
+        f"ARI {number(found.ari)} (labels shuffled: {number(null[0])}, 95 % below "
+        f"{number(null[1])}; p {number(found.p['ari'])}), AMI {number(found.ami)}"
+    )
+    if found.input_ari is not None:
+        said += f"; raw input ARI {number(found.input_ari)}"
+    return said
+
+
+def _profile(result: Clusters, title: str | None) -> go.Figure:
+    if result.profile is None:
+        raise ArgumentError("these clusters of latents have no labels to be compared with")
+    values = result.profile
+    names = tuple(f"{at} ({size})" for at, size in enumerate(result.sizes))
+    hover = np.array(
+        [
+            [
+                f"<b>cluster {row}, class {name}</b><br>{number(values[row, column])} of the "
+                "latents' largest activation"
+                for column, name in enumerate(result.class_names)
+            ]
+            for row in range(len(values))
+        ],
+        dtype=object,
+    )
+    low, high = float(np.nanmin(values)), float(np.nanmax(values))
+    end = style.symmetric_limit(max(abs(low), abs(high)))
+    scale = Scale(
+        "mean activation, share of each latent's largest", -end if low < 0 else 0.0, end, low < 0
+    )
+    figure = heat_maps(
+        [Panel("", values, hover)],
+        Ticks("cluster (latents)", names),
+        Ticks("class", tuple(style.shortened(name, 10) for name in result.class_names)),
+        scale,
+        title=_heading(result) if title == "" else title,
+        subtitle=_agreement(result),
+    )
+    return title_at_edge(figure)
+
+
+def _windows(result: Clusters, title: str | None) -> go.Figure:
+    if result.what == "latents":
+        raise ArgumentError("latents have no series of their own; see kind='classes'")
+    medoids: Any = result.medoids(1).head(MOST_PANELS)
+    if not len(medoids):
+        raise ArgumentError("there is no cluster to draw: everything is noise")
+    across = 3 if len(medoids) > 4 else 2
+    down = -(-len(medoids) // across)
+    rows = medoids.to_dict(orient="records")
+    headings = [
+        f"cluster {row['cluster']} ({result.sizes[row['cluster']]})<br>series {row['series']}"
+        + ("" if row["label"] is None else f", class {style.shortened(row['label'], 8)}")
+        for row in rows
+    ]
+    height, gap = 110 * down + 48 * (down - 1), 48
+    figure = make_subplots(
+        rows=down,
+        cols=across,
+        shared_xaxes=True,
+        shared_yaxes=True,
+        subplot_titles=headings,
+        vertical_spacing=gap / height if down > 1 else 0,
+        horizontal_spacing=0.03,
+    )
+    for at, row in enumerate(rows):
+        place = {"row": at // across + 1, "col": at % across + 1}
+        _medoid(figure, result, row, place)
+    layout: Any = figure.layout
+    for note in layout.annotations:
+        note.update(font={"size": 10, "color": style.INK})
+    figure.update_xaxes(showgrid=False, zeroline=False, nticks=4)
+    figure.update_yaxes(zeroline=False, nticks=4)
+    figure.update_xaxes(title={"text": "time (sample)"}, row=down)
+    many = result.data.n_channels > MOST_COLOURED
+    lines = "grey: channels, blue: their mean" if many else "a line per channel"
+    marked = "; shaded: the samples of the position" if result.what == "positions" else ""
+    heading = f"Medoids of {result.n_clusters} clusters, {result.hook}" if title == "" else title
+    style.finish(figure, heading, lines + marked, plot_height=height, above=34, left=40)
+    return title_at_edge(figure)
+
+
+def _medoid(
+    figure: go.Figure, result: Clusters, row: dict[str, Any], place: dict[str, int]
+) -> None:
+    values = result.data.series[row["series"]].double().cpu().numpy()
+    if result.data.mask is not None:
+        seen = result.data.mask[row["series"]].cpu().numpy()
+        values = np.where(seen[None], values, np.nan)
+    if row["channel"] >= 0:
+        values = values[row["channel"]][None]
+    if result.what == "positions":
+        ends = row["start"] - 0.5, row["stop"] - 0.5
+        at: Any = place
+        figure.add_vrect(*ends, fillcolor=MARK, line_width=0, layer="below", **at)
+    many = len(values) > MOST_COLOURED
+    lines = [*values, np.nanmean(values, 0)] if many else list(values)
+    for index, line in enumerate(lines):
+        mean = many and index == len(values)
+        color = style.FAINT if many else style.LINES[index % len(style.LINES)]
+        figure.add_scatter(
+            x=np.arange(len(line)),
+            y=line,
+            mode="lines",
+            line={"color": style.BLUE if mean else color, "width": 2 if mean else 1.2},
+            showlegend=False,
+            hovertemplate=("mean" if mean else f"channel {index}")
+            + "<br>sample %{x}: %{y:.3g}<extra></extra>",
+            **place,
+        )
+
+
+@draw.register
+def draw_cluster_effect(result: ClusterEffect, *, title: str | None = "") -> go.Figure:
+    """The metric without (or with only) each cluster's latents, beside random groups of that size.
+
+    Args:
+        result: of :func:`tstlens.probing.cluster_effect`.
+        title: "" for one made from the result, None for none.
+
+    Returns:
+        A plotly figure.
+    """
+    n = len(result.value)
+    rows = np.arange(n)
+    labels = [f"{at} ({size})" for at, size in enumerate(result.sizes)]
+    figure = go.Figure()
+    for value, name, color in (
+        (result.full[0], "all latents", style.INK),
+        (result.none[0], "none", style.FAINT),
+    ):
+        figure.add_scatter(
+            x=[value, value],
+            y=[-0.6, n - 0.4],
+            mode="lines",
+            name=name,
+            line={"color": color, "width": 1.6, "dash": "dot"},
+            hovertemplate=f"{name}: {number(value)}<extra></extra>",
+        )
+    spread = (np.arange(result.random_value.shape[1]) % 7 - 3) / 7 * 0.5
+    figure.add_scatter(
+        x=result.random_value.ravel(),
+        y=(rows[:, None] + spread[None]).ravel(),
+        mode="markers",
+        name="random latents",
+        marker={"size": 5, "color": style.ORANGE, "opacity": 0.55},
+        hovertemplate="random: %{x:.3g}<extra></extra>",
+    )
+    figure.add_scatter(
+        x=result.value,
+        y=rows,
+        mode="markers",
+        name="cluster",
+        marker={"size": 11, "color": style.BLUE},
+        hovertext=[
+            f"<b>cluster {at}</b>, {result.sizes[at]} latents<br>{result.metric}: "
+            f"{number(result.value[at])}<br>accuracy {number(result.accuracy[at])} (random "
+            f"{number(float(result.random_accuracy[at].mean()))})<br>p {number(result.p[at])}"
+            for at in rows
+        ],
+        hovertemplate="%{hovertext}<extra></extra>",
+    )
+    figure.update_yaxes(
+        tickmode="array",
+        tickvals=rows,
+        ticktext=labels,
+        range=[n - 0.4, -0.6],
+        title={"text": "cluster (latents)"},
+        showgrid=False,
+        zeroline=False,
+    )
+    figure.update_xaxes(title={"text": result.metric}, zeroline=False, nticks=6)
+    done = "ablated" if result.mode == "ablate" else "kept alone"
+    heading = f"Clusters of latents {done}, {result.hook}" if title == "" else title
+    subtitle = (
+        f"{result.made['n_series']} series; accuracy {number(result.full[1])} with all latents, "
+        f"{number(result.none[1])} with none; {result.random_value.shape[1]} random groups each"
+    )
+    height = 28 * n + 12
+    style.finish(
+        figure, heading, subtitle, plot_height=height, below=98, left=style.room_for(labels, "x")
+    )
+    legend = {"y": -52 / height, "yanchor": "top", "yref": "paper"}
+    return title_at_edge(figure.update_layout(legend=legend))

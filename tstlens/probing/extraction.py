@@ -1,0 +1,333 @@
+"""Activations of a data set at any hook point, with what says where they come from.
+
+Everything in this folder reads activations through here: [series, channel, pos, width] beside a
+mask of the positions that hold no padding. The channel axis has one entry unless the model takes
+every channel through its trunk by itself; pooled hook points have one position.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+from tqdm.auto import tqdm
+from transformer_lens.utilities import get_act_name
+
+from tstlens.data import TimeSeriesData
+from tstlens.errors import ArgumentError, SeriesShapeError
+from tstlens.model import HookedTST
+
+Pool = Literal["mean", "max", "last"]
+POOLS = ("mean", "max", "last")
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Activations:
+    """What one hook point held over a data set.
+
+    Args:
+        values: [series, channel, pos, width]; heads lie side by side in the width. Zero where the
+            position is padding.
+        observed: [series, channel, pos], False where the position is padding.
+        hook: full name of the hook point.
+        n_heads: heads that the width is made of; 1 where there is no head axis.
+        time_cells: (first, one past last) sample that figures draw every position at; None where
+            positions have no known place in time.
+        spans: (first, one past last) sample that every position was embedded from, likewise.
+    """
+
+    values: Float[np.ndarray, "series channel pos width"]
+    observed: Bool[np.ndarray, "series channel pos"]
+    hook: str
+    n_heads: int = 1
+    time_cells: tuple[tuple[int, int], ...] | None = None
+    spans: tuple[tuple[int, int], ...] | None = None
+
+    @property
+    def layer(self) -> int | None:
+        """The block that the hook point lies in, or None."""
+        return layer_of(self.hook)
+
+    def joined(self) -> Activations:
+        """Channels side by side in the width, for one vector per series and position.
+
+        A position counts where every channel observed it.
+        """
+        n_series, n_channels, n_pos, width = self.values.shape
+        values = self.values.transpose(0, 2, 1, 3).reshape(n_series, 1, n_pos, n_channels * width)
+        return replace(self, values=values, observed=self.observed.all(1, keepdims=True))
+
+    def head(self, index: int) -> Activations:
+        """One head's part of the width."""
+        values = self.values.reshape(*self.values.shape[:3], self.n_heads, -1)[:, :, :, index]
+        return replace(self, values=values, n_heads=1)
+
+    def pooled(self, how: Pool = "mean") -> Float[np.ndarray, "series channel width"]:
+        """One vector per series and channel, from its observed positions.
+
+        Args:
+            how: ``"mean"``, ``"max"`` or ``"last"`` (the last observed position).
+
+        Raises:
+            ArgumentError: another pooling.
+        """
+        check_pool(how)
+        seen = self.observed[..., None]
+        if how == "mean":
+            return (self.values * seen).sum(2) / np.maximum(seen.sum(2), 1)
+        if how == "max":
+            return np.where(seen, self.values, -np.inf).max(2)
+        n_pos = self.observed.shape[2]
+        last = n_pos - 1 - self.observed[:, :, ::-1].argmax(2)
+        return np.take_along_axis(self.values, last[:, :, None, None], 2)[:, :, 0]
+
+    def rows(self) -> tuple[Float[np.ndarray, "row width"], np.ndarray]:
+        """One row per observed position, and its (series, channel, pos)."""
+        return self.values[self.observed], np.argwhere(self.observed)
+
+    def __repr__(self) -> str:
+        sizes = zip(("series", "channel", "pos", "width"), self.values.shape, strict=True)
+        shape = ", ".join(f"{name}={size}" for name, size in sizes)
+        return f"Activations({self.hook}, {shape})"
+
+
+def check_pool(how: object) -> None:
+    """Raise :class:`ArgumentError` unless there is such a pooling."""
+    if how not in POOLS:
+        raise ArgumentError(f"expected pool to be one of {', '.join(POOLS)}, got {how!r}")
+
+
+def layer_of(hook: str) -> int | None:
+    """The block that a hook point lies in, or None."""
+    parts = hook.split(".")
+    return int(parts[1]) if parts[0] == "blocks" else None
+
+
+def hook_names(model: HookedTST, hooks: str | Sequence[str]) -> list[str]:
+    """Full hook names from short ones (TransformerLens') and full ones, in the order of the model.
+
+    A short name of something in a block stands for all layers: ``"resid_post"``, ``"z"``,
+    ``"mlp_out"``, ``"pattern"`` …; ``"embed"``, ``"pos_embed"`` and ``"pooled"`` stand for one
+    hook point each.
+
+    Args:
+        model: the model.
+        hooks: one or several names.
+
+    Raises:
+        UnknownHookError: the model has no such hook point.
+        HookError: it cannot fire as the model is set, or has no feature axis.
+        ArgumentError: no name, or one that is named twice.
+
+    Example:
+        >>> from tstlens import HookedTST
+        >>> hook_names(HookedTST.from_pretrained("japanese-vowels"), ["embed", "mlp_out"])[:2]
+        ['hook_embed', 'blocks.0.hook_mlp_out']
+    """
+    names = [hooks] if isinstance(hooks, str) else list(hooks)
+    found: list[str] = []
+    for name in names:
+        found += [name] if name in model.hook_dict else _of_short(model, name)
+    if not found or len(set(found)) != len(found):
+        raise ArgumentError(f"expected one or more different hook names, got {names}")
+    model.require_live(found)
+    for name in found:
+        model.require_features(name)
+    return found
+
+
+def _of_short(model: HookedTST, name: str) -> list[str]:
+    if name == "pooled":
+        return ["head.hook_pooled"]
+    if "." in name or name.startswith("hook_"):
+        return [name]  # require_live says what is wrong with it
+    if name in ("embed", "pos_embed"):
+        return [f"hook_{name}"]
+    every = [get_act_name(name, layer) for layer in range(model.cfg.n_layers)]
+    known = [full for full in every if full in model.hook_dict]
+    return known or every[:1] or [name]
+
+
+@torch.no_grad()
+def activations(
+    model: HookedTST,
+    data: TimeSeriesData,
+    hooks: str | Sequence[str],
+    *,
+    batch_size: int = 128,
+    progress: bool = False,
+) -> dict[str, Activations]:
+    """Activations of every series at some hook points, padding marked.
+
+    The model runs in eval mode, without gradients and no further than the hooks need; hooks and
+    dictionaries that sit on it stay and take part.
+
+    Args:
+        model: the model.
+        data: series, with their mask where they are padded.
+        hooks: full names, or short ones that stand for all layers; see :func:`hook_names`.
+        batch_size: series per forward pass.
+        progress: show a progress bar.
+
+    Returns:
+        Activations by full hook name, float32 (float64 of a float64 model) on the CPU.
+
+    Raises:
+        UnknownHookError, HookError: no such hook point, or one that cannot fire.
+        ArgumentError: no series.
+
+    Example:
+        >>> import torch
+        >>> from tstlens import HookedTST, TimeSeriesData, probing
+        >>> model = HookedTST.from_pretrained("japanese-vowels")
+        >>> probing.activations(model, TimeSeriesData(torch.randn(4, 12, 25)), "mlp_out")[
+        ...     "blocks.1.hook_mlp_out"]
+        Activations(blocks.1.hook_mlp_out, series=4, channel=1, pos=25, width=128)
+    """
+    names = hook_names(model, hooks)
+    if not len(data):
+        raise ArgumentError("data: expected at least one series, got none")
+    if batch_size < 1:
+        raise ArgumentError(f"batch_size: expected at least 1, got {batch_size}")
+    parts: dict[str, list[np.ndarray]] = {name: [] for name in names}
+    seen: list[np.ndarray | None] = []
+    heads = dict.fromkeys(names, 1)
+    training = model.training
+    model.eval()
+    try:
+        starts = range(0, len(data), batch_size)
+        for start in tqdm(starts, desc="activations", disable=not progress, leave=False):
+            kept, observed = _pass(model, data[start : start + batch_size], names)
+            seen.append(observed)
+            for name in names:
+                values, heads[name] = _four_axes(kept[name], name, len(data[start:][:batch_size]))
+                parts[name].append(_numpy(values))
+    finally:
+        model.train(training)
+    return {name: _gathered(model, data, name, parts[name], seen, heads[name]) for name in names}
+
+
+def latents(
+    model: HookedTST,
+    data: TimeSeriesData,
+    sae: Any,
+    *,
+    batch_size: int = 128,
+    progress: bool = False,
+) -> Activations:
+    """The latents of a dictionary over a data set, as :func:`activations` gives a hook's.
+
+    Args:
+        model: the model that the dictionary was trained on.
+        data: series, with their mask where they are padded.
+        sae: an SAE of sae-lens, a codebook, or any module with ``encode``, ``decode`` and
+            ``cfg.metadata.hook_name``.
+        batch_size: series per forward pass.
+        progress: show a progress bar.
+
+    Raises:
+        ArgumentError: a dictionary that does not know its hook point, or of another width.
+    """
+    with spliced(model, sae) as point:
+        return activations(model, data, point, batch_size=batch_size, progress=progress)[point]
+
+
+@contextmanager
+def spliced(model: HookedTST, sae: Any, use_error_term: bool = True) -> Iterator[str]:
+    """A dictionary spliced in for a while; gives the hook point of its latents.
+
+    Args:
+        model: the model.
+        sae: the dictionary.
+        use_error_term: keep what the dictionary misses, so that splicing alone changes nothing.
+    """
+    with model.saes([sae], use_error_term=use_error_term):
+        metadata = sae.cfg.metadata
+        place = getattr(metadata, "hook_name_out", None) or metadata.hook_name
+        yield f"{place}.hook_sae_acts_post"
+
+
+def _pass(
+    model: HookedTST, data: TimeSeriesData, names: Sequence[str]
+) -> tuple[dict[str, Tensor], np.ndarray | None]:
+    kept: dict[str, Tensor] = {}
+
+    def keep(activation: Tensor, hook: Any) -> None:
+        kept[hook.name] = activation.detach()
+
+    series = data.series.to(device=model.cfg.device, dtype=model.cfg.dtype)
+    mask = None if data.mask is None else data.mask.to(series.device)
+    _, state = model.embed_series(series, mask)  # for the padding
+    with model.hooks(fwd_hooks=[(name, keep) for name in names]):
+        model(series, mask=mask, stop_at_layer=_stop(names))
+    return kept, None if state.pos_mask is None else state.pos_mask.cpu().numpy()
+
+
+def _stop(names: Sequence[str]) -> int | None:
+    """The layer to stop before; None where the head has to run."""
+    stop = 0
+    for name in names:
+        layer = layer_of(name)
+        if layer is None and not name.startswith(("hook_", "embed.")):
+            return None
+        stop = max(stop, 0 if layer is None else layer + 1)
+    return stop
+
+
+def _four_axes(activation: Tensor, name: str, n_series: int) -> tuple[Tensor, int]:
+    """[series, channel, pos, width] and the heads in the width."""
+    n_heads = 1
+    if activation.ndim == 2:  # pooled
+        activation = activation[:, None]
+    if activation.ndim == 4:
+        n_heads = activation.shape[2]
+        activation = activation.flatten(2)
+    if activation.ndim != 3 or len(activation) % n_series:
+        raise SeriesShapeError(
+            f"expected an activation [row, pos, width] at {name}, got {list(activation.shape)}"
+        )
+    return activation.unflatten(0, (n_series, -1)), n_heads
+
+
+def _numpy(values: Tensor) -> np.ndarray:
+    values = values.cpu()
+    return (values if values.dtype == torch.float64 else values.float()).numpy()
+
+
+def _gathered(
+    model: HookedTST,
+    data: TimeSeriesData,
+    name: str,
+    parts: list[np.ndarray],
+    seen: list[np.ndarray | None],
+    n_heads: int,
+) -> Activations:
+    values = np.concatenate(parts)
+    n_pos = values.shape[2]
+    observed = np.ones(values.shape[:3], dtype=bool)
+    masks = [part for part in seen if part is not None]
+    if masks and masks[0].shape[1] == n_pos and not name.startswith("head"):
+        start = 0
+        for part, mask in zip(parts, seen, strict=True):
+            if mask is not None:
+                observed[start : start + len(part)] = mask.reshape(len(part), -1, n_pos)
+            start += len(part)
+    values = np.where(observed[..., None], values, 0)
+    cells = _times(model, "time_cell", n_pos, data.n_time)
+    spans = _times(model, "time_span", n_pos, data.n_time)
+    return Activations(values, observed, name, n_heads, cells, spans)
+
+
+def _times(
+    model: HookedTST, kind: str, n_pos: int, n_time: int
+) -> tuple[tuple[int, int], ...] | None:
+    if model.n_pos(n_time) != n_pos:
+        return None
+    found = [getattr(model, kind)(pos, n_time) for pos in range(n_pos)]
+    return tuple((part.start, part.stop) for part in found)

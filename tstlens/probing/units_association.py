@@ -1,0 +1,265 @@
+"""Hidden units and latents against predictors of the input that a person can name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+from tqdm.auto import tqdm
+
+from tstlens.data import TimeSeriesData
+from tstlens.data.correlation import clustered_correlation
+from tstlens.errors import ArgumentError
+from tstlens.model import HookedTST
+from tstlens.probing.extraction import Activations, activations, latents
+from tstlens.probing.multiple_tests import adjusted
+from tstlens.probing.units_predictors import Predictor, Spans, predictors_of
+from tstlens.probing.units_result import NEURONS, Found, Units
+
+FEWEST = 8  # series, four on each side of the split
+CHUNK = 256  # units whose per-series sums are held at once
+
+
+def units(
+    model: HookedTST,
+    data: TimeSeriesData,
+    hook: str | None = None,
+    *,
+    sae: Any = None,
+    predictors: Mapping[str, Predictor] | None = None,
+    standard: bool = True,
+    level: float = 0.05,
+    least_r: float = 0.2,
+    near_copy: float = 0.7,
+    seeds: Sequence[int] = (0, 1, 2, 3, 4),
+    spans: Spans | None = None,
+    batch_size: int = 128,
+    progress: bool = True,
+) -> Units:
+    """Which properties of the input window each hidden unit and each latent follows.
+
+    Answers "does a unit stand for one thing that a person can name, and does a latent more than a
+    neuron?". Half of the series find (unit, predictor) pairs under false discovery control over
+    all of them; the other half confirms those found, with the same sign and under false discovery
+    control among them; this for several random halves. p-values take *series* as the unit, since
+    positions of one series are alike. Padded positions take no part.
+
+    What can mislead: Pearson sees straight lines only, and a sparse latent's correlation is small
+    even where it is perfectly specific; with enough series tiny correlations are confirmed (hence
+    ``least_r``), and counts hang on where it is set, so try several; predictors correlate with each
+    other, hence ``distinct``; sparse units of *any* directions follow fewer predictors than dense
+    ones, so put a random dictionary of the same sparsity beside a trained one before calling its
+    gain monosemanticity (on the shipped JapaneseVowels model the random one gains more); the window
+    is what the position was *embedded* from, while attention has mixed in the rest; seeds
+    are of the split and share their series, so intervals over them do not cover other data or
+    other trainings (give several dictionaries for these).
+
+    Args:
+        model: the model.
+        data: series; at least 8.
+        hook: hook point of the neurons, a full name or a short one with a single place; None takes
+            the one that ``sae`` reads.
+        sae: a dictionary, or several by name (other seeds, a random one as control); None for
+            neurons alone.
+        predictors: further ones by name: functions from windows [series, channel, sample] and
+            observed [series, sample] (bool) to one number per series. Where the model takes each
+            channel by itself they are called per channel.
+        standard: level, slope, variance, power in three frequency bands (per channel and over
+            channels), channel and position.
+        level: of the false discovery rate, on each half.
+        least_r: the least |r| that counts, on both halves; 0 counts all that is confirmed.
+        near_copy: predictors correlated by at least this with a stronger one of the same unit do
+            not count as distinct.
+        seeds: of the splits.
+        spans: (first, one past last) sample of every position, for front ends of your own.
+        batch_size: series per forward pass.
+        progress: show a progress bar.
+
+    Returns:
+        Pairs with correlations, counts per unit, the gain of latents over neurons; frame and
+        figure.
+
+    Raises:
+        ArgumentError: too few series, no place in time, or another option that is not possible.
+
+    Source: Pearson 1895; Liang and Zeger 1986 (clusters); Benjamini and Hochberg 1995.
+
+    Example:
+        >>> from tstlens import HookedTST, load_dataset, probing
+        >>> model = HookedTST.from_pretrained("japanese-vowels")
+        >>> data = load_dataset("JapaneseVowels", split="test")
+        >>> found = probing.units(
+        ...     model, data, "blocks.1.hook_mlp_out", seeds=(0,), progress=False)
+        >>> found.summary().loc["neurons", "units"]
+        128
+    """
+    dictionaries = _dictionaries(sae)
+    _check(data, level, least_r, near_copy, seeds)
+    if hook is None:
+        if not dictionaries:
+            raise ArgumentError("give hook=, sae=, or both")
+        hook = str(next(iter(dictionaries.values())).cfg.metadata.hook_name)
+    by_name = activations(model, data, hook, batch_size=batch_size)
+    if len(by_name) > 1:
+        raise ArgumentError(f"expected one hook point, got {hook!r}: {list(by_name)}")
+    neurons = next(iter(by_name.values()))
+    spans = _spans(neurons, data, spans)
+    given = predictors_of(data, spans, neurons.values.shape[1] > 1, predictors, standard)
+    of_kind = {NEURONS: neurons}
+    for name, dictionary in dictionaries.items():
+        of_kind[name] = latents(model, data, dictionary, batch_size=batch_size)
+        if of_kind[name].observed.shape != neurons.observed.shape:
+            raise ArgumentError(
+                f"expected latents at the positions of {neurons.hook}, got those of "
+                f"{of_kind[name].hook}"
+            )
+    weight = neurons.observed.reshape(len(data), -1).astype(float)
+    kinds = {}
+    bar = tqdm(total=len(of_kind) * len(seeds), desc="units", disable=not progress)
+    with bar:
+        for name, found in of_kind.items():
+            values = found.values.reshape(*weight.shape, -1)
+            parts = []
+            for seed in seeds:
+                parts.append(
+                    _one_split(values, given.values, weight, seed, (level, least_r), near_copy)
+                )
+                bar.update()
+            kinds[name] = Found(*(np.stack(part) for part in zip(*parts, strict=True)))
+    return Units(
+        kinds,
+        given.names,
+        neurons.hook,
+        tuple(int(seed) for seed in seeds),
+        level,
+        least_r,
+        {
+            "model": model.cfg.model_name,
+            "n_series": len(data),
+            "near_copy": near_copy,
+            "data": data.name,
+            "split": data.split,
+        },
+    )
+
+
+def _dictionaries(sae: Any) -> dict[str, Any]:
+    if sae is None:
+        return {}
+    found = dict(sae) if isinstance(sae, Mapping) else {"latents": sae}
+    if NEURONS in found:
+        raise ArgumentError(f"{NEURONS!r} names the units of the hook point; rename the dictionary")
+    return found
+
+
+def _check(
+    data: TimeSeriesData, level: float, least_r: float, near_copy: float, seeds: Sequence[int]
+) -> None:
+    if len(data) < FEWEST:
+        raise ArgumentError(f"expected at least {FEWEST} series to split, got {len(data)}")
+    if not 0 < level < 1 or not 0 <= least_r < 1 or not 0 < near_copy <= 1:
+        raise ArgumentError(
+            "expected a level between 0 and 1, least_r from 0 to below 1 and near_copy up to 1, "
+            f"got {level}, {least_r} and {near_copy}"
+        )
+    if not len(seeds) or len(set(seeds)) != len(seeds):
+        raise ArgumentError(f"expected one or more different seeds, got {list(seeds)}")
+
+
+def _spans(found: Activations, data: TimeSeriesData, spans: Spans | None) -> Spans:
+    n_pos = found.values.shape[2]
+    if spans is None:
+        if found.spans is None:
+            raise ArgumentError(
+                f"the positions of {found.hook} have no known place in time; give spans=, the "
+                "(first, one past last) sample of every position"
+            )
+        return found.spans
+    if len(spans) != n_pos or any(not 0 <= a < b <= data.n_time for a, b in spans):
+        raise ArgumentError(
+            f"expected spans of {n_pos} positions within 0..{data.n_time}, got {list(spans)[:3]}"
+        )
+    return spans
+
+
+def _one_split(
+    values: Float[np.ndarray, "series slot unit"],
+    predictors: Float[np.ndarray, "series slot predictor"],
+    weight: Float[np.ndarray, "series slot"],
+    seed: int,
+    limits: tuple[float, float],
+    near_copy: float,
+) -> tuple[np.ndarray, ...]:
+    generator = np.random.default_rng(seed)
+    order = generator.permutation(len(values))
+    halves = np.sort(order[: len(order) // 2]), np.sort(order[len(order) // 2 :])
+    r, q, r_heldout, confirmed = confirmed_pairs(values, predictors, weight, halves, limits)
+    alike, _ = clustered_correlation(*(predictors[halves[0]],) * 2, weight[halves[0]])
+    # The same windows given to other series: their observed positions differ where data are padded.
+    circle = np.empty(len(order), dtype=np.int64)
+    for half in halves:
+        shuffled = generator.permutation(half)
+        circle[shuffled] = np.roll(shuffled, 1)
+    both = weight * weight[circle]
+    *_, by_chance = confirmed_pairs(values, predictors[circle], both, halves, limits)
+    return (
+        r,
+        q,
+        r_heldout,
+        confirmed,
+        distinct(confirmed, r, alike, near_copy),
+        distinct(by_chance, r, alike, near_copy),
+        np.isfinite(r).any(1) & np.isfinite(r_heldout).any(1),
+    )
+
+
+def confirmed_pairs(
+    values: Float[np.ndarray, "series slot unit"],
+    predictors: Float[np.ndarray, "series slot predictor"],
+    weight: Float[np.ndarray, "series slot"],
+    halves: tuple[Int[np.ndarray, " one"], Int[np.ndarray, " other"]],
+    limits: tuple[float, float],
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """r and q on one half, r on the other, and which pairs were found and confirmed."""
+    level, least_r = limits
+    (r, p), (r_heldout, p_heldout) = (
+        _correlations(values[half], predictors[half], weight[half]) for half in halves
+    )
+    q = adjusted(p)
+    found = (np.nan_to_num(q, nan=1.0) <= level) & (np.nan_to_num(np.abs(r)) >= least_r)
+    same = np.sign(np.nan_to_num(r)) == np.sign(np.nan_to_num(r_heldout))
+    one_sided = np.where(same, p_heldout / 2, 1 - p_heldout / 2)
+    again = adjusted(np.where(found, one_sided, np.nan))
+    confirmed = found & same & (np.nan_to_num(again, nan=1.0) <= level)
+    return r, q, r_heldout, confirmed & (np.nan_to_num(np.abs(r_heldout)) >= least_r)
+
+
+def _correlations(
+    values: np.ndarray, predictors: np.ndarray, weight: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    parts = []
+    for start in range(0, values.shape[2], CHUNK):
+        part = values[:, :, start : start + CHUNK].astype(np.float64)
+        parts.append(clustered_correlation(part, predictors, weight))
+    r, p = (np.concatenate(part) for part in zip(*parts, strict=True))
+    return r, p
+
+
+def distinct(
+    confirmed: Bool[np.ndarray, "unit predictor"],
+    r: Float[np.ndarray, "unit predictor"],
+    alike: Float[np.ndarray, "predictor predictor"],
+    near_copy: float,
+) -> Int[np.ndarray, " unit"]:
+    """How many confirmed predictors of every unit are no near-copies of a stronger one."""
+    size = np.nan_to_num(np.abs(alike)) >= near_copy
+    counts = np.zeros(len(confirmed), dtype=np.int64)
+    for unit, row in enumerate(confirmed):
+        left = np.flatnonzero(row)
+        left = left[np.argsort(-np.abs(r[unit, left]), kind="stable")]
+        while len(left):
+            counts[unit] += 1
+            left = left[1:][~size[left[0], left[1:]]]
+    return counts
