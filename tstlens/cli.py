@@ -286,6 +286,9 @@ def sae_train(
     resume: Annotated[
         Path | None, typer.Option(help="Folder to keep progress in; a run there is continued.")
     ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace an SAE that is in the folder already.")
+    ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress bar.")] = False,
 ) -> None:
     """Train an SAE on a model's activations, score it on the test split, and save it."""
@@ -306,6 +309,7 @@ def sae_train(
         seed=seed,
         checkpoint=resume,
         command=shlex.join(["tstlens", *sys.argv[1:]]),
+        overwrite=overwrite,
         progress=not quiet,
     )
     print(scores.to_dataframe().round(4).to_string(index=False))

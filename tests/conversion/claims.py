@@ -83,3 +83,22 @@ def sweep_error(
         out = model.run_with_hooks(corrupted.clone(), fwd_hooks=[(place.template, put)])
         worst = max(worst, float((values[(slice(None), *entry)] - metric(out)).abs().max()))
     return worst
+
+
+def splicing_changes_then_restores(
+    model: HookedTST, series: Tensor, hook: str
+) -> tuple[bool, bool]:
+    """Whether an SAE at a hook point changes the output, and taking it out restores every bit."""
+    from sae_lens import StandardSAE, StandardSAEConfig
+    from sae_lens.saes.sae import SAEMetadata
+
+    before = model(series)
+    width = model.run_with_cache(series, names_filter=hook)[1][hook].shape[-1]
+    metadata = SAEMetadata(hook_name=hook)
+    config = StandardSAEConfig(
+        d_in=width, d_sae=2 * width, dtype=str(series.dtype).split(".")[-1], metadata=metadata
+    )
+    model.add_sae(StandardSAE(config))
+    changed = not torch.allclose(model(series), before)
+    model.reset_saes()
+    return changed, torch.equal(model(series), before)

@@ -53,7 +53,7 @@ def test_random_scores_reach_what_random_order_promises():
     task = planted("low-var", n_train=200)
     found = score_where(torch.rand(200, 2, 96), task.mask)
     assert found.low < found.random.mean() < found.high
-    assert found.random.mean() == pytest.approx(found.density.mean(), abs=0.02)
+    assert 0 < found.random.mean() - found.density.mean() < 0.03
     assert found.precision.mean() == pytest.approx(found.density.mean(), abs=0.02)
 
 

@@ -149,3 +149,18 @@ def test_sweeps_equal_the_serial_loop(model, pair, site):
         expected = out[torch.arange(3), torch.tensor([0, 3, 1])]
         found = torch.as_tensor(result.values)[:, layer, channel, pos]
         assert torch.allclose(found, expected, atol=1e-8), (layer, channel, pos)
+
+
+def test_circuits_say_which_blocks_they_do_not_take(model, pair):
+    targets = torch.tensor([0, 3, 1])
+    refused = model.cfg.second_attention != "none" or model.cfg.residual_attention
+    if not (refused or model.cfg.use_normalization_before_and_after):
+        patching.component_graph(model)
+        return
+    for analyse in (
+        lambda: patching.component_graph(model),
+        lambda: patching.head_influence(model, *pair, progress=False),
+        lambda: patching.edge_sweep(model, *pair, patching.logit(targets), progress=False),
+    ):
+        with pytest.raises(ArgumentError, match="takes blocks in which heads and one MLP write"):
+            analyse()

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
+from scipy import stats
+from sklearn.metrics import mean_pinball_loss
 
 from tstlens import patching
 from tstlens.errors import ArgumentError, LabelError, SeriesShapeError
@@ -42,6 +45,41 @@ def test_mean_squared_error_counts_the_chosen_steps_and_channels() -> None:
     )
 
 
+def test_quantile_loss_is_the_pinball_loss_of_sklearn() -> None:
+    truth, forecast = torch.randn(4, 2, 6), torch.randn(3, 4, 2, 6, 2)  # three worlds
+    levels = (0.1, 0.8)
+    values = patching.quantile_loss(truth, levels, horizon=slice(1, 4), channel=1)(forecast)
+    assert values.shape == (3, 4)
+    for world in range(3):
+        for pair in range(4):
+            y = truth[pair, 1, 1:4].numpy()
+            losses = [
+                mean_pinball_loss(y, forecast[world, pair, 1, 1:4, i].numpy(), alpha=level)
+                for i, level in enumerate(levels)
+            ]
+            assert float(values[world, pair]) == pytest.approx(sum(losses) / 2, rel=1e-5)
+            one = patching.quantile_loss(truth, levels, slice(1, 4), 1, level=0.8)(forecast)
+            assert float(one[world, pair]) == pytest.approx(losses[1], rel=1e-5)
+
+
+def test_quantile_loss_at_the_median_is_half_the_absolute_error() -> None:
+    truth, forecast = torch.randn(4, 2, 6), torch.randn(4, 2, 6)
+    values = patching.quantile_loss(truth, (0.5,))(forecast[..., None])
+    torch.testing.assert_close(values, (truth - forecast).abs().mean((1, 2)) / 2)
+
+
+@pytest.mark.parametrize("kind", ["normal", "student_t"])
+def test_quantile_loss_takes_a_distributions_parameters(kind) -> None:
+    truth = torch.randn(4, 2, 6)
+    df, loc, scale = 2 + 8 * torch.rand(4, 2, 6), torch.randn(4, 2, 6), 0.1 + torch.rand(4, 2, 6)
+    levels = (0.05, 0.5, 0.9)
+    made = stats.norm(loc, scale) if kind == "normal" else stats.t(df, loc, scale)
+    quantiles = torch.as_tensor(np.stack([made.ppf(level) for level in levels], -1)).float()
+    parameters = torch.stack([loc, scale] if kind == "normal" else [df, loc, scale], -1)
+    found = patching.quantile_loss(truth, levels, distribution=kind)(parameters)
+    torch.testing.assert_close(found, patching.quantile_loss(truth, levels)(quantiles))
+
+
 @pytest.mark.usefixtures("no_shape_checks")
 def test_what_metrics_refuse() -> None:
     with pytest.raises(LabelError, match=r"expected targets in 0\.\.1, got 2"):
@@ -54,5 +92,15 @@ def test_what_metrics_refuse() -> None:
         patching.logit_diff(TARGET, torch.tensor([0]))
     with pytest.raises(ArgumentError, match=r"horizon=slice\(9, 12, None\) selects nothing"):
         patching.mse(torch.zeros(1, 1, 4), horizon=slice(9, 12))
+    with pytest.raises(
+        SeriesShapeError, match=r"quantiles \[pair, channel, horizon, 2\] = .*1, 4, 2"
+    ):
+        patching.quantile_loss(torch.zeros(1, 1, 4), (0.1, 0.9))(torch.zeros(1, 1, 4))
+    with pytest.raises(ArgumentError, match="levels must lie between 0 and 1"):
+        patching.quantile_loss(torch.zeros(1, 1, 4), (0.1, 1.0))
+    with pytest.raises(ArgumentError, match=r"level must be one of \(0.1,\), got 0.5"):
+        patching.quantile_loss(torch.zeros(1, 1, 4), (0.1,), level=0.5)
+    with pytest.raises(ArgumentError, match="normal or student_t distribution, got 'negative_bin"):
+        patching.quantile_loss(torch.zeros(1, 1, 4), (0.1,), distribution="negative_binomial")
     with pytest.raises(SeriesShapeError, match="expected forecasts like the reference"):
         patching.mse(torch.zeros(1, 1, 4))(torch.zeros(1, 1, 5))

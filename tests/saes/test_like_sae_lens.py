@@ -115,7 +115,7 @@ def test_the_same_scenario_finds_the_same(language_model, make_model):
     theirs["gone from the cache"] = [  # sae-lens' own addition to MLPs
         name for name in theirs["gone from the cache"] if not name.endswith("mlp.hook_in")
     ]
-    flags = ("hook_result", "_input", "hook_mlp_in", "hook_attn_in")  # silent there as here
+    flags = ("hook_result", "_input", "hook_mlp_in", "hook_attn_in", "hook_attn_mlp_sum")  # silent
     for found in (theirs, ours):
         found["gone from the cache"] = [
             name for name in found["gone from the cache"] if not name.endswith(flags)

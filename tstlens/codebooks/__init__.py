@@ -26,15 +26,40 @@ from tstlens.codebooks.codebook import Codebook, Snap
 from tstlens.codebooks.config import CodebookConfig
 
 if TYPE_CHECKING:
-    pass
+    from tstlens.codebooks.effects_result import CodeEffects
+    from tstlens.codebooks.fitting import FittedCodebooks, fit
+    from tstlens.codebooks.intervening import effects
+    from tstlens.codebooks.loading import load
+    from tstlens.codebooks.making import make_codebooks
+    from tstlens.codebooks.scores import CodebookScores, score
+    from tstlens.codebooks.starting import start
 
 __all__ = [
+    "CodeEffects",
     "Codebook",
     "CodebookConfig",
+    "CodebookScores",
+    "FittedCodebooks",
     "Snap",
+    "effects",
+    "fit",
+    "load",
+    "make_codebooks",
+    "score",
+    "start",
 ]
 
-_HOME: dict[str, str] = {}
+_HOME: dict[str, str] = {
+    "CodeEffects": "effects_result",
+    "CodebookScores": "scores",
+    "FittedCodebooks": "fitting",
+    "effects": "intervening",
+    "fit": "fitting",
+    "load": "loading",
+    "make_codebooks": "making",
+    "score": "scores",
+    "start": "starting",
+}
 
 # Hidden from type checkers, which would take it to mean that every name exists.
 if not TYPE_CHECKING:

@@ -312,6 +312,10 @@ class Codebook(SAE[CodebookConfig]):
         """Refused: a code's length is part of what it says, and there is no encoder."""
         raise ArgumentError("a codebook has no encoder that the norms of its codes could go into")
 
+    def as_seen(self, x: Float[Tensor, "... d_in"]) -> Float[Tensor, "... group d_group"]:
+        """Activations as the table sees them: by group, normalised where the config says so."""
+        return self._parts(self._checked(x))[0]
+
     def _checked(self, x: Tensor) -> Tensor:
         if x.shape[-1] != self.cfg.d_in:
             raise SeriesShapeError(

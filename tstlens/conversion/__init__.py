@@ -4,7 +4,7 @@
 registers every family below. Imports only from ``data``, ``training`` and ``model``.
 """
 
-from tstlens.conversion import conv_tst, moment, torch_encoder
+from tstlens.conversion import conv_tst, moment, mvts, patchtst, torch_encoder, tsai
 from tstlens.conversion.checking import Trial, check_parity
 from tstlens.conversion.comparing import Comparison, Difference, Tap, compare
 from tstlens.conversion.registry import Built, Family, convert, families, register
@@ -23,6 +23,8 @@ __all__ = [
     "families",
     "patchtst",
     "moment",
+    "mvts",
     "register",
     "torch_encoder",
+    "tsai",
 ]

@@ -20,6 +20,8 @@ give ``n_channels=``.
 
 Differences on purpose: location and scale are never kept on a module; random masking
 (``mask_ratio`` above 0) does not happen, patches are hidden by a hook at ``embed.hook_visible``.
+Where reconstruction is not told which patches to hide, the source hides those with padding in
+them, counted in patches of 8 samples whatever ``patch_len`` is; here it is by ``patch_len``.
 
 Refused: overlapping patches (the source builds its masks for patches that do not overlap, and
 fails), ``transformer_type`` other than ``encoder_only`` (the source then calls an encoder with a
@@ -29,6 +31,7 @@ decoder's arguments, and fails), series that are no whole number of patches.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -286,14 +289,14 @@ def load(folder: Path) -> nn.Module:
 
 def _pipeline() -> Any:
     try:
-        from momentfm import MOMENTPipeline
+        momentfm = import_module("momentfm")
     except ImportError as error:
         raise ArgumentError(
             "a MOMENT's weights are compared with a MOMENT rebuilt from them, which needs its "
             "package: pip install --no-deps momentfm (its pins are old; it runs on current "
             "transformers and needs nothing else)"
         ) from error
-    return MOMENTPipeline
+    return momentfm.MOMENTPipeline
 
 
 def reads(config: Mapping[str, Any]) -> bool:

@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from tstlens.conversion.encoder_layers import fill
 from tstlens.errors import ArgumentError, StateDictError, UnsupportedSourceError
+from tstlens.model import HookedTST
 
 ACT = {"relu": F.relu, "gelu": F.gelu, "silu": F.silu}
 
@@ -160,14 +161,20 @@ def fill_layer(
         ) from error
 
 
-def flatten_by_pos(weight: Tensor, n_pos: int) -> Tensor:
-    """Columns of a head over ``[..., d_model, pos]``, as rows over ``[..., pos, d_model]``."""
-    n_blocks = 1
-    if weight.shape[1] % n_pos:
+def flatten_by_pos(weight: Tensor, n_pos: int, n_channels: int = 1) -> Tensor:
+    """A head's weight over ``[channel, d_model, pos]`` as rows over ``[channel, pos, d_model]``.
+
+    Args:
+        weight: [output, channel * d_model * pos].
+        n_pos: positions.
+        n_channels: channels that stand side by side.
+    """
+    if weight.shape[1] % (n_pos * n_channels):
         raise StateDictError(
             f"the head reads {weight.shape[1]} numbers, which do not divide into {n_pos} positions"
+            + (f" of {n_channels} channels" if n_channels > 1 else "")
         )
-    return einops.rearrange(weight, "out (c d p) -> (c p d) out", c=n_blocks, p=n_pos)
+    return einops.rearrange(weight, "out (c d p) -> (c p d) out", c=n_channels, p=n_pos)
 
 
 class Restated(nn.Module):
@@ -261,6 +268,11 @@ class Restated(nn.Module):
             hidden = ACT[act_fn](self.linear(x, at + names.mlp_in))
             x = self.norm(x + self.linear(hidden, at + names.mlp_out), at + names.norm2)
         return x
+
+
+def run_model(model: HookedTST, series: Tensor, mask: Tensor | None = None) -> Tensor:
+    """The hooked model's output, for trials."""
+    return model(series, mask=mask)
 
 
 def activation_name(module: Any, where: str) -> str:

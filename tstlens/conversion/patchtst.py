@@ -1,20 +1,21 @@
-"""Family ``patchtst``: Hugging Face's PatchTST, live, as a state dict with ``config=``, or a folder.
+"""Family ``patchtst``: Hugging Face's PatchTST, live, a folder, or a state dict with ``config=``.
 
-| source module (``transformers.models.patchtst``) | here                                         |
-|---------------------------------------------------|----------------------------------------------|
-| ``scaler`` (std, mean, none)                       | ``embed.hook_loc``, ``hook_scale``,          |
-|                                                    | ``hook_scaled``                              |
-| ``patchifier`` (leftover samples drop at the start)| ``embed.hook_patches``                       |
-| ``masking`` (random; here only as it is told)      | ``embed.hook_patch_mask``                    |
-| ``encoder.embedder`` (shared or per channel), CLS  | ``hook_embed``                               |
-| ``encoder.positional_encoder`` (random, sincos)    | ``hook_pos_embed``                           |
-| ``layers.l.self_attn`` over patches                | ``blocks.l.attn.*``, ``hook_attn_out``       |
-| ``layers.l.self_attn`` again, over channels        | ``blocks.l.channel_attn.*``,                 |
-| (``channel_attention``; weights copied)            | ``hook_channel_attn_out``                    |
-| ``norm_sublayer1``, ``2``, ``3`` (batch or layer)  | ``ln1``, ``ln2``, ``ln3``; without channel   |
-|                                                    | attention ``norm_sublayer3`` is ``ln2``      |
-| ``layers.l.ff``                                    | ``blocks.l.mlp.*``, ``hook_mlp_out``         |
-| ``head``                                           | ``head.hook_pooled``, ``head.hook_scaled``   |
+| source (``transformers.models.patchtst``)       | here                                          |
+|-------------------------------------------------|-----------------------------------------------|
+| ``scaler`` (std, mean, none)                    | ``embed.hook_loc``, ``embed.hook_scale``,     |
+|                                                 | ``embed.hook_scaled``                         |
+| ``patchifier`` (leftover dropped at the start)  | ``embed.hook_patches``                        |
+| ``masking`` (random there, told here)           | ``embed.hook_patch_mask``                     |
+| ``encoder.embedder`` (shared or not), CLS token | ``hook_embed``                                |
+| ``encoder.positional_encoder``                  | ``hook_pos_embed``                            |
+| ``layers.l.self_attn`` over patches             | ``blocks.l.attn.*``, ``hook_attn_out``        |
+| ``layers.l.self_attn`` again, over channels     | ``blocks.l.channel_attn.*`` (weights copied), |
+| (``channel_attention``)                         | ``hook_channel_attn_out``                     |
+| ``norm_sublayer1, 2, 3`` (batch or layer norm)  | ``ln1, ln2, ln3``; without channel attention  |
+|                                                 | ``norm_sublayer3`` is ``ln2``                 |
+| ``layers.l.ff``                                 | ``blocks.l.mlp.*``, ``hook_mlp_out``          |
+| ``head``                                        | ``head.hook_pooled``, ``head.hook_scaled`` or |
+|                                                 | ``head.hook_parameters``                      |
 
 | class                        | output here                                                       |
 |------------------------------|-------------------------------------------------------------------|
@@ -166,7 +167,9 @@ def _embed(source: Any) -> Any:
     settings, scaler = source.config, inner(source).scaler.scaler
     kinds = {"PatchTSTStdScaler": "std", "PatchTSTMeanScaler": "mean"}
     scaling: Any = kinds.get(type(scaler).__name__, "none")
-    options = {} if scaling == "none" else {"smallest_scale": float(scaler.minimum_scale)}
+    options: dict[str, Any] = (
+        {} if scaling == "none" else {"smallest_scale": float(scaler.minimum_scale)}
+    )
     if scaling == "mean" and scaler.default_scale is not None:
         options["default_scale"] = float(scaler.default_scale)
     return PatchTSTEmbedConfig(
@@ -254,10 +257,10 @@ def _fill_block(block: Any, layer: Any, n_heads: int) -> None:
             fill(block.mlp, {f"b_{name}": linear.bias})
 
 
-def _fill_norm(ours: nn.Module, theirs: Any) -> None:
-    theirs = getattr(theirs, "batchnorm", theirs)
+def _fill_norm(ours: nn.Module, norm: Any) -> None:
+    theirs: Any = getattr(norm, "batchnorm", norm)
     fill(ours, {"w": theirs.weight, "b": theirs.bias})
-    if isinstance(theirs, nn.BatchNorm1d):
+    if hasattr(theirs, "running_mean"):
         fill(ours, {"running_mean": theirs.running_mean, "running_var": theirs.running_var})
 
 
@@ -276,7 +279,10 @@ def _trials(cfg: Any) -> tuple[Trial, ...]:
         hidden = (torch.rand(shape, generator=generator) < 0.4).double()
         trials.append(
             Trial(
-                f"40 % of patches hidden {list(shape)}", (normal, hidden), _run_hidden, _source_hidden
+                f"40 % of patches hidden {list(shape)}",
+                (normal, hidden),
+                _run_hidden,
+                _source_hidden,
             )
         )
     return tuple(trials)

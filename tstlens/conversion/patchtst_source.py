@@ -96,9 +96,7 @@ def rebuild(state: Mapping[str, Tensor], config: Any, architecture: str | None =
         nearest = min(problems, key=lambda name: len(_strangers(state, skeletons[name])))
         raise StateDictError(f"as a {nearest}: {problems[nearest]}")
     if len(fits) > 1:
-        raise ArgumentError(
-            f"these weights fit {' and '.join(fits)}; say which with architecture="
-        )
+        raise ArgumentError(f"these weights fit {' and '.join(fits)}; say which with architecture=")
     with torch.random.fork_rng(devices=[]):
         source = getattr(modeling_patchtst, fits[0])(copy.deepcopy(settings))
     weight = next(tensor for tensor in state.values() if tensor.is_floating_point())
@@ -212,7 +210,7 @@ def _in_units(source: Any, out: Any) -> Tensor:
 class _Hide(nn.Module):
     """Pretraining's masking with a mask that is given, instead of a random one."""
 
-    def __init__(self, patch_mask: Tensor | None, value: float) -> None:
+    def __init__(self, patch_mask: Tensor | None, value: int | float) -> None:
         super().__init__()
         self.patch_mask, self.value = patch_mask, value
 
@@ -251,11 +249,13 @@ def run(source: Any, series: Tensor, mask: Tensor | None) -> Tensor:
 def taps(source: Any, model: HookedTST) -> list[Tap]:
     """Where a PatchTST computes our activations."""
     prefix = "" if inner(source) is source else "model."
-    n_channels, channel_attention = source.config.num_input_channels, source.config.channel_attention
 
     def rows(seen: Any) -> Tensor:  # [batch, channel, pos, ...] as [row, pos, ...]
         seen = seen[0] if isinstance(seen, tuple) else seen
         return seen.flatten(0, 1) if seen.ndim == 4 else seen
+
+    def by_head(seen: Tensor) -> Tensor:
+        return seen.unflatten(-1, (model.cfg.n_heads, -1))
 
     def by_pos(seen: Any) -> Tensor:  # [batch * pos, channel, d_model] as [row, pos, d_model]
         parts = seen[0].unflatten(0, (-1, n_pos))
@@ -281,15 +281,14 @@ def taps(source: Any, model: HookedTST) -> list[Tap]:
             Tap(f"{block}.hook_resid_pre", theirs, rows, "input"),
             Tap(f"{block}.hook_attn_out", f"{theirs}.self_attn", rows),
             Tap(f"{block}.attn.hook_pattern", f"{theirs}.self_attn", lambda seen: seen[1]),
+            Tap(f"{block}.attn.hook_z", f"{theirs}.self_attn.out_proj", by_head, "input"),
             Tap(f"{block}.mlp.hook_pre", f"{theirs}.ff.0", rows),
             Tap(f"{block}.hook_mlp_out", f"{theirs}.ff", rows),
             Tap(f"{block}.{leaving}", theirs, rows),
         ]
-        if channel_attention:
+        if source.config.channel_attention:
             found += [
-                Tap(
-                    f"{block}.hook_channel_attn_out", f"{theirs}.self_attn", by_pos, "output", 1
-                ),
+                Tap(f"{block}.hook_channel_attn_out", f"{theirs}.self_attn", by_pos, "output", 1),
                 Tap(
                     f"{block}.channel_attn.hook_pattern",
                     f"{theirs}.self_attn",

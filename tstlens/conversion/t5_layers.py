@@ -1,17 +1,17 @@
 """T5 stacks of Hugging Face transformers in a trunk's layout, as MOMENT and Chronos use them.
 
-| source (``encoder.block.{l}``, ``decoder.block.{l}``) | here                                        |
-|--------------------------------------------------------|---------------------------------------------|
-| the block's input                                      | ``hook_resid_pre``                          |
-| ``layer.0.layer_norm``                                 | ``ln1``                                     |
-| ``layer.0.SelfAttention`` (q, k, v, o; no scaling)     | ``attn``, ``attn.hook_q/k/v``,              |
-|                                                        | ``attn.hook_pattern``, ``hook_attn_out``    |
-| ``layer.1.EncDecAttention`` of a decoder               | ``cross_attn``, ``hook_cross_attn_out``     |
-| the last layer's ``DenseReluDense``                    | ``mlp`` (``wi_0`` is ``W_gate``),           |
-|                                                        | ``hook_mlp_out``                            |
-| the block's output                                     | ``hook_resid_post``                         |
-| ``block.0…relative_attention_bias``                    | ``position_bias.weight``, one for all layers|
-| ``final_layer_norm``                                   | ``ln_final``                                |
+| source (``encoder.block.{l}``, ``decoder.block.{l}``)  | here                                    |
+|--------------------------------------------------------|-----------------------------------------|
+| the block's input                                      | ``hook_resid_pre``                      |
+| ``layer.0.layer_norm``                                 | ``ln1``                                 |
+| ``layer.0.SelfAttention`` (q, k, v, o; no scaling)     | ``attn``, ``attn.hook_q/k/v``,          |
+|                                                        | ``attn.hook_pattern``, ``hook_attn_out``|
+| ``layer.1.EncDecAttention`` of a decoder               | ``cross_attn``, ``hook_cross_attn_out`` |
+| the last layer's ``DenseReluDense``                    | ``mlp`` (``wi_0`` is ``W_gate``),       |
+|                                                        | ``hook_mlp_out``                        |
+| the block's output                                     | ``hook_resid_post``                     |
+| ``block.0…relative_attention_bias``                    | ``position_bias``, for all layers       |
+| ``final_layer_norm``                                   | ``ln_final``                            |
 """
 
 from __future__ import annotations

@@ -7,83 +7,20 @@ remembers the patches before it does. The states of every position come along.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from tstlens.data.indexing import row_indices
-from tstlens.data.series import TimeSeriesData
+from tstlens.data.regime_bounds import RegimeBounds, exact_bounds
+from tstlens.data.regime_series import RegimeSeries
 from tstlens.data.transitions import draw_transitions
 from tstlens.errors import ArgumentError, SeriesShapeError
 
 __all__ = ["RegimeBounds", "RegimeMachine", "RegimeSeries"]
-
-_MOST_PATHS = 2_000_000  # of states, followed by `bounds`
-
-
-class RegimeBounds(NamedTuple):
-    """The best that is possible from the last few patches, without noise.
-
-    Args:
-        accuracy: of the most probable next prototype.
-        valid_mass: probability that the best forecast puts on prototypes that may follow.
-        state_accuracy: of the most probable state now.
-    """
-
-    accuracy: float
-    valid_mass: float
-    state_accuracy: float
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class RegimeSeries(TimeSeriesData):
-    """Series of a `RegimeMachine`, with the state behind every patch.
-
-    Args:
-        states: ``[n, pos]`` the state that wrote each patch.
-        patch_len: samples in one patch; ``time = pos * patch_len``.
-
-    The other fields are those of `TimeSeriesData`; there are no labels and nothing is padded.
-    """
-
-    states: Tensor = None  # type: ignore[assignment]  # fields before it have defaults
-    patch_len: int = 1
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        shape = (len(self), self.n_time // max(self.patch_len, 1))
-        if not isinstance(self.states, Tensor) or self.states.shape != shape:
-            got = list(self.states.shape) if isinstance(self.states, Tensor) else self.states
-            raise SeriesShapeError(f"expected states [n={shape[0]}, pos={shape[1]}], got {got}")
-
-    @property
-    def patches(self) -> Float[Tensor, "n pos patch_len"]:
-        """The series cut into patches."""
-        return self.series[:, 0].unflatten(1, (-1, self.patch_len))
-
-    @property
-    def next_patches(self) -> Float[Tensor, "n next patch_len"]:
-        """What a forecaster at each position but the last should say: the patch after it."""
-        return self.patches[:, 1:]
-
-    def __getitem__(self, index: Any) -> RegimeSeries:
-        rows = row_indices(index, len(self)).to(self.series.device)
-        return replace(self, series=self.series[rows], states=self.states[rows])
-
-    def to(self, device: torch.device | str) -> RegimeSeries:
-        """The same data on another device."""
-        return replace(self, series=self.series.to(device), states=self.states.to(device))
-
-    def __repr__(self) -> str:
-        n_pos = self.states.shape[1]
-        return (
-            f"RegimeSeries({self.name!r}, n={len(self)}, pos={n_pos}, patch_len={self.patch_len})"
-        )
 
 
 @dataclass(frozen=True)
@@ -416,30 +353,8 @@ class RegimeMachine:
         Raises:
             ArgumentError: less than 1, or more than there is memory for.
         """
-        n_paths = self.n_states * self.n_edges ** max(n_patches - 1, 0)
-        if n_patches < 1 or n_paths > _MOST_PATHS:
-            raise ArgumentError(
-                f"n_patches: expected at least 1 and at most {_MOST_PATHS:,} paths of states, "
-                f"got {n_patches} ({n_paths:,} paths)"
-            )
-        shares = self.transition.gather(1, self.successors)
-        state = torch.arange(self.n_states)  # of each path, where it ends
-        weight, word = self.stationary, self.prototype_of
-        for _ in range(n_patches - 1):
-            weight = (weight[:, None] * shares[state]).flatten()
-            state = self.successors[state].flatten()
-            word = word.repeat_interleave(self.n_edges) * self.n_prototypes
-            word = word + self.prototype_of[state]
-            word = word.unique(return_inverse=True)[1]
-        n_words = int(word.max()) + 1
-        joint = torch.zeros(n_words, self.n_states, dtype=torch.float64)
-        joint.index_put_((word, state), weight, accumulate=True)  # probability of word and state
-        following = joint @ self.shown_next  # of word and next prototype
-        forecast = following / joint.sum(1, keepdim=True)
-        return RegimeBounds(
-            accuracy=float(following.amax(1).sum()),
-            valid_mass=float((joint * (forecast @ self.valid_next.double().T)).sum()),
-            state_accuracy=float(joint.amax(1).sum()),
+        return exact_bounds(
+            n_patches, self.stationary, self.transition, self.successors, self.prototype_of
         )
 
     def _check_patches(self, patches: Tensor) -> None:

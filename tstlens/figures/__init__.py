@@ -17,13 +17,19 @@ from tstlens.figures.browser import page
 from tstlens.figures.circuit import draw_circuit, draw_edge_effects
 from tstlens.figures.clusters import draw_cluster_effect, draw_clusters
 from tstlens.figures.confusion import confusion
+from tstlens.figures.deletion import draw_deletion_insertion, draw_surrogate
 from tstlens.figures.depth import draw_lens
 from tstlens.figures.drawing import draw
 from tstlens.figures.faithfulness import draw_faithfulness
 from tstlens.figures.influence import draw_influence
+from tstlens.figures.input_attribution import (
+    draw_attribution_agreement,
+    draw_input_attribution,
+)
 from tstlens.figures.intervals import Interval, over_pairs
 from tstlens.figures.lines import pair, series
 from tstlens.figures.notebook import in_notebooks
+from tstlens.figures.planted import planted_series
 from tstlens.figures.probes import draw_probe
 from tstlens.figures.ranking import ranking
 from tstlens.figures.similarity import draw_similarity, draw_skip_cost
@@ -33,6 +39,7 @@ from tstlens.figures.statistics import (
     draw_split_half,
     draw_summary,
 )
+from tstlens.figures.steering import draw_direction, draw_dose_response, draw_separability
 from tstlens.figures.style import TEMPLATE
 from tstlens.figures.sweeps import draw_sweep
 from tstlens.figures.units import draw_units
@@ -48,6 +55,13 @@ __all__ = [
     "draw_edge_effects",
     "draw_faithfulness",
     "draw_logit_attribution",
+    "draw_attribution_agreement",
+    "draw_deletion_insertion",
+    "draw_direction",
+    "draw_dose_response",
+    "draw_input_attribution",
+    "draw_separability",
+    "draw_surrogate",
     "draw_lens",
     "draw_attention",
     "draw_ablation",
@@ -65,6 +79,7 @@ __all__ = [
     "over_pairs",
     "page",
     "pair",
+    "planted_series",
     "ranking",
     "series",
 ]

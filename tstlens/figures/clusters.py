@@ -13,6 +13,7 @@ from tstlens.figures import style
 from tstlens.figures.attribution import title_at_edge
 from tstlens.figures.drawing import draw
 from tstlens.figures.maps import Panel, Scale, Ticks, heat_maps
+from tstlens.figures.probes import hook_labels
 from tstlens.figures.words import number
 from tstlens.probing.clusters_effect import ClusterEffect
 from tstlens.probing.clusters_result import Clusters
@@ -88,7 +89,8 @@ def _classes(result: Clusters, title: str | None) -> go.Figure:
 
 
 def _heading(result: Clusters) -> str:
-    return f"{result.n_clusters} clusters of {len(result.assigned)} {result.what}, {result.hook}"
+    where = hook_labels((result.hook,))[0]
+    return f"{result.n_clusters} clusters of {len(result.assigned)} {result.what}, {where}"
 
 
 def _agreement(result: Clusters) -> str:
@@ -173,7 +175,11 @@ def _windows(result: Clusters, title: str | None) -> go.Figure:
     many = result.data.n_channels > MOST_COLOURED
     lines = "grey: channels, blue: their mean" if many else "a line per channel"
     marked = "; shaded: the samples of the position" if result.what == "positions" else ""
-    heading = f"Medoids of {result.n_clusters} clusters, {result.hook}" if title == "" else title
+    heading = (
+        f"Medoids of {result.n_clusters} clusters, {hook_labels((result.hook,))[0]}"
+        if title == ""
+        else title
+    )
     style.finish(figure, heading, lines + marked, plot_height=height, above=34, left=40)
     return title_at_edge(figure)
 
@@ -187,10 +193,6 @@ def _medoid(
         values = np.where(seen[None], values, np.nan)
     if row["channel"] >= 0:
         values = values[row["channel"]][None]
-    if result.what == "positions":
-        ends = row["start"] - 0.5, row["stop"] - 0.5
-        at: Any = place
-        figure.add_vrect(*ends, fillcolor=MARK, line_width=0, layer="below", **at)
     many = len(values) > MOST_COLOURED
     lines = [*values, np.nanmean(values, 0)] if many else list(values)
     for index, line in enumerate(lines):
@@ -206,6 +208,10 @@ def _medoid(
             + "<br>sample %{x}: %{y:.3g}<extra></extra>",
             **place,
         )
+    if result.what == "positions":  # plotly draws it on subplots that hold lines already
+        ends = row["start"] - 0.5, row["stop"] - 0.5
+        at: Any = place
+        figure.add_vrect(*ends, fillcolor=MARK, line_width=0, layer="below", **at)
 
 
 @draw.register
@@ -269,7 +275,9 @@ def draw_cluster_effect(result: ClusterEffect, *, title: str | None = "") -> go.
     )
     figure.update_xaxes(title={"text": result.metric}, zeroline=False, nticks=6)
     done = "ablated" if result.mode == "ablate" else "kept alone"
-    heading = f"Clusters of latents {done}, {result.hook}" if title == "" else title
+    heading = (
+        f"Clusters of latents {done}, {hook_labels((result.hook,))[0]}" if title == "" else title
+    )
     subtitle = (
         f"{result.made['n_series']} series; accuracy {number(result.full[1])} with all latents, "
         f"{number(result.none[1])} with none; {result.random_value.shape[1]} random groups each"

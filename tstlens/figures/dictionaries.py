@@ -12,7 +12,7 @@ from tstlens.figures import style
 from tstlens.figures.drawing import draw
 from tstlens.figures.words import number
 from tstlens.saes.planted import Recovery
-from tstlens.saes.scoring import Scores
+from tstlens.saes.scores import Scores
 
 _COLOURS = {"trained": style.BLUE, "neurons": style.ORANGE}
 _GREYS = ("#5d6b7a", "#a3adb8")  # of the random dictionaries

@@ -17,7 +17,8 @@ _LATER = {
         "tstlens.figures.feature_graph",
         "tstlens.figures.dictionaries",
         "tstlens.figures.browser.write",
-    )
+    ),
+    "tstlens.codebooks": ("tstlens.figures.code_effects",),
 }
 
 

@@ -37,9 +37,10 @@ class Attention(nn.Module):
 
     cross = False  # whether queries and keys may be of different lengths
 
-    def __init__(self, cfg: HookedTSTConfig) -> None:
+    def __init__(self, cfg: HookedTSTConfig, causal: bool | None = None) -> None:
         super().__init__()
         self.cfg = cfg
+        self.causal = cfg.causal if causal is None else causal
         n_heads, d_model, d_head = cfg.n_heads, cfg.d_model, cfg.d_head or 0
         self.scale = math.sqrt(d_head) if cfg.attn_scale is None else cfg.attn_scale
         self.W_Q = head_major(n_heads, d_model, d_head)
@@ -126,7 +127,7 @@ class Attention(nn.Module):
 
     def _visible(self, n_pos: int, state: TrunkState, device: torch.device) -> Tensor | None:
         visible = state.key_mask
-        if self.cfg.causal:
+        if self.causal:
             causal = causal_mask(n_pos, device)
             if visible is None:
                 return causal

@@ -24,21 +24,22 @@ from tstlens.shapes import Hidden, PerHead, Residual
 class Block(nn.Module, ABC):
     """What both kinds of block share: parts, hook points and the order of the steps."""
 
-    def __init__(self, cfg: HookedTSTConfig) -> None:
+    def __init__(self, cfg: HookedTSTConfig, of_decoder: bool = False) -> None:
         super().__init__()
         self.cfg = cfg
+        self.second = "cross" if of_decoder else cfg.second_attention
         self.ln1 = make_norm(cfg)
-        self.attn = Attention(cfg)
-        if cfg.second_attention == "none":
+        self.attn = Attention(cfg, causal=True if of_decoder else None)
+        if self.second == "none":
             self.ln2 = make_norm(cfg, of_mlp=True)
         else:
             self.ln2 = make_norm(cfg)
             self.ln3 = make_norm(cfg, of_mlp=True)
-        if cfg.second_attention == "channel":
+        if self.second == "channel":
             self.channel_attn = ChannelAttention(cfg)
             self.hook_channel_attn_out = HookPoint()  # [row, pos, d_model]
             self.hook_resid_mid_channel = HookPoint()  # [row, pos, d_model]
-        if cfg.second_attention == "cross":
+        if self.second == "cross":
             self.cross_attn = CrossAttention(cfg)
             self.hook_cross_attn_out = HookPoint()  # [row, pos, d_model]
             self.hook_resid_mid_cross = HookPoint()  # [row, pos, d_model]
@@ -60,7 +61,7 @@ class Block(nn.Module, ABC):
     @property
     def mlp_norm(self) -> nn.Module:
         """The norm before the MLP (pre-norm) or after it: ``ln2``, ``ln3`` in longer blocks."""
-        return self.ln2 if self.cfg.second_attention == "none" else self.ln3
+        return self.ln2 if self.second == "none" else self.ln3
 
     @abstractmethod
     def attend(self, resid_pre: Residual, state: TrunkState) -> Residual:
@@ -89,14 +90,14 @@ class Block(nn.Module, ABC):
             state: of these rows; needed where a second attention follows.
         """
         resid_mid = self.hook_resid_mid(resid_pre + self.hook_attn_out(attn_out))
-        if self.cfg.second_attention != "none":
+        if self.second != "none":
             resid_mid = self.second_attention(resid_mid, state or TrunkState())
         return self.add_mlp(resid_mid, resid_pre)
 
     def second_attention(self, resid_mid: Residual, state: TrunkState) -> Residual:
         """From the stream after the first attention to the stream before the MLP."""
         carried, query = self.read_second(resid_mid)
-        if self.cfg.second_attention == "cross":
+        if self.second == "cross":
             key = state.encoded
             if key is None:
                 raise ArgumentError(
@@ -165,8 +166,8 @@ class PreNormBlock(Block):
     ``use_normalization_before_and_after`` what attention and MLP write is normalised too.
     """
 
-    def __init__(self, cfg: HookedTSTConfig) -> None:
-        super().__init__(cfg)
+    def __init__(self, cfg: HookedTSTConfig, of_decoder: bool = False) -> None:
+        super().__init__(cfg, of_decoder)
         self.hook_attn_mlp_sum = HookPoint()  # [row, pos, d_model]
         if cfg.use_normalization_before_and_after:
             self.ln1_post = make_norm(cfg)
@@ -220,8 +221,8 @@ class PostNormBlock(Block):
     ``hook_normalized_resid_post`` is what leaves the block.
     """
 
-    def __init__(self, cfg: HookedTSTConfig) -> None:
-        super().__init__(cfg)
+    def __init__(self, cfg: HookedTSTConfig, of_decoder: bool = False) -> None:
+        super().__init__(cfg, of_decoder)
         self.hook_normalized_resid_post = HookPoint()  # [row, pos, d_model]
 
     def attend(self, resid_pre: Residual, state: TrunkState) -> Residual:
@@ -232,7 +233,7 @@ class PostNormBlock(Block):
         return normalized_mid, normalized_mid
 
     def read_mid(self, resid_mid: Residual) -> tuple[Residual, Residual]:
-        before = self.ln1 if self.cfg.second_attention == "none" else self.ln2
+        before = self.ln1 if self.second == "none" else self.ln2
         normalized_mid = before(self._mlp_input(resid_mid))
         return normalized_mid, normalized_mid
 
@@ -240,6 +241,7 @@ class PostNormBlock(Block):
         return self.hook_normalized_resid_post(self.mlp_norm(resid_post))
 
 
-def make_block(cfg: HookedTSTConfig) -> Block:
-    """The block that the config asks for."""
-    return PreNormBlock(cfg) if cfg.norm_position == "pre" else PostNormBlock(cfg)
+def make_block(cfg: HookedTSTConfig, of_decoder: bool = False) -> Block:
+    """The block that the config asks for; a decoder's is causal and has cross attention."""
+    kind = PreNormBlock if cfg.norm_position == "pre" else PostNormBlock
+    return kind(cfg, of_decoder)

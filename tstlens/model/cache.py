@@ -6,6 +6,7 @@ import inspect
 from typing import Any
 
 from transformer_lens import ActivationCache
+from transformer_lens.utilities import get_act_name
 
 from tstlens.errors import NonlinearResidualError, UnknownActivationError
 
@@ -78,6 +79,12 @@ class TSTActivationCache(ActivationCache):
         return type(self)(sliced.cache_dict, self.model, has_batch_dim=sliced.has_batch_dim)
 
     def __getitem__(self, key: Any) -> Any:
+        cfg: Any = self.model.cfg
+        if not isinstance(key, str) and getattr(cfg, "n_decoder_layers", 0) and key[1] is not None:
+            model: Any = self.model
+            layer = key[1] % cfg.n_layers
+            name = get_act_name(key[0], layer, *key[2:])
+            key = name.replace(f"blocks.{layer}", model.layer_name(layer), 1)
         try:
             return super().__getitem__(key)
         except KeyError as error:

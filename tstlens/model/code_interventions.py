@@ -13,77 +13,23 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from tstlens.errors import ArgumentError, SeriesShapeError
+from tstlens.model.code_places import (
+    Book,
+    Codes,
+    Index,
+    Positions,
+    checked_codes,
+    numbers_of,
+    over_codes,
+)
 from tstlens.model.codes import CodedModel
 from tstlens.shapes import Mask, Series
-
-Index = int | slice | Sequence[int] | None
-Positions = Index | Tensor
-Codes = int | Sequence[int] | Mapping[int, int | Sequence[int]]  # the last: group -> codes
-
-
-@dataclass(frozen=True)
-class _Book:
-    """A spliced codebook's sizes and where its k-hot vector is."""
-
-    hook: str
-    n_codes: int
-    n_groups: int
-    k: int
-    n_heads: int | None  # of the hook point, where this splice sees all of them
-    shared: bool  # one table for all heads: the k-hot vector has a head axis
-
-    def groups(self, group: Index, head: Index) -> list[int]:
-        """The groups that are meant."""
-        if group is not None and head is not None:
-            raise ArgumentError("group= and head= name the same tables here; give one of them")
-        if head is not None and not self.shared:
-            if self.n_heads is None:
-                raise ArgumentError(f"head={head} was given, but codes at {self.hook} have no head")
-            per_head = self.n_groups // self.n_heads
-            if not per_head:
-                raise ArgumentError(
-                    f"head={head} was given, but the codebook at {self.hook} reads all heads as "
-                    "one vector (n_groups=1)"
-                )
-            heads = _numbers(head, self.n_heads, "head")
-            return [h * per_head + i for h in heads for i in range(per_head)]
-        if group is None:
-            return list(range(self.n_groups))
-        return _numbers(group, self.n_groups, "group")
-
-    def selected(self, acts: Tensor, pos: Positions, group: Index, head: Index) -> Tensor:
-        """bool, broadcast over [row, (pos, (head,)) group, code], of the places that are meant."""
-        shape = (*acts.shape[1:-1], self.n_groups, 1)
-        chosen = torch.ones((1, *shape), dtype=torch.bool, device=acts.device)
-        if pos is not None:
-            if acts.ndim < 3:
-                raise ArgumentError(f"pos={pos} was given, but {self.hook} has no positions")
-            chosen = chosen & self._positions(acts, pos, chosen)
-        if head is not None and self.shared:
-            chosen = chosen & _mask(_numbers(head, acts.shape[2], "head"), chosen, 2)
-            head = None
-        return chosen & _mask(self.groups(group, head), chosen, chosen.ndim - 2)
-
-    def _positions(self, acts: Tensor, pos: Positions, like: Tensor) -> Tensor:
-        if not isinstance(pos, Tensor):
-            return _mask(_numbers(pos, acts.shape[1], "pos"), like, 1)
-        if pos.dtype != torch.bool or pos.shape != acts.shape[:2]:
-            raise SeriesShapeError(
-                f"expected pos as bool [row={acts.shape[0]}, pos={acts.shape[1]}] at {self.hook}, "
-                f"got {pos.dtype} {list(pos.shape)}"
-            )
-        return pos.to(acts.device).view(*pos.shape, *(1,) * (like.ndim - 2))
-
-    def by_group(self, acts: Tensor) -> Tensor:
-        """[..., group * code] as [..., group, code]."""
-        return acts.unflatten(-1, (self.n_groups, self.n_codes))
 
 
 class SteerableCodes(CodedModel):
@@ -135,20 +81,21 @@ class SteerableCodes(CodedModel):
                         f"expected at most k={book.k} codes to force at {book.hook}, got "
                         f"{len(wanted)}"
                     )
-                forced = _over_codes(wanted, book)
+                forced = over_codes(wanted, book)
 
                 def force(
                     acts: Tensor,
                     hook: Any,
-                    book: _Book = book,
+                    book: Book = book,
                     forced: Tensor = forced,
                     where: tuple[Index, Index] = where,
                 ) -> Tensor:
                     by_group = book.by_group(acts)
                     chosen = book.selected(acts, pos, *where)
                     on = forced.to(acts.device)
-                    if others == "keep":
-                        return by_group.masked_fill(chosen & on, float("inf")).flatten(-2)
+                    if others == "keep":  # codes that were forced before come after these
+                        finite = by_group.clamp(max=torch.finfo(acts.dtype).max)
+                        return finite.masked_fill(chosen & on, float("inf")).flatten(-2)
                     weight = on.to(acts) * (book.k / int(on.sum()))
                     return torch.where(chosen, weight, by_group).flatten(-2)
 
@@ -190,13 +137,13 @@ class SteerableCodes(CodedModel):
                         f"banning {len(set(wanted))} of {book.n_codes} codes at {book.hook} leaves "
                         f"fewer than k={book.k}; ban fewer, or use fill='zero'"
                     )
-                banned = _over_codes(wanted, book)
+                banned = over_codes(wanted, book)
                 value = float("-inf") if fill == "next" else 0.0
 
                 def ban(
                     acts: Tensor,
                     hook: Any,
-                    book: _Book = book,
+                    book: Book = book,
                     banned: Tensor = banned,
                     where: tuple[Index, Index] = where,
                     value: float = value,
@@ -251,10 +198,20 @@ class SteerableCodes(CodedModel):
                 stack.enter_context(self._hooked(book, "hook_sae_acts_post", swap))
             yield self
 
-    def _hooked(self, book: _Book, point: str, function: Any) -> Any:
+    def codes_by_group(
+        self, codes: Mapping[str, Codes], group: Index = None, head: Index = None
+    ) -> dict[str, dict[int, list[int]]]:
+        """Codes as hook point -> group -> codes, checked as :meth:`force_codes` checks them."""
+        found: dict[str, dict[int, list[int]]] = {name: {} for name in codes}
+        for book, wanted, (groups, heads) in self._wanted(codes, group, head):
+            for number in book.groups(groups, None if book.shared else heads):
+                found[book.hook].setdefault(number, []).extend(wanted)
+        return found
+
+    def _hooked(self, book: Book, point: str, function: Any) -> Any:
         return self.hooks(fwd_hooks=[(f"{book.hook}.{point}", function)])
 
-    def _book(self, name: str) -> _Book:
+    def _book(self, name: str) -> Book:
         splice = self._spliced[name]
         cfg = splice.dictionary.cfg
         whole = splice.head is None and name.rsplit(".", 1)[-1] in (
@@ -265,11 +222,11 @@ class SteerableCodes(CodedModel):
         )
         shared = whole and not splice.joins_heads(int(self.cfg.d_head))
         n_heads = cfg.d_in // int(self.cfg.d_head) if whole and not shared else None
-        return _Book(splice.writes, cfg.n_codes, cfg.n_groups, cfg.k, n_heads, shared)
+        return Book(splice.writes, cfg.n_codes, cfg.n_groups, cfg.k, n_heads, shared)
 
     def _wanted(
         self, codes: Mapping[str, Codes], group: Index, head: Index
-    ) -> Iterator[tuple[_Book, list[int], tuple[Index, Index]]]:
+    ) -> Iterator[tuple[Book, list[int], tuple[Index, Index]]]:
         """Codebook, codes and (group, head) of everything that is asked for, checked."""
         if not isinstance(codes, Mapping):
             raise ArgumentError(f"expected hook point -> codes, got {codes!r}")
@@ -280,7 +237,7 @@ class SteerableCodes(CodedModel):
             if isinstance(given, Mapping):
                 if group is not None or (head is not None and not book.shared):
                     raise ArgumentError("codes by group were given, so leave group= and head= out")
-                asked += [(book, _codes(c, book), (g, head)) for g, c in given.items()]
+                asked += [(book, checked_codes(c, book), (g, head)) for g, c in given.items()]
                 continue
             unsaid = group is None and (head is None or book.shared)
             if book.n_groups > 1 and unsaid:
@@ -288,14 +245,14 @@ class SteerableCodes(CodedModel):
                     f"the codebook at {name} has {book.n_groups} groups with a table each, so say "
                     "in which: group=, head=, or {hook: {group: codes}}"
                 )
-            asked.append((book, _codes(given, book), (group, head)))
+            asked.append((book, checked_codes(given, book), (group, head)))
         for book, _, (g, h) in asked:
             book.groups(g, None if book.shared else h)
         yield from asked
 
 
 def _swap(
-    book: _Book,
+    book: Book,
     source: Tensor,
     keep: Tensor | None,
     n_series: int,
@@ -306,10 +263,10 @@ def _swap(
     if source_pos is not None:
         if pos is None:
             raise ArgumentError("source_pos= was given without pos=, the positions it is for")
-        from_ = _numbers(source_pos, source.shape[1], "source_pos")
+        from_ = numbers_of(source_pos, source.shape[1], "source_pos")
         source, keep = source[:, from_], None if keep is None else keep[:, from_]
     elif pos is not None and source.ndim > 2:
-        chosen = _numbers(pos, source.shape[1], "pos")
+        chosen = numbers_of(pos, source.shape[1], "pos")
         source, keep = source[:, chosen], None if keep is None else keep[:, chosen]
     if keep is not None and pos is not None and not bool(keep.all()):
         raise ArgumentError(
@@ -324,7 +281,7 @@ def _swap(
         to = acts
         where = None
         if pos is not None and acts.ndim > 2:
-            where = _numbers(pos, acts.shape[1], "pos")
+            where = numbers_of(pos, acts.shape[1], "pos")
             to = acts[:, where]
         if found.shape != to.shape:
             raise SeriesShapeError(
@@ -343,41 +300,3 @@ def _swap(
         return acts.index_copy(1, torch.tensor(where, device=acts.device), mixed)
 
     return swap
-
-
-def _codes(given: int | Sequence[int], book: _Book) -> list[int]:
-    codes = [given] if isinstance(given, int) else [int(code) for code in given]
-    if not codes:
-        raise ArgumentError(f"expected at least one code at {book.hook}, got none")
-    for code in codes:
-        if not 0 <= code < book.n_codes:
-            raise ArgumentError(
-                f"expected codes in 0..{book.n_codes - 1} at {book.hook}, got {code}"
-            )
-    return codes
-
-
-def _over_codes(codes: list[int], book: _Book) -> Tensor:
-    chosen = torch.zeros(book.n_codes, dtype=torch.bool)
-    chosen[codes] = True
-    return chosen
-
-
-def _numbers(index: Index, size: int, axis: str) -> list[int]:
-    """An index as numbers from 0, or the error that says what is wrong."""
-    if index is None:
-        return list(range(size))
-    found = range(size)[index] if isinstance(index, slice) else index
-    numbers = [found] if isinstance(found, int) else [int(number) for number in found]
-    for number in numbers:
-        if not -size <= number < size:
-            raise ArgumentError(f"expected {axis} in 0..{size - 1}, got {number}")
-    if not numbers:
-        raise ArgumentError(f"{axis}={index} selects nothing of 0..{size - 1}")
-    return [number % size for number in numbers]
-
-
-def _mask(numbers: list[int], like: Tensor, axis: int) -> Tensor:
-    chosen = torch.zeros(like.shape[axis], dtype=torch.bool, device=like.device)
-    chosen[numbers] = True
-    return chosen.view(-1, *(1,) * (like.ndim - axis - 1))

@@ -37,7 +37,7 @@ class HookedTSTConfig:
     """Sizes and options of a :class:`HookedTST`, with TransformerLens' names where it has them.
 
     Args:
-        n_layers: blocks of the trunk.
+        n_layers: blocks of the trunk; of an encoder and a decoder together.
         d_model: width of the residual stream.
         n_heads: attention heads of each block.
         d_mlp: hidden units of each MLP.
@@ -70,6 +70,8 @@ class HookedTSTConfig:
         second_attention: a second attention in every block, between the first and the MLP:
             ``"channel"`` mixes the channels of a series at each position, ``"cross"`` reads
             ``TrunkState.encoded``.
+        n_decoder_layers: how many of the layers, the last ones, are a decoder's, which reads the
+            other layers' output by cross attention; 0 for a trunk of one stack.
         mlp_bias: whether the MLP's two maps have biases.
         class_names: names of the classes, for figures.
         model_name: what the report calls the model.
@@ -112,6 +114,7 @@ class HookedTSTConfig:
     qk_norm: QKNorm = "none"
     residual_attention: bool = False
     second_attention: SecondAttention = "none"
+    n_decoder_layers: int = 0
     class_names: tuple[str, ...] | None = None
     model_name: str = "HookedTST"
     seed: int = 0
@@ -154,6 +157,7 @@ class HookedTSTConfig:
         one_of("second_attention", self.second_attention, ("none", "channel", "cross"))
         if self.use_normalization_before_and_after and self.norm_position == "post":
             raise ArgumentError("use_normalization_before_and_after is for pre-norm blocks only")
+        self._check_stacks()
         if self.rotary_base is not None and (self.d_head or 0) % 2:
             raise ArgumentError(f"rotary embeddings need an even d_head, got {self.d_head}")
         if self.class_names is not None:
@@ -169,6 +173,21 @@ class HookedTSTConfig:
             raise ArgumentError("learned positions need n_ctx, or n_time to read it off")
         if self.n_ctx is None and getattr(self.head, "pooling", None) == "flatten":
             raise ArgumentError("a flatten head needs n_ctx, or n_time to read it off")
+
+    def _check_stacks(self) -> None:
+        """A decoder needs an encoder before it, and options that both can have."""
+        n_decoder = self.n_decoder_layers
+        whole = isinstance(n_decoder, int) and not isinstance(n_decoder, bool)
+        if not whole or not 0 <= n_decoder < self.n_layers:
+            raise ArgumentError(
+                f"expected n_decoder_layers of 0 to {self.n_layers - 1}, so that n_layers="
+                f"{self.n_layers} leaves an encoder, got {n_decoder!r}"
+            )
+        if n_decoder and (self.residual_attention or self.second_attention != "none"):
+            raise ArgumentError(
+                "an encoder and a decoder go with neither residual_attention nor "
+                "second_attention: decoder layers have cross attention of their own"
+            )
 
     def _check_front_end(self, embed: Any) -> None:
         """Channels, width and length fit; ``n_ctx`` is read off ``n_time`` where not given."""
@@ -197,6 +216,11 @@ class HookedTSTConfig:
     def channel_independent(self) -> bool:
         """Whether every channel goes through the trunk by itself."""
         return bool(getattr(self.embed, "channel_independent", False))
+
+    @property
+    def n_encoder_layers(self) -> int:
+        """Layers before the decoder; all of them where there is none."""
+        return self.n_layers - self.n_decoder_layers
 
     @property
     def n_classes(self) -> int | None:

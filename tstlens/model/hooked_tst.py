@@ -13,16 +13,16 @@ from transformer_lens.hook_points import HookPoint
 
 from tstlens.data.validate import check_series
 from tstlens.errors import ArgumentError, LabelError, SeriesShapeError, SeriesValueError
-from tstlens.model.block import make_block
 from tstlens.model.cache import TSTActivationCache
 from tstlens.model.code_interventions import SteerableCodes
 from tstlens.model.config import HookedTSTConfig
 from tstlens.model.embed import Positions, make_embed
+from tstlens.model.encoder_decoder import Trunk
 from tstlens.model.heads import make_head
-from tstlens.model.norms import listened_to, make_norm
+from tstlens.model.norms import listened_to
 from tstlens.model.parts import CustomConfig, LinearPatchesConfig
-from tstlens.model.positions import RelativeBias
 from tstlens.model.saving import SavedModel
+from tstlens.model.splice_saes import SplicedSAEs
 from tstlens.model.state import TrunkState
 from tstlens.model.steering import SteeredModel
 from tstlens.model.weights import StackedWeights
@@ -31,7 +31,7 @@ from tstlens.shapes import Labels, Mask, Residual, Series
 ReturnType = Literal["logits", "loss", "both"] | None
 
 
-class HookedTST(SteeredModel, SteerableCodes, StackedWeights, SavedModel):
+class HookedTST(Trunk, SteeredModel, SteerableCodes, SplicedSAEs, StackedWeights, SavedModel):
     """A trunk of transformer blocks between an embedding front end and a head.
 
     Everything a TransformerLens user expects works: ``run_with_cache``, ``run_with_hooks``,
@@ -71,14 +71,7 @@ class HookedTST(SteeredModel, SteerableCodes, StackedWeights, SavedModel):
         if cfg.positions != "none":
             self.pos_embed = Positions(cfg.n_ctx or 512, cfg.d_model, cfg.positions == "learned")
             self.hook_pos_embed = HookPoint()  # [row, pos, d_model]
-        if cfg.position_buckets is not None:
-            self.position_bias = RelativeBias(
-                cfg.n_heads, cfg.position_buckets, cfg.position_max_distance, cfg.causal
-            )
-            self.hook_position_bias = HookPoint()  # [row, head, query, key]
-        self.blocks = nn.ModuleList(make_block(cfg) for _ in range(cfg.n_layers))
-        if cfg.final_norm:
-            self.ln_final = make_norm(cfg)
+        self._make_trunk()
         self.head = make_head(cfg, head)
         self.init_weights(cfg.seed)
         self.setup()
@@ -152,15 +145,14 @@ class HookedTST(SteeredModel, SteerableCodes, StackedWeights, SavedModel):
                 )
             residual, state = self._check_residual(series), state or TrunkState()
             self._tell_padding(state)
-            if start > 0 and self.cfg.residual_attention and state.previous_scores is None:
+            handed_on = self.cfg.residual_attention and 0 < start < self.cfg.n_layers
+            if handed_on and state.previous_scores is None:
                 raise ArgumentError(
                     f"every layer of this model adds the scores of the one before, so to start at "
                     f"layer {start} it needs state= with previous_scores: "
                     f"blocks.{start - 1}.attn.hook_attn_scores of the run that gave the residual"
                 )
-        state = self._trunk_state(state, residual.shape[1])
-        for block in self.blocks[start:stop]:
-            residual = block(residual, state)  # [row, pos, d_model]
+        residual, state = self.run_layers(residual, state, start, stop)
         if stop_at_layer is not None:
             return residual
         output = self.unembed(residual, state)
@@ -204,12 +196,6 @@ class HookedTST(SteeredModel, SteerableCodes, StackedWeights, SavedModel):
             bias = self.hook_position_bias(bias.expand(len(embedded), -1, -1, -1).clone())
         return dataclasses.replace(state, score_bias=bias)
 
-    def _trunk_state(self, state: TrunkState, n_pos: int) -> TrunkState:
-        """The state with what a run needs that starts in the middle of the model."""
-        if self.cfg.position_buckets is not None and state.score_bias is None:
-            state = dataclasses.replace(state, score_bias=self.position_bias(n_pos))
-        return state.handing_on() if self.cfg.residual_attention else state
-
     def by_channel(self, activation: Tensor) -> Tensor:
         """An activation [row, ...] of a channel-independent model as [batch, channel, ...].
 
@@ -235,7 +221,7 @@ class HookedTST(SteeredModel, SteerableCodes, StackedWeights, SavedModel):
     def unembed(self, residual: Residual, state: TrunkState | None = None) -> Tensor:
         """The model's output from what leaves the last block: final norm, pooling, linear map."""
         if self.cfg.final_norm:
-            residual = self.ln_final(residual)
+            residual = self.final_norm(residual)
         return self.head(residual, state or TrunkState())
 
     def loss(self, output: Tensor, target: Tensor | None) -> Tensor:
@@ -356,19 +342,6 @@ class HookedTST(SteeredModel, SteerableCodes, StackedWeights, SavedModel):
         if not -n_pos <= pos < n_pos:
             raise ArgumentError(f"expected a position in 0..{n_pos - 1}, got {pos}")
         return of_pos(pos % n_pos, n_time)
-
-    def _layer_range(self, start: int | None, stop: int | None) -> tuple[int, int]:
-        n_layers = self.cfg.n_layers
-        for name, layer in (("start_at_layer", start), ("stop_at_layer", stop)):
-            if layer is not None and not -n_layers <= layer <= n_layers:
-                raise ArgumentError(f"{name} must lie in {-n_layers}..{n_layers}, got {layer}")
-        first = 0 if start is None else (start + n_layers if start < 0 else start)
-        last = n_layers if stop is None else (stop + n_layers if stop < 0 else stop)
-        if first > last:
-            raise ArgumentError(
-                f"start_at_layer={start} lies after stop_at_layer={stop}: no layer would run"
-            )
-        return first, last
 
     def _check_residual(self, residual: Tensor) -> Residual:
         if residual.ndim != 3 or residual.shape[2] != self.cfg.d_model:

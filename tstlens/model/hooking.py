@@ -32,6 +32,8 @@ class CheckedHooks(HookedRootModule):
     """A ``HookedRootModule`` whose hook requests are checked."""
 
     cfg: Any
+    layer_of: Callable[[str], int | None]
+    crosses: Callable[[str], bool]
 
     def set_use_attn_result(self, use_attn_result: bool) -> None:
         """Fire ``attn.hook_result``, one vector per head and position."""
@@ -159,14 +161,17 @@ class CheckedHooks(HookedRootModule):
         return start or 0, self.cfg.n_layers if stop is None else stop
 
     def _outside(self, name: str, start: int | None, stop: int | None) -> str | None:
-        part = name.split(".")[0]
-        if part == "blocks":
-            layer = int(name.split(".")[1])
-            first, last = start or 0, self.cfg.n_layers if stop is None else stop
+        part, layer = name.split(".")[0], self.layer_of(name)
+        first, last = start or 0, self.cfg.n_layers if stop is None else stop
+        ran = f"only layers {first}..{last - 1} run" if first < last else "no layer runs"
+        if layer is not None:
             if not first <= layer < last:
-                ran = f"only layers {first}..{last - 1} run" if first < last else "no layer runs"
                 return f"{name} is in layer {layer}, and {ran}"
-        elif part in ("head", "ln_final"):
+        elif self.crosses(name):
+            layer = self.cfg.n_encoder_layers
+            if not first <= layer < last:
+                return f"{name} belongs to layer {layer}, the decoder's first, and {ran}"
+        elif part in ("head", "ln_final", "decoder_final_ln"):
             if stop is not None:
                 return f"{name} comes after the trunk, and stop_at_layer={stop} ends before it"
         elif start is not None:
@@ -186,7 +191,9 @@ class CheckedHooks(HookedRootModule):
             )
         if leaf == "hook_normalized_resid_post":
             return "Only post-norm models normalise what leaves a block"
-        if name.startswith("ln_final"):
+        if name.startswith("blocks.") and self.cfg.n_decoder_layers:
+            return "This model's layers are encoder.{l} and decoder.{l}"
+        if name.startswith(("ln_final", "encoder_final_ln", "decoder_final_ln")):
             return "This model has no final norm"
         return ""
 
@@ -195,7 +202,8 @@ def _pos_axis(name: str) -> int | None:
     """The axis of (query) positions in an activation, or None where there is none to slice."""
     if name == "hook_series" or name.startswith(("embed.", "head.")):
         return None
-    return 2 if name.endswith(("hook_attn_scores", "hook_pattern")) else 1
+    per_query = ("hook_attn_scores", "hook_pattern", "position_bias")
+    return 2 if name.endswith(per_query) else 1
 
 
 def _named(names_filter: Any) -> list[str]:

@@ -256,6 +256,12 @@ FAMILY_PARTS: dict[str, str] = {  # kind -> module:class, imported when it is as
     "patchtst-patches": "patchtst_heads:PatchTSTPatchesConfig",
     "patchtst-regression": "patchtst_heads:PatchTSTRegressionConfig",
     "patchtst-stream": "patchtst_heads:PatchTSTStreamConfig",
+    "scaled-steps": "steps:ScaledStepsConfig",
+    "conv-steps": "steps:ConvStepsConfig",
+    "revin-patches": "revin:RevINPatchesConfig",
+    "inverted": "inverted:InvertedConfig",
+    "flat-head": "flat_head:FlatHeadConfig",
+    "position-head": "inverted:PositionHeadConfig",
 }
 
 

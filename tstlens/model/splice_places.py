@@ -12,6 +12,10 @@ _NO_FEATURE_AXIS = {  # last part of a hook name -> its axes
     "hook_attn_scores": "[row, head, query, key]",
     "hook_scale": "[row, pos, 1]",
     "hook_series": "[batch, channel, time]",
+    "hook_loc": "[batch, channel, 1]",
+    "hook_scaled": "[batch, channel, time]",
+    "hook_patch_mask": "[batch, channel, patch]",
+    "hook_parameters": "[batch, channel, horizon, parameter]",
 }
 _PER_HEAD = ("hook_q", "hook_k", "hook_v", "hook_z")
 _D_MLP = ("mlp.hook_pre", "mlp.hook_post")

@@ -28,6 +28,8 @@ class TrunkState:
             query, key], for models whose layers hand their scores on.
         encoded: what a decoder's cross attention reads, [row, key, d_model].
         encoded_mask: bool [row, key], False where ``encoded`` holds padding.
+        decoder_embedded: what enters a decoder's first block, [row, pos, d_model]; the front end
+            of a model with a decoder makes it.
     """
 
     pos_mask: PosMask | None = None
@@ -38,6 +40,7 @@ class TrunkState:
     previous_scores: Tensor | None = None
     encoded: Tensor | None = None
     encoded_mask: Tensor | None = None
+    decoder_embedded: Tensor | None = None
     handed_on: list[Tensor] | None = field(default=None, compare=False)
 
     def rows(self, index: Tensor) -> TrunkState:
@@ -51,6 +54,7 @@ class TrunkState:
             previous_scores=self._rows(self.previous_scores, index),
             encoded=self._rows(self.encoded, index),
             encoded_mask=self._rows(self.encoded_mask, index),
+            decoder_embedded=self._rows(self.decoder_embedded, index),
             handed_on=None,
         )
 

@@ -94,8 +94,9 @@ class SteeredModel(SplicedDictionaries):
             return activation + added if chosen is None else activation + added * chosen
 
         handles = [self.get_submodule("embed").register_forward_hook(embedded)]
-        trunk: Any = self.get_submodule("blocks")
-        handles += [block.register_forward_pre_hook(entered, with_kwargs=True) for block in trunk]
+        handles += [
+            block.register_forward_pre_hook(entered, with_kwargs=True) for block in self.layers
+        ]
         try:
             with self.hooks(fwd_hooks=[(name, push)]):
                 yield self

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -13,11 +15,11 @@ from tstlens.errors import ArgumentError
 class StackedWeights(nn.Module):
     """Properties that stack one weight over layers; layouts as in TransformerLens."""
 
-    blocks: nn.ModuleList
+    layers: list[Any]
     head: nn.Module
 
     def _stack(self, sublayer: str, name: str) -> Tensor:
-        return torch.stack([getattr(getattr(block, sublayer), name) for block in self.blocks])
+        return torch.stack([getattr(getattr(block, sublayer), name) for block in self.layers])
 
     @property
     def W_Q(self) -> Float[Tensor, "layer head d_model d_head"]:
@@ -131,7 +133,7 @@ class StackedWeights(nn.Module):
     def all_head_labels(self) -> list[str]:
         """``L0H0`` and so on, layer by layer."""
         n_heads = self.W_Q.shape[1]
-        return [f"L{layer}H{head}" for layer in range(len(self.blocks)) for head in range(n_heads)]
+        return [f"L{layer}H{head}" for layer in range(len(self.layers)) for head in range(n_heads)]
 
     def _head(self, name: str) -> Tensor:
         weight = getattr(self.head, name, None)

@@ -37,7 +37,7 @@ from tstlens.patching.lens import lens
 from tstlens.patching.lens_result import LensResult
 from tstlens.patching.logit_attribution import logit_attribution
 from tstlens.patching.logit_attribution_result import Component, LogitAttribution
-from tstlens.patching.metrics import Metric, log_prob, logit, logit_diff, mse, prob
+from tstlens.patching.metrics import Metric, log_prob, logit, logit_diff, mse, prob, quantile_loss
 from tstlens.patching.patch import patch
 from tstlens.patching.result import SweepResult
 from tstlens.patching.sites import Site, site_names
@@ -132,6 +132,7 @@ __all__ = [
     "mse",
     "patch",
     "prob",
+    "quantile_loss",
     "site_names",
     "sweep",
 ]

@@ -72,7 +72,8 @@ def attention(
     model.check_series(series, mask)
     if not len(series):
         raise ArgumentError("expected at least one series, got none")
-    names = [f"blocks.{layer}.attn.hook_pattern" for layer in range(model.cfg.n_layers)]
+    layers = range(model.cfg.n_encoder_layers)
+    names = [f"{model.layer_name(layer)}.attn.hook_pattern" for layer in layers]
     missing = [name for name in names if name not in model.hook_dict]
     if missing:
         raise UnknownHookError(missing[0], model.hook_dict, "This model's blocks have no pattern")

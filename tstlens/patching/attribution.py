@@ -34,7 +34,7 @@ from tstlens.patching.gradients import (
     input_gradients,
     site_gradients,
 )
-from tstlens.patching.grids import Grid, check_axes, make_grid
+from tstlens.patching.grids import Grid, check_axes, make_grids
 from tstlens.patching.measuring import (
     MeasureOutput,
     check_metric,
@@ -229,19 +229,16 @@ class _Estimate:
             clean_output, clean_acts = record(model, *clean, what.names)
             run = run_corrupted(model, *corrupted, place, what.layers)
             given = sources(model, place, what.names, source, clean_acts, reference, clean[1])
-        by_series = place.by_series(run.acts[what.names[0]])
-        device = run.final.device
-        grid, coords = make_grid(
-            place, what.site, what.inner, by_series.shape[1:], what.n_slices, device
-        )
-        box = covered(place, grid, by_series)
+        acts = [run.acts[name] for name in what.names]
+        grids, coords = make_grids(place, what.site, what.inner, acts, what.n_slices)
         change = {}
-        for name in what.names:
+        for name, grid in zip(what.names, grids, strict=True):
             moved = place.by_series(delta(run.acts[name], given[name], name))
+            box = covered(place, grid, moved)
             change[name] = torch.where(box, moved, 0.0).reshape(run.acts[name].shape)
-        gradients = self._gradients(run, change, clean, grid.n_worlds)
+        gradients = self._gradients(run, change, clean, grids[0].n_worlds)
         effects = []
-        for layer, name in zip(what.layers, what.names, strict=True):
+        for layer, name, grid in zip(what.layers, what.names, grids, strict=True):
             if self.qk_correction and layer is not None:
                 effect = corrected(
                     model, run, place, layer, grid, given[name], gradients[layer], self.memory_mb
@@ -264,12 +261,11 @@ class _Estimate:
     ) -> dict[int | None, Tensor]:
         """The mean gradient of the metric at the site (or its pattern) along the path, by layer."""
         model, what, path = self.model, self.what, self.path
-        rows = rows_that_fit(model, run.final.shape[1], self.memory_mb / 2)
+        rows = rows_that_fit(model, run.n_pos, self.memory_mb / 2)
         per_chunk = max(1, rows // len(run.final))
         place = pattern_place(what.place) if self.qk_correction else what.place
         names = {layer: place.hook_name(layer) for layer in what.layers}
-        in_trunk = what.place.template.startswith("blocks.")
-        if in_trunk and (path.of == "input" or not path.steps):
+        if what.place.in_trunk and (path.of == "input" or not path.steps):
             end = None
             if path.steps:
                 with torch.no_grad():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from tstlens.errors import SeriesShapeError
+from tstlens.errors import ArgumentError, SeriesShapeError
 from tstlens.model import HookedTST
 
 
@@ -31,3 +31,23 @@ def check_pairs(
     model.check_series(clean, clean_mask)
     model.check_series(corrupted, corrupted_mask)
     return clean, corrupted
+
+
+def require_two_writers(model: HookedTST, what: str) -> None:
+    """Raise unless a block's attention and MLP are all that writes to the stream, as they are.
+
+    Raises:
+        ArgumentError: a second attention, norms after the sublayers, or scores that are handed on.
+    """
+    cfg = model.cfg
+    reasons = {
+        f"a second ({cfg.second_attention}) attention": cfg.second_attention != "none",
+        "norms after attention and MLP": cfg.use_normalization_before_and_after,
+        "attention scores handed on from layer to layer": cfg.residual_attention,
+    }
+    found = [reason for reason, holds in reasons.items() if holds]
+    if found:
+        raise ArgumentError(
+            f"{what} takes blocks in which heads and one MLP write to the stream; this model's "
+            f"have {' and '.join(found)}. Sweep sites instead: patching.sweep"
+        )

@@ -14,7 +14,7 @@ from tstlens.model import HookedTST
 from tstlens.patching.grids import Grid
 from tstlens.patching.measuring import MeasureOutput, read_metric
 from tstlens.patching.sites import Place
-from tstlens.patching.worlds import CorruptedRun
+from tstlens.patching.worlds import CorruptedRun, start_of
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ def input_gradients(
         output = model.run_with_hooks(
             residual,
             start_at_layer=0,
-            state=_repeated(run, len(some)),
+            state=_repeated(run, 0, len(some)),
             fwd_hooks=[(name, keep) for name in names],
         )
         return output, [kept[name] for name in names]
@@ -197,8 +197,9 @@ def _averaged(
     return [total / len(alphas) for total in totals]
 
 
-def _repeated(run: CorruptedRun, n: int) -> Any:
-    return run.state.rows(torch.arange(run.n_pairs, device=run.final.device).repeat(n))
+def _repeated(run: CorruptedRun, layer: int, n: int) -> Any:
+    series_of_row = torch.arange(run.n_pairs, device=run.final.device).repeat(n)
+    return run.state_entering(layer).rows(series_of_row)
 
 
 def _run_from(
@@ -209,11 +210,9 @@ def _run_from(
     def repeat(x: Tensor) -> Tensor:
         return x.expand(n, *x.shape).flatten(0, 1)
 
-    after = place.template.startswith("head")
-    if layer is not None or after:
-        residual = repeat(run.final if layer is None else run.entering(layer))
-        first = model.cfg.n_layers if layer is None else layer
-        state = _repeated(run, n)
+    first = start_of(model, place, layer)
+    if first is not None:
+        residual, state = repeat(run.entering(first)), _repeated(run, first, n)
         return model.run_with_hooks(residual, start_at_layer=first, state=state, fwd_hooks=hooks)
     mask = None if run.mask is None else repeat(run.mask)
     return model.run_with_hooks(repeat(run.series), mask=mask, fwd_hooks=hooks)

@@ -118,6 +118,38 @@ def make_grid(
     return Grid(tuple(masks), n_worlds, pos), coords
 
 
+def make_grids(
+    place: Place,
+    site: Site,
+    axes: tuple[str, ...],
+    acts: Sequence[Tensor],
+    n_slices: int | None,
+) -> tuple[list[Grid], dict[str, tuple[Any, ...]]]:
+    """The worlds of every layer, from one activation of each, and what each axis' entries are.
+
+    Layers of an encoder and a decoder differ in their positions; an axis that is swept has to be
+    the same in all of them.
+
+    Raises:
+        ArgumentError: it is not.
+    """
+    grids: list[Grid] = []
+    first: dict[str, tuple[Any, ...]] = {}
+    for act in acts:
+        sizes = place.by_series(act).shape[1:]
+        grid, coords = make_grid(place, site, axes, sizes, n_slices, act.device)
+        for axis, entries in coords.items():
+            if entries != first.get(axis, entries):
+                raise ArgumentError(
+                    f"the layers of site {site.name!r} differ along axis {axis!r}: "
+                    f"{len(first[axis])} entries in one, {len(entries)} in another; sweep encoder "
+                    f"and decoder apart, as 'encoder_{site.name}' and 'decoder_{site.name}'"
+                )
+        grids.append(grid)
+        first = coords
+    return grids, first
+
+
 def grid_of_rows(
     place: Place, sizes: dict[str, int], entries: dict[str, Tensor], device: torch.device
 ) -> Grid:

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from tstlens.errors import ArgumentError
 from tstlens.model import HookedTST
-from tstlens.patching.checks import check_pairs
+from tstlens.patching.checks import check_pairs, require_two_writers
 from tstlens.patching.grids import Grid, check_axes, make_grid
 from tstlens.patching.measuring import PAIRS_PER_BLOCK
 from tstlens.patching.outputs import Swept, swept
@@ -171,6 +171,7 @@ def head_influence(
         >>> patching.head_influence(model, a, b, progress=False).values.shape
         torch.Size([6, 2, 4, 2, 4])
     """
+    require_two_writers(model, "head_influence")
     clean, corrupted = check_pairs(model, clean, corrupted, clean_mask, corrupted_mask)
     place = locate(model, Site(site))
     unit = "head" if n_slices is None else "slice"

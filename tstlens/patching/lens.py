@@ -157,7 +157,7 @@ def _names(model: HookedTST) -> Sequence[str]:
 
 def _at_each_pos(model: HookedTST, stream: Tensor, state: TrunkState) -> Tensor:
     """The output of every position read by itself, [series, pos, *output]."""
-    alone = TrunkState(n_series_channels=state.n_series_channels)
+    alone = TrunkState(n_series_channels=state.n_series_channels, statistics=state.statistics)
     return torch.stack([model.unembed(pos[:, None], alone) for pos in stream.unbind(1)], 1)
 
 

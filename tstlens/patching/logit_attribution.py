@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from tstlens.errors import ArgumentError, NonlinearResidualError
 from tstlens.model import HeadConfig, HookedTST
+from tstlens.patching.checks import require_two_writers
 from tstlens.patching.logit_attribution_result import Component, LogitAttribution
 from tstlens.patching.output_part import OutputPart
 from tstlens.patching.routing import route
@@ -202,6 +203,7 @@ def _split_block(
 
 
 def _check_model(model: HookedTST) -> HeadConfig:
+    require_two_writers(model, "logit_attribution")
     if model.cfg.norm_position == "post":
         raise NonlinearResidualError(_REFUSED)
     if not isinstance(model.cfg.head, HeadConfig):

@@ -6,7 +6,7 @@ them. Log-probabilities and logit differences do not, so look at both.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -14,6 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from tstlens.errors import ArgumentError, LabelError, SeriesShapeError
+from tstlens.model.families.distributions import PARAMETERS, Distribution, quantiles_of
 
 Values = Float[Tensor, "*world pair"]
 
@@ -24,7 +25,7 @@ class Metric:
 
     Args:
         name: what tables and figures call it.
-        unit: ``"probability"``, ``"nats"``, ``"logit"`` or ``"squared units"``.
+        unit: ``"probability"``, ``"nats"``, ``"logit"``, ``"units"`` or ``"squared units"``.
         measure: ``measure(output, *targets)``, from outputs [*world, pair, ...] to values
             [*world, pair].
         targets: what each pair is compared with; the first axis of each is the pair.
@@ -120,10 +121,7 @@ def mse(
     Raises:
         SeriesShapeError: the reference has other axes than a forecast.
     """
-    if reference.ndim != 3:
-        raise SeriesShapeError(
-            f"expected a reference [pair, channel, horizon], got {list(reference.shape)}"
-        )
+    _check_reference(reference)
     steps = _as_slice(horizon, reference.shape[2], "horizon")
     channels = _as_slice(channel, reference.shape[1], "channel")
 
@@ -137,6 +135,85 @@ def mse(
         return error[..., channels, steps].flatten(-2).mean(-1)
 
     return Metric("mean squared error", "squared units", measure, (reference,))
+
+
+def quantile_loss(
+    reference: Float[Tensor, "pair channel horizon"],
+    levels: Sequence[float],
+    horizon: slice | int | None = None,
+    channel: slice | int | None = None,
+    level: float | None = None,
+    distribution: Distribution | None = None,
+) -> Metric:
+    """Mean pinball loss of a forecast's quantiles, in units of the output (smaller is better).
+
+    For a quantile at level q it is ``q (y - f)`` where the truth y lies above the forecast f, and
+    ``(1 - q)(f - y)`` below it; its expectation is least at the true quantile. At level 0.5 it is
+    half the absolute error. It says nothing about levels that are not given.
+
+    Args:
+        reference: true values, [pair, channel, horizon].
+        levels: of the output's quantiles, in the order of its last axis (of a model that gives
+            quantiles), or those to take from its distribution.
+        horizon: steps that count; None for all.
+        channel: channels that count; None for all.
+        level: the one of ``levels`` that counts; None for the mean over all.
+        distribution: ``"normal"`` or ``"student_t"`` where the output is a distribution's
+            parameters [pair, channel, horizon, parameter]; None where it is quantiles.
+
+    Raises:
+        SeriesShapeError: the reference has other axes than a forecast, or the output others than
+            one quantile (or parameter) per step.
+        ArgumentError: levels that are none, or that the distribution has no quantiles for.
+
+    Source: Koenker and Bassett 1978, "Regression quantiles".
+
+    Example:
+        >>> import torch
+        >>> from tstlens import patching
+        >>> metric = patching.quantile_loss(torch.zeros(1, 1, 2), levels=(0.1, 0.9))
+        >>> metric(torch.tensor([[[[-1.0, 1.0], [-1.0, 2.0]]]]))
+        tensor([0.1250])
+    """
+    _check_reference(reference)
+    steps = _as_slice(horizon, reference.shape[2], "horizon")
+    channels = _as_slice(channel, reference.shape[1], "channel")
+    levels = tuple(levels)
+    if not levels or not all(0 < entry < 1 for entry in levels):
+        raise ArgumentError(f"levels must lie between 0 and 1, at least one, got {levels}")
+    if level is not None and level not in levels:
+        raise ArgumentError(f"level must be one of {levels}, got {level}")
+    if distribution is not None and distribution not in ("normal", "student_t"):
+        raise ArgumentError(
+            f"quantiles are taken from a normal or student_t distribution, got {distribution!r}"
+        )
+    n_last = len(PARAMETERS[distribution]) if distribution else len(levels)
+    what = "parameters" if distribution else "quantiles"
+
+    def measure(output: Tensor, reference: Tensor) -> Tensor:
+        expected = (*reference.shape, n_last)
+        if output.shape[-4:] != expected:
+            raise SeriesShapeError(
+                f"expected {what} [pair, channel, horizon, {n_last}] = {list(expected)}, "
+                f"got {list(output.shape[-4:])}"
+            )
+        output = output[..., channels, steps, :]
+        quantiles = quantiles_of(distribution, output, levels) if distribution else output
+        error = reference[:, channels, steps, None].to(output) - quantiles
+        at = torch.tensor(levels).to(output)
+        loss = torch.maximum(at * error, (at - 1) * error)
+        loss = loss if level is None else loss[..., [levels.index(level)]]
+        return loss.flatten(-3).mean(-1)
+
+    name = "quantile loss" if level is None else f"quantile loss at level {level:g}"
+    return Metric(name, "units", measure, (reference,))
+
+
+def _check_reference(reference: Tensor) -> None:
+    if reference.ndim != 3:
+        raise SeriesShapeError(
+            f"expected a reference [pair, channel, horizon], got {list(reference.shape)}"
+        )
 
 
 def _as_slice(index: slice | int | None, size: int, axis: str) -> slice:

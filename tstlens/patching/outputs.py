@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tstlens.model import HookedTST
-from tstlens.patching.grids import make_grid
+from tstlens.patching.grids import make_grids
 from tstlens.patching.sites import Place, Site
 from tstlens.patching.sweep import rows_that_fit
 from tstlens.patching.worlds import CorruptedRun, run_worlds
@@ -70,8 +70,7 @@ def swept(
     model: HookedTST, site: Site, place: Place, axes: Sequence[str], n_slices: int | None
 ) -> Swept:
     """The worlds of a sweep over all layers, or over the site's own."""
-    layers = tuple(range(model.cfg.n_layers)) if place.layered else (place.layer,)
-    return Swept(site, place, tuple(axes), layers, n_slices)
+    return Swept(site, place, tuple(axes), place.layers, n_slices)
 
 
 @torch.no_grad()
@@ -97,13 +96,13 @@ def patched_outputs(
         Outputs [pair, *axes, ...] and coords by axis.
     """
     place = what.place
-    sizes = place.by_series(run.acts[what.names[0]]).shape[1:]
-    grid, coords = make_grid(place, what.site, what.inner, sizes, what.n_slices, run.final.device)
-    per_chunk = max(1, rows_that_fit(model, run.final.shape[1], memory_mb) // len(run.final))
+    acts = [run.acts[name] for name in what.names]
+    grids, coords = make_grids(place, what.site, what.inner, acts, what.n_slices)
+    per_chunk = max(1, rows_that_fit(model, run.n_pos, memory_mb) // len(run.final))
     if bar is not None and not bar[0].total:
-        bar[0].reset(total=grid.n_worlds * len(what.names) * bar[1])
+        bar[0].reset(total=grids[0].n_worlds * len(what.names) * bar[1])
     layers = []
-    for layer, name in zip(what.layers, what.names, strict=True):
+    for layer, name, grid in zip(what.layers, what.names, grids, strict=True):
         chunks = []
         for output in run_worlds(model, run, place, layer, grid, given[name], per_chunk):
             chunks.append(output)

@@ -65,13 +65,13 @@ def corrected(
 def _beside(model: HookedTST, run: CorruptedRun, place: Place, layer: int) -> Tensor:
     """Keys of the corrupted run where the place is q, queries where it is k."""
     other = "hook_k" if place.kind == "attn.hook_q" else "hook_q"
-    name = f"blocks.{layer}.attn.{other}"
+    name = f"{run.blocks[layer]}.attn.{other}"
     with torch.no_grad():
         return model.run_with_cache(
             run.entering(layer),
             start_at_layer=layer,
             stop_at_layer=layer + 1,
-            state=run.state,
+            state=run.state_entering(layer),
             names_filter=[name],
             return_cache_object=False,
         )[1][name]
@@ -94,7 +94,8 @@ def _pattern(
         del hook
         kept.append(pattern)
 
-    block: Any = model.blocks[layer]
+    block: Any = model.layers[layer]
+    state = run.state_entering(layer)
     with torch.no_grad(), model.hooks(fwd_hooks=[(pattern_place(place).hook_name(layer), keep)]):
-        block.attn.mix(q, k, torch.zeros_like(k), run.state.rows(series_of_row))
+        block.attn.mix(q, k, torch.zeros_like(k), state.rows(series_of_row))
     return kept[0].unflatten(0, (n_worlds, -1))

@@ -87,12 +87,14 @@ class Replacement:
             found = {name: torch.zeros_like(run.acts[name]) for name in self.what.names}
         if self.contribution:
             for layer, name in zip(self.what.layers, self.what.names, strict=True):
-                found[name] = found[name] + run.entering(layer or 0)
+                found[name] = found[name] + run.stream_before(layer or 0)
         return found
 
     def _recorded(self, series: Tensor, mask: Tensor | None) -> dict[str, Tensor]:
         names, layers = self.what.names, self.what.layers
-        entering = [f"blocks.{layer}.hook_resid_pre" for layer in layers] * self.contribution
+        entering = [
+            f"{self.model.layer_name(layer or 0)}.hook_resid_pre" for layer in layers
+        ] * self.contribution
         acts = record(self.model, series, mask, [*names, *entering])[1]
         if self.contribution:
             return {name: acts[name] - acts[pre] for name, pre in zip(names, entering, strict=True)}

@@ -18,6 +18,11 @@ through the trunk by itself):
 | pooled                                                     | feature              |
 | a spliced dictionary's ``….hook_sae_acts_post`` and so on  | pos, (head), feature |
 
+A model with an encoder and a decoder has every site in both: ``z`` is all of its layers, numbered
+through (encoder first), ``encoder_z`` and ``decoder_z`` are those of one stack; the cross attention
+is the decoder's. ``encoded`` is what all cross attention reads, ``decoder_embed`` what enters the
+decoder.
+
 ``slice`` cuts the feature axis into equal runs. ``pos`` means ``query`` on a pattern. Heads are
 sites at z, before the output projection mixes them; a slice of ``attn_out`` is **not** a head.
 """
@@ -70,19 +75,27 @@ _LEAVES = {  # last part of a hook name -> axes
     "hook_resid_mid_channel": _PER_POS,
     "hook_resid_mid_cross": _PER_POS,
     "mlp.hook_pre_linear": _PER_POS,
+    "hook_encoded": _PER_POS,
+    "hook_decoder_embed": _PER_POS,
+    "hook_position_bias": _PER_QUERY,
+    "hook_decoder_position_bias": _PER_QUERY,
     "hook_series": ("channel", "time"),
     "hook_pooled": ("feature",),
     "embed.hook_loc": ("channel", "feature"),
     "embed.hook_scale": ("channel", "feature"),
     "embed.hook_scaled": ("channel", "time"),
     "embed.hook_patches": ("channel", *_PER_POS),
+    "embed.hook_patch_mask": ("channel", "pos"),
     "head.hook_scaled": ("channel", "time"),
+    "head.hook_parameters": ("channel", "time", "feature"),
 }
 _TEMPLATES = {
     "series": "hook_series",
     "embed": "hook_embed",
     "pos_embed": "hook_pos_embed",
     "pooled": "head.hook_pooled",
+    "encoded": "hook_encoded",
+    "decoder_embed": "hook_decoder_embed",
     **{
         name: f"blocks.{{layer}}.hook_{name}"
         for name in (
@@ -175,12 +188,18 @@ class Place:
         axes: the activation's axes after the series.
         layer: the block it lies in; None where the template has to be filled or has no layer.
         n_series_channels: how many rows of the trunk belong to one series.
+        blocks: names of the model's layers in order, ``"blocks.0"`` or ``"encoder.0"`` and so on.
+        layers: the layers that have the site; of a place outside the blocks None alone.
+        crosses: whether it lies between an encoder and a decoder.
     """
 
     template: str
     axes: tuple[str, ...]
     layer: int | None
     n_series_channels: int = 1
+    blocks: tuple[str, ...] = ()
+    layers: tuple[int | None, ...] = (None,)
+    crosses: bool = False
 
     @property
     def layered(self) -> bool:
@@ -190,10 +209,18 @@ class Place:
     @property
     def kind(self) -> str:
         """The hook name without its layer: what decides where in a block the site lies."""
-        return self.template.split(".", 2)[-1] if self.template[:7] == "blocks." else self.template
+        in_block = self.in_trunk
+        return self.template.split(".", 2)[-1] if in_block else self.template
+
+    @property
+    def in_trunk(self) -> bool:
+        """Whether it lies in a block."""
+        return self.template.split(".")[0] in ("blocks", "encoder", "decoder")
 
     def hook_name(self, layer: int | None) -> str:
         """The full hook name at a layer."""
+        if layer is not None and self.layered and self.blocks:
+            return self.template.replace("blocks.{layer}", self.blocks[layer])
         return self.template.format(layer=layer)
 
     def by_series(self, activation: Tensor) -> Tensor:
@@ -205,9 +232,41 @@ class Place:
 
 def site_names(model: HookedTST) -> list[str]:
     """Short names of the sites that this model has."""
-    return [
-        name for name, template in _TEMPLATES.items() if template.format(layer=0) in model.hook_dict
-    ]
+    names = [name for name, template in _TEMPLATES.items() if _having(model, template)]
+    if model.cfg.n_decoder_layers:
+        layered = [name for name in names if "{layer}" in _TEMPLATES[name]]
+        stacks = [f"{stack}_{name}" for stack in _STACKS for name in layered]
+        names += [name for name in stacks if _having(model, *_of_stack(model, name))]
+    return names
+
+
+_STACKS = ("encoder", "decoder")
+
+
+def _of_stack(model: HookedTST, name: str) -> tuple[str, range]:
+    """Template and layers of a short name, which may start with a stack's name."""
+    first, n_layers = model.cfg.n_encoder_layers, model.cfg.n_layers
+    spans = {"encoder": range(first), "decoder": range(first, n_layers)}
+    stack, _, rest = name.partition("_")
+    if name not in _TEMPLATES and model.cfg.n_decoder_layers and stack in spans:
+        name = rest if "{layer}" in _TEMPLATES.get(rest, "") else name
+        return _TEMPLATES.get(name, ""), spans[stack]
+    return _TEMPLATES.get(name, ""), range(n_layers)
+
+
+def _having(
+    model: HookedTST, template: str, layers: Sequence[int] | None = None
+) -> tuple[int | None, ...]:
+    """The layers that have a site; None alone for one outside the blocks that is there."""
+    if "{layer}" not in template:
+        return (None,) if template in model.hook_dict else ()
+    among = range(model.cfg.n_layers) if layers is None else layers
+    names = {layer: model.layer_name(layer) for layer in among}
+    return tuple(
+        layer
+        for layer, block in names.items()
+        if template.replace("blocks.{layer}", block) in model.hook_dict
+    )
 
 
 def locate(model: HookedTST, site: Site) -> Place:
@@ -218,8 +277,12 @@ def locate(model: HookedTST, site: Site) -> Place:
         UnknownAxisError: a selection names an axis that the site lacks.
         ArgumentError: the layer does not exist.
     """
-    template, layer = _template(model, site)
-    name = template.format(layer=layer or 0)
+    template, layer, layers = _template(model, site)
+    name = (
+        template
+        if layer is not None
+        else template.replace("blocks.{layer}", model.layer_name(layers[0] or 0))
+    )
     axes = _axes_of(name) if ".hook_sae_" not in name else _axes_of_spliced(model, name)
     channels = 1
     mixes_channels = "channel_attn" in template and "query" in axes
@@ -227,30 +290,41 @@ def locate(model: HookedTST, site: Site) -> Place:
     if model.cfg.channel_independent and axes and not by_itself and not mixes_channels:
         channels = model.cfg.n_channels or 1
         axes = ("channel", *axes)
-    place = Place(template, axes, layer, channels)
+    place = Place(
+        template,
+        axes,
+        layer,
+        channels,
+        tuple(map(model.layer_name, range(model.cfg.n_layers))),
+        layers,
+        model.crosses(template),
+    )
     for axis in site.selections():
         if axis_of(place, axis) not in place.axes:
             raise UnknownAxisError(axis, axes, f"Site {site.name!r} of this model has these")
     return place
 
 
-def _template(model: HookedTST, site: Site) -> tuple[str, int | None]:
-    if site.name in _TEMPLATES and _TEMPLATES[site.name].format(layer=0) in model.hook_dict:
-        template = _TEMPLATES[site.name]
+def _template(model: HookedTST, site: Site) -> tuple[str, int | None, tuple[int | None, ...]]:
+    """Template or full hook name, the one layer where it is fixed, and the layers there are."""
+    template, among = _of_stack(model, site.name)
+    layers = _having(model, template, among) if template else ()
+    if layers:
         if "{layer}" not in template:
             if site.layer is not None:
                 raise ArgumentError(f"site {site.name!r} lies in no layer; leave layer out")
-            return template, None
+            return template, None, layers
         if site.layer is None:
-            return template, None
+            return template, None, layers
         n_layers = model.cfg.n_layers
-        if not -n_layers <= site.layer < n_layers:
-            raise ArgumentError(f"expected a layer in 0..{n_layers - 1}, got {site.layer}")
+        if not -n_layers <= site.layer < n_layers or site.layer % n_layers not in layers:
+            raise ArgumentError(f"expected a layer in {layers[0]}..{layers[-1]}, got {site.layer}")
         layer = site.layer % n_layers
-        return template.format(layer=layer), layer
+        name = template.replace("blocks.{layer}", model.layer_name(layer))
+        return name, layer, (layer,)
     if site.name in model.hook_dict:
-        parts = site.name.split(".")
-        return site.name, int(parts[1]) if parts[0] == "blocks" else None
+        layer = model.layer_of(site.name)
+        return site.name, layer, (layer,)
     if "." in site.name or site.name.startswith("hook_"):
         raise UnknownHookError(site.name, model.hook_dict)
     raise UnknownSiteError(

@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from tstlens.model import HookedTST
 from tstlens.patching.checks import check_pairs
-from tstlens.patching.grids import check_axes, make_grid
+from tstlens.patching.grids import check_axes, make_grids
 from tstlens.patching.measuring import (
     MeasureOutput,
     check_metric,
@@ -102,8 +102,7 @@ def sweep(
     site = Site(site) if isinstance(site, str) else site
     place = locate(model, site)
     axes = check_axes(place, site, axes, n_slices)
-    layers = tuple(range(model.cfg.n_layers)) if place.layered else (place.layer,)
-    plan = _Plan(site, place, layers, axes, n_slices, source, reference, memory_mb)
+    plan = _Plan(site, place, place.layers, axes, n_slices, source, reference, memory_mb)
     model.require_live(plan.names)
     check_metric(metric, len(clean))
     pieces, coords = [], {}
@@ -174,14 +173,14 @@ def _sweep_block(
     run = run_corrupted(model, *corrupted, place, plan.layers)
     given = sources(model, place, names, plan.source, clean_acts, plan.reference, clean[1])
     inner = tuple(axis for axis in plan.axes if axis != "layer")
-    sizes = place.by_series(run.acts[names[0]]).shape[1:]
-    grid, coords = make_grid(place, plan.site, inner, sizes, plan.n_slices, run.final.device)
+    acts = [run.acts[name] for name in names]
+    grids, coords = make_grids(place, plan.site, inner, acts, plan.n_slices)
     if bar[0].total == 0:
-        bar[0].reset(total=grid.n_worlds * len(names) * bar[1])
-    rows = rows_that_fit(model, run.final.shape[1], plan.memory_mb)
+        bar[0].reset(total=grids[0].n_worlds * len(names) * bar[1])
+    rows = rows_that_fit(model, run.n_pos, plan.memory_mb)
     worlds_per_chunk = max(1, rows // len(run.final))
     values = []  # layer -> [world, pair]
-    for layer, name in zip(plan.layers, names, strict=True):
+    for layer, name, grid in zip(plan.layers, names, grids, strict=True):
         chunks = []
         for output in run_worlds(model, run, place, layer, grid, given[name], worlds_per_chunk):
             chunks.append(read_metric(metric, output))

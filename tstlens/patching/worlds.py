@@ -9,7 +9,7 @@ and goes on from block l + 1. Worlds run in chunks that fit in memory. The seria
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -34,6 +34,7 @@ _BESIDE = {  # what a world that enters a block after attention needs beside the
 }
 
 _SCORES = "attn.hook_attn_scores"
+_OUTSIDE = ("hook_", "embed", "pos_embed", "head")
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,10 @@ class CorruptedRun:
         acts: activations by hook name.
         final: what leaves the last block, [row, pos, d_model].
         output: the model's output, [pair, ...].
+        blocks: names of the model's layers in order.
+        crossing: what leaves an encoder, [row, pos, d_model]; None in a model of one stack.
+        decoder_state: the state inside the decoder.
+        n_encoder_layers: the first decoder layer, where there is one.
     """
 
     series: Tensor
@@ -55,20 +60,37 @@ class CorruptedRun:
     acts: dict[str, Tensor]
     final: Tensor
     output: Tensor
+    blocks: tuple[str, ...]
+    crossing: Tensor | None = None
+    decoder_state: TrunkState | None = None
+    n_encoder_layers: int | None = None
 
     @property
     def n_pairs(self) -> int:
         """Series in this run."""
         return len(self.series)
 
-    def state_entering(self, layer: int | None) -> TrunkState:
+    @property
+    def n_pos(self) -> int:
+        """Positions of the longest stream."""
+        return max(len(x[0]) for x in (self.final, self.crossing) if x is not None)
+
+    def state_entering(self, layer: int) -> TrunkState:
         """The state that belongs to the stream that enters a layer."""
-        scores = None if not layer else self.acts.get(f"blocks.{layer - 1}.{_SCORES}")
+        if self.decoder_state is not None and layer > (self.n_encoder_layers or 0):
+            return self.decoder_state
+        scores = None if not layer else self.acts.get(f"{self.blocks[layer - 1]}.{_SCORES}")
         return self.state if scores is None else replace(self.state, previous_scores=scores)
 
     def entering(self, layer: int) -> Tensor:
-        """The residual stream that enters a layer, [row, pos, d_model]."""
-        return self.acts.get(f"blocks.{layer}.hook_resid_pre", self.final)
+        """What ``start_at_layer`` takes to run from a layer on, [row, pos, d_model]."""
+        if self.crossing is not None and layer == self.n_encoder_layers:
+            return self.crossing
+        return self.final if layer >= len(self.blocks) else self.stream_before(layer)
+
+    def stream_before(self, layer: int) -> Tensor:
+        """The residual stream as a block takes it, [row, pos, d_model]."""
+        return self.acts[f"{self.blocks[layer]}.hook_resid_pre"]
 
 
 def run_corrupted(
@@ -79,32 +101,49 @@ def run_corrupted(
     layers: Sequence[int | None],
 ) -> CorruptedRun:
     """Run the corrupted series once and keep what worlds of these layers start from."""
+    cfg, blocks = model.cfg, tuple(map(model.layer_name, range(model.cfg.n_layers)))
     names: set[str] = set()
     for layer in layers:
         if layer is None:
             names.add(place.hook_name(None))
             continue
-        names |= {place.hook_name(layer), f"blocks.{layer}.hook_resid_pre"}
-        if model.cfg.residual_attention:
-            names |= {f"blocks.{before}.{_SCORES}" for before in (layer - 1, layer) if before >= 0}
-        if layer + 1 < model.cfg.n_layers:
-            names.add(f"blocks.{layer + 1}.hook_resid_pre")
+        names |= {place.hook_name(layer), f"{blocks[layer]}.hook_resid_pre"}
+        if cfg.residual_attention:
+            names |= {f"{blocks[before]}.{_SCORES}" for before in (layer - 1, layer) if before >= 0}
+        if layer + 1 < cfg.n_layers:
+            names.add(f"{blocks[layer + 1]}.hook_resid_pre")
         beside = _BESIDE.get(place.kind)
         if beside is not None:
-            names.add(f"blocks.{layer}.{beside}")
-    live = [name for name in names if not name.startswith(("hook_", "embed", "head"))]
-    before = [name for name in names if name.startswith(("hook_", "embed"))]
-    with model.hooks(fwd_hooks=_keepers(kept := {}, before)):
+            names.add(f"{blocks[layer]}.{beside}")
+    if cfg.n_decoder_layers:
+        names.add("hook_encoded")
+    within = {name for name in names if model.crosses(name) or not name.startswith(_OUTSIDE)}
+    after = {name for name in names if name.startswith("head")}
+    with model.hooks(fwd_hooks=_keepers(kept := {}, names - within - after)):
         residual, state = model.embed_series(series, mask)
-    with model.hooks(fwd_hooks=_keepers(kept, live)):
-        final = model(residual, start_at_layer=0, stop_at_layer=model.cfg.n_layers, state=state)
-    after = [name for name in names if name.startswith("head")]
+    with model.hooks(fwd_hooks=_keepers(kept, within)):
+        first = cfg.n_encoder_layers if cfg.n_decoder_layers else None
+        crossing = None
+        if first is not None:
+            residual = model(residual, start_at_layer=0, stop_at_layer=first, state=state)
+            crossing = residual
+        final = model(residual, start_at_layer=first or 0, stop_at_layer=cfg.n_layers, state=state)
+    inside = model.decoder_state(state, kept["hook_encoded"]) if first is not None else None
     with model.hooks(fwd_hooks=_keepers(kept, after)):
-        output = model.unembed(final, state)
-    return CorruptedRun(series, mask, state, kept, final, output)
+        output = model.unembed(final, inside or state)
+    return CorruptedRun(series, mask, state, kept, final, output, blocks, crossing, inside, first)
 
 
-def _keepers(kept: dict[str, Tensor], names: list[str]) -> list[Any]:
+def start_of(model: HookedTST, place: Place, layer: int | None) -> int | None:
+    """The layer from which a run that replaces something at a place has to go on; None for all."""
+    if layer is not None:
+        return layer
+    if place.template.startswith("head"):
+        return model.cfg.n_layers
+    return model.cfg.n_encoder_layers if place.crosses else None
+
+
+def _keepers(kept: dict[str, Tensor], names: Iterable[str]) -> list[Any]:
     def keep(activation: Tensor, hook: Any) -> None:
         kept[hook.name] = activation
 
@@ -136,10 +175,11 @@ def run_worlds(
     """
     kind = place.kind
     undisturbed = not any(listened_to(point) for point in model.hook_points())
-    by_itself = model.cfg.second_attention == "none" and not (
-        model.cfg.gated_mlp and kind == "mlp.hook_pre"
-    )
+    by_itself = not (model.cfg.gated_mlp and kind == "mlp.hook_pre")
+    if layer is not None:
+        by_itself = by_itself and model.layers[layer].second == "none"
     enters_late = layer is not None and kind in _BESIDE and undisturbed and by_itself
+    first = start_of(model, place, layer)
     for start in range(0, grid.n_worlds, worlds_per_chunk):
         worlds = slice(start, min(start + worlds_per_chunk, grid.n_worlds))
         n_worlds = worlds.stop - worlds.start
@@ -149,7 +189,7 @@ def run_worlds(
             state = run.state_entering(layer + 1).rows(series_of_row)
             output = model(residual, start_at_layer=layer + 1, state=state)
         else:
-            state = run.state_entering(layer).rows(series_of_row)
+            state = None if first is None else run.state_entering(first).rows(series_of_row)
             output = _run_hooked(model, run, place, layer, grid, source, worlds, state)
         yield output.unflatten(0, (n_worlds, run.n_pairs))
 
@@ -162,7 +202,7 @@ def _run_hooked(
     grid: Grid,
     source: Tensor,
     worlds: slice,
-    state: TrunkState,
+    state: TrunkState | None,
 ) -> Tensor:
     """Worlds that start at the block's residual stream, at the series or at the head."""
     n_worlds = worlds.stop - worlds.start
@@ -174,12 +214,10 @@ def _run_hooked(
         return torch.where(condition, by_series, per_world).reshape(activation.shape)
 
     hooks = [(place.hook_name(layer), replace)]
-    if layer is not None:
-        residual = _repeat(run.entering(layer), n_worlds)
-        return model.run_with_hooks(residual, start_at_layer=layer, state=state, fwd_hooks=hooks)
-    if place.template.startswith("head"):
-        residual, last = _repeat(run.final, n_worlds), model.cfg.n_layers
-        return model.run_with_hooks(residual, start_at_layer=last, state=state, fwd_hooks=hooks)
+    first = start_of(model, place, layer)
+    if first is not None:
+        residual = _repeat(run.entering(first), n_worlds)
+        return model.run_with_hooks(residual, start_at_layer=first, state=state, fwd_hooks=hooks)
     mask = None if run.mask is None else _repeat(run.mask, n_worlds)
     return model.run_with_hooks(_repeat(run.series, n_worlds), mask=mask, fwd_hooks=hooks)
 
@@ -194,8 +232,8 @@ def _leave_block(
     worlds: slice,
 ) -> Tensor:
     """What leaves the block in worlds that replace something after its attention."""
-    block: Any = model.blocks[layer]
-    prefix = f"blocks.{layer}."
+    block: Any = model.layers[layer]
+    prefix = f"{run.blocks[layer]}."
     beside_name = _BESIDE[place.kind]
     here = run.acts[place.hook_name(layer)]
     beside = None if beside_name is None else run.acts[prefix + beside_name]

@@ -16,8 +16,8 @@ from tstlens.data import TimeSeriesData
 from tstlens.errors import ArgumentError
 from tstlens.model import HookedTST
 from tstlens.probing.clusters_result import Clusters
-from tstlens.probing.extraction import spliced
-from tstlens.probing.task_scores import Metric, check_task, outputs, score
+from tstlens.probing.extraction import layer_of, spliced
+from tstlens.probing.task_scores import Metric, Runs, check_task, score
 from tstlens.results import Result
 
 if TYPE_CHECKING:
@@ -164,6 +164,8 @@ def cluster_effect(
         if point != found.hook:
             raise ArgumentError(f"expected clusters at {point}, got clusters at {found.hook}")
 
+        runs = Runs(model, data, layer_of(point), batch_size)
+
         def run(kept: Tensor | None) -> Tensor:
             def only(latents: Tensor, hook: Any) -> Tensor:
                 if kept is None or latents.shape[-1] != n_latents:
@@ -173,7 +175,7 @@ def cluster_effect(
                 return latents * kept.to(latents)
 
             hooks = [] if kept is None else [(point, only)]
-            return outputs(model, data, hooks, batch_size)
+            return runs(hooks)
 
         def kept_of(group: Sequence[int] | np.ndarray) -> Tensor:
             chosen = torch.zeros(n_latents)

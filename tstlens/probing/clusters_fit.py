@@ -181,19 +181,20 @@ def _standardised(points: Float[np.ndarray, "sample feature"]) -> np.ndarray:
 def _assign(
     points: np.ndarray, method: Method, n_clusters: int, min_cluster_size: int, seed: int
 ) -> Int[np.ndarray, " sample"]:
-    from sklearn.cluster import HDBSCAN, KMeans
+    from sklearn import cluster
 
+    library: Any = cluster  # whose stubs know only some types of the options
     if method == "hdbscan":
         if not 2 <= min_cluster_size <= len(points):
             raise ArgumentError(
                 f"expected min_cluster_size in 2..{len(points)}, got {min_cluster_size}"
             )
-        found = HDBSCAN(min_cluster_size=min_cluster_size, copy=True).fit_predict(points)
+        found = library.HDBSCAN(min_cluster_size=min_cluster_size, copy=True).fit_predict(points)
         return found.astype(np.int64)
     if not 1 <= n_clusters <= len(points):
         raise ArgumentError(f"expected n_clusters in 1..{len(points)}, got {n_clusters}")
-    fitted = KMeans(n_clusters, n_init=10, random_state=seed).fit(points)
-    return cast(Any, fitted.labels_).astype(np.int64)
+    fitted = library.KMeans(n_clusters, n_init=10, random_state=seed).fit(points)
+    return fitted.labels_.astype(np.int64)
 
 
 def _raw(data: TimeSeriesData) -> Float[np.ndarray, "series feature"]:

@@ -123,7 +123,7 @@ class Clusters(Result):
                 if int(place[0]) in seen:
                     continue
                 seen.add(int(place[0]))
-                rows.append(self._row(cluster, len(seen) - 1, index))
+                rows.append(self._row(cluster, len(seen) - 1, int(index)))
                 if len(seen) == n:
                     break
         return pd.DataFrame(rows)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import product
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,7 +15,7 @@ from tstlens.errors import ArgumentError
 from tstlens.model import HookedTST
 from tstlens.probing.extraction import Activations, Pool, activations, check_pool
 from tstlens.probing.multiple_tests import adjusted
-from tstlens.probing.probes_fit import Kind, Rows, Settings, fit_cell, pipeline
+from tstlens.probing.probes_fit import Cell, Kind, Rows, Settings, fit_cell, pipeline
 from tstlens.probing.probes_result import ProbeResult
 from tstlens.probing.probes_target import Target, Targets, targets_of
 
@@ -132,7 +133,8 @@ def probe(
             f"expected hook points with the same heads and positions, got {sizes}; probe them one "
             "by one, or by='layer'"
         )
-    axes, coords = ["hook"], {"hook": tuple(by_hook)}
+    axes = ["hook"]
+    coords: dict[str, tuple[Any, ...]] = {"hook": tuple(by_hook)}
     for axis, size in (("head", first.n_heads), ("pos", first.values.shape[2])):
         if axis in wanted:
             axes.append(axis)
@@ -155,14 +157,20 @@ def probe(
         )
         for entry in grid
     )
-    bar = {"total": len(grid), "desc": "probes", "unit": "fit", "disable": not progress}
+    bar: dict[str, Any] = {
+        "total": len(grid),
+        "desc": "probes",
+        "unit": "fit",
+        "disable": not progress,
+    }
     if n_jobs == 1:
-        cells = [fit_cell(*job) for job in tqdm(jobs, **bar)]
+        cells: list[Cell] = [fit_cell(*job) for job in tqdm(jobs, **bar)]
     else:
         from joblib import Parallel, delayed
 
         pool_of = Parallel(n_jobs=n_jobs, return_as="generator")
-        cells = list(tqdm(pool_of(delayed(fit_cell)(*job) for job in jobs), **bar))
+        made: Any = pool_of(delayed(fit_cell)(*job) for job in jobs)
+        cells = list(tqdm(made, **bar))
     shape = tuple(len(coords[axis]) for axis in axes)
     numbers = {
         field: np.array([getattr(cell, field) for cell in cells]).reshape(shape)

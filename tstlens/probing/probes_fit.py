@@ -72,7 +72,7 @@ def fit_cell(train: Rows, test: Rows | None, how: Settings) -> Cell:
     folds = _folds(train, how) if test is None else None
     splits = _splits(train, test, folds)
     n_test = sum(len(held.y) for _, held in splits)
-    sizes = {"n_train": len(train.y), "n_test": n_test}
+    sizes: dict[str, Any] = {"n_train": len(train.y), "n_test": n_test}
     if not splits or not n_test or any(_too_few(kept, how) for kept, _ in splits):
         return Cell(**sizes)
     found, plain, unconverged = _held_out(splits, how)
@@ -270,4 +270,5 @@ def _better(gain: np.ndarray, series: np.ndarray, how: Settings) -> float:
         return float("nan")
     if sums.std() == 0:
         return 0.0 if sums[0] > 0 else 1.0
-    return float(ttest_1samp(sums, 0, alternative="greater").pvalue)
+    found: Any = ttest_1samp(sums, 0, alternative="greater")
+    return float(found.pvalue)

@@ -99,8 +99,8 @@ class Similarity(Result):
 
 
 def cka(
-    x: Float[np.ndarray, "row width_x"] | Tensor,
-    y: Float[np.ndarray, "row width_y"] | Tensor,
+    x: Float[np.ndarray, "row_x width_x"] | Tensor,
+    y: Float[np.ndarray, "row_y width_y"] | Tensor,
     *,
     debiased: bool = False,
 ) -> float:

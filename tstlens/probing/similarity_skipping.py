@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 from tstlens.data import TimeSeriesData
 from tstlens.errors import ArgumentError, HookError
 from tstlens.model import HookedTST
-from tstlens.probing.task_scores import Metric, check_task, outputs, score
+from tstlens.probing.task_scores import Metric, Runs, check_task, score
 from tstlens.results import Result
 
 if TYPE_CHECKING:
@@ -129,19 +129,18 @@ def skip_cost(
             "this model's layers hand their attention scores on, so a layer cannot be skipped "
             "without changing the next; ablate its outputs instead (tstlens.patching.ablate)"
         )
-    if not len(data):
-        raise ArgumentError("data: expected at least one series, got none")
     n_layers = model.cfg.n_layers
-    whole = outputs(model, data, [], batch_size)
+    runs = Runs(model, data, 0, batch_size)
+    whole = runs([])
     check_task(data, whole, metric)
     value, right = score(data, whole, metric)
     shape = (n_layers, n_layers)
     parts = {
         name: np.full(shape, np.nan) for name in ("value", "accuracy", "low", "high", "changed")
     }
-    runs = [(a, b) for a in range(n_layers) for b in range(a, n_layers)]
-    for first, last in tqdm(runs, desc="skipping", unit="run", disable=not progress):
-        output = outputs(model, data, skipping(model, first, last), batch_size)
+    pairs = [(a, b) for a in range(n_layers) for b in range(a, n_layers)]
+    for first, last in tqdm(pairs, desc="skipping", unit="run", disable=not progress):
+        output = runs(skipping(model, first, last))
         found, correct = score(data, output, metric)
         at = first, last
         parts["value"][at], parts["accuracy"][at] = float(found.mean()), float(correct.mean())

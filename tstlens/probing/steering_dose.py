@@ -13,18 +13,16 @@ from torch import Tensor
 from tqdm import tqdm
 
 from tstlens.data import TimeSeriesData
-from tstlens.data.resampling import bootstrap_t
 from tstlens.errors import ArgumentError
 from tstlens.model import HookedTST
 from tstlens.probing.directions import Direction, random_directions
 from tstlens.probing.measures import Measure, measure_of, targets_of
 from tstlens.probing.steering_inputs import evaluating, series_and_mask
+from tstlens.probing.steering_intervals import check_intervals, mean_interval
 from tstlens.results import Result
 
 if TYPE_CHECKING:
     import pandas as pd
-
-FEWEST = 5  # an interval from fewer series says nothing
 
 
 @dataclass(frozen=True, repr=False)
@@ -148,7 +146,7 @@ def dose_response(
     """How the output answers to pushes of growing strength, beside random pushes of equal norm.
 
     Answers "does the model use this direction, and how much of it does it take?". Strength 0 is
-    always among the doses. Intervals are over series (bootstrap-t); p compares with the random
+    always among the doses. Intervals are over series (bootstrap); p compares with the random
     directions.
 
     What can mislead: probabilities saturate (take ``"logit"`` too), and large strengths leave what
@@ -201,12 +199,9 @@ def dose_response(
     doses = tuple(sorted({0.0, *(float(strength) for strength in strengths)}))
     if len(doses) < 2 or not np.isfinite(doses).all():
         raise ArgumentError(f"expected one or more strengths other than 0, got {list(strengths)}")
-    if not 0 < level < 1:
-        raise ArgumentError(f"expected a level between 0 and 1, 0.95 say, got {level}")
-    if n_random < 1 or n_boot < 100:
-        raise ArgumentError(
-            f"expected n_random of at least 1 and n_boot of at least 100, got {n_random}, {n_boot}"
-        )
+    check_intervals(level, n_boot)
+    if n_random < 1:
+        raise ArgumentError(f"expected n_random of at least 1, got {n_random}")
     others = random_directions(direction, n_random, seed)
     bar = tqdm(
         total=(1 + n_random) * (len(doses) - 1) + 1, desc="dose response", disable=not progress
@@ -228,8 +223,7 @@ def dose_response(
     zero = doses.index(0.0)
     change = values - values[:, [zero]]
     above = change - (random - random[:, :, [zero]]).mean(0)
-    generator = np.random.default_rng(seed)
-    ends = [_interval(x, level, n_boot, generator) for x in (change, above)]
+    ends = [mean_interval(x, level, n_boot, seed) for x in (change, above)]
     made = {
         "n_series": len(series),
         "n_random": n_random,
@@ -269,13 +263,3 @@ def _measured(
         output = model(series[at].to(device), mask=None if mask is None else mask[at].to(device))
         parts.append(measure(output, None if targets is None else targets[at]).double().cpu())
     return torch.cat(parts).numpy()
-
-
-def _interval(
-    values: np.ndarray, level: float, n_boot: int, generator: np.random.Generator
-) -> tuple[np.ndarray, np.ndarray]:
-    """Ends of the interval of the mean over series; NaN below 5 series."""
-    if len(values) < FEWEST:
-        empty = np.full(values.shape[1], np.nan)
-        return empty, empty
-    return bootstrap_t(values, np.ones(len(values)), level, n_boot, generator)

@@ -196,7 +196,8 @@ def _one_split(
     order = generator.permutation(len(values))
     halves = np.sort(order[: len(order) // 2]), np.sort(order[len(order) // 2 :])
     r, q, r_heldout, confirmed = confirmed_pairs(values, predictors, weight, halves, limits)
-    alike, _ = clustered_correlation(*(predictors[halves[0]],) * 2, weight[halves[0]])
+    shown = predictors[halves[0]]
+    alike, _ = clustered_correlation(shown, shown, weight[halves[0]])
     # The same windows given to other series: their observed positions differ where data are padded.
     circle = np.empty(len(order), dtype=np.int64)
     for half in halves:
@@ -211,7 +212,7 @@ def _one_split(
         confirmed,
         distinct(confirmed, r, alike, near_copy),
         distinct(by_chance, r, alike, near_copy),
-        np.isfinite(r).any(1) & np.isfinite(r_heldout).any(1),
+        np.asarray(np.isfinite(r).any(1) & np.isfinite(r_heldout).any(1)),
     )
 
 

@@ -144,9 +144,9 @@ class Units(Result):
                 "seeds": found.confirmed[:, unit].sum(0),
             }
         )
-        table = table[table["seeds"] > 0]
-        order = table["r_heldout"].abs().sort_values(ascending=False).index
-        return table.loc[order].reset_index(drop=True)
+        strongest: Any = table[table["seeds"] > 0]
+        order = strongest["r_heldout"].abs().sort_values(ascending=False).index
+        return strongest.loc[order].reset_index(drop=True)
 
     @staticmethod
     def _per_explained(found: Found) -> Float[np.ndarray, " seed"]:

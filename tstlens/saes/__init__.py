@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from tstlens.saes.loading import from_linear, list_saes, load
     from tstlens.saes.planted import Recovery, recovery
     from tstlens.saes.reading import ablate_latent, compare, features, steer_latent
-    from tstlens.saes.scoring import DictionaryScore, Scores, score
+    from tstlens.saes.scores import DictionaryScore, Scores
+    from tstlens.saes.scoring import score
     from tstlens.saes.stream import ActivationStream
     from tstlens.saes.tensor_stream import TensorStream
     from tstlens.saes.training import fit, train
@@ -56,10 +57,10 @@ __all__ = [
 
 _HOME = {
     "ActivationStream": "stream",
-    "DictionaryScore": "scoring",
+    "DictionaryScore": "scores",
     "FeatureGraph": "graph",
     "Recovery": "planted",
-    "Scores": "scoring",
+    "Scores": "scores",
     "TensorStream": "tensor_stream",
     "ablate_latent": "reading",
     "architectures": "configs",

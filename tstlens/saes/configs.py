@@ -60,10 +60,12 @@ def training_config(
     options = dict(options or {})
     if isinstance(sae, TrainingSAEConfig):
         _check_given(sae, d_in, d_sae, k, options)
+        _check_writes(sae.architecture(), type(sae), d_out)
         return dataclasses.replace(sae, metadata=sae.metadata)
     if sae not in architectures():
         raise UnknownNameError(sae, architectures(), "These are the architectures of sae-lens")
     config_class = SAE_TRAINING_CLASS_REGISTRY[sae][1]
+    _check_writes(sae, config_class, d_out)
     width = d_sae if d_sae is not None else 4 * d_in
     if k is not None and sae not in _BY_K and not sae.startswith("topk"):
         penalty = "l0_coefficient" if sae == "jumprelu" else "l1_coefficient"
@@ -106,6 +108,16 @@ def training_config(
         return config_class(**{**chosen, **options})
     except ValueError as error:
         raise ArgumentError(f"sae-lens refuses this configuration: {error}") from error
+
+
+def _check_writes(name: str, config_class: type, d_out: int | None) -> None:
+    """An SAE given a second hook point would be trained on the two side by side."""
+    writes = "d_out" in {field.name for field in dataclasses.fields(config_class)}
+    if d_out is not None and not writes:
+        raise ArgumentError(
+            f"{name!r} gives back what it reads, so it takes no hook_out= (or d_out=); "
+            "use 'transcoder' or 'skip_transcoder'"
+        )
 
 
 def _check_given(

@@ -17,6 +17,7 @@ from sae_lens.saes.topk_sae import TopKSAE, TopKSAEConfig
 from torch import Tensor
 
 from tstlens.errors import ArgumentError
+from tstlens.saes.checks import check_at_least
 
 Activations = Float[Tensor, "row width"]
 
@@ -53,6 +54,11 @@ def random_dictionary(
         An ``sae_lens.SAE``; decoder rows are uniform on the sphere.
     """
     d_in, d_sae = int(sae.cfg.d_in), int(sae.cfg.d_sae)
+    check_at_least(1, k=k)
+    if activations.ndim != 2 or activations.shape[1] != d_in or not len(activations):
+        raise ArgumentError(
+            f"expected activations [row, width={d_in}], got {list(activations.shape)}"
+        )
     directions = random_directions(d_sae, d_in, seed).to(activations)
     if encoder == "pursuit":
         cfg: Any = MatchingPursuitSAEConfig(

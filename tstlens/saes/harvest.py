@@ -62,6 +62,10 @@ class ActivationRows:
             raise ArgumentError(
                 "with head='each' rows of several hooks would not belong together; stream one hook"
             )
+        if head not in ("joined", "each") and (
+            isinstance(head, str) or not hasattr(head, "__index__")
+        ):
+            raise ArgumentError(f"expected head 'joined', 'each' or a head's number, got {head!r}")
         if isinstance(head, int) and not 0 <= head < model.cfg.n_heads:
             raise ArgumentError(f"expected a head in 0..{model.cfg.n_heads - 1}, got {head}")
         self.model, self.series, self.mask = model, series, mask

@@ -78,7 +78,9 @@ def load(name: str | Path, hook: str | None = None, *, device: str = "cpu") -> S
     try:
         return SAE.load_from_disk(folder, device=device).eval()
     except Exception as error:
-        raise CorruptFileError(f"{folder} holds no SAE that sae-lens can load: {error}") from error
+        unknown = isinstance(error, KeyError) and error.args == ("codebook",)
+        why = "it is a codebook: import tstlens.codebooks first" if unknown else str(error)
+        raise CorruptFileError(f"{folder} holds no SAE that sae-lens can load: {why}") from error
 
 
 _ENCODERS = ("encoder", "enc", "encode", "encoder.0", "enc.0", "fc1", "encoder_linear")

@@ -12,7 +12,8 @@ from tstlens.data import load_dataset
 from tstlens.errors import ArgumentError, StorageError
 from tstlens.model import HookedTST
 from tstlens.model.saving import as_model
-from tstlens.saes.scoring import Scores, score
+from tstlens.saes.scores import Scores
+from tstlens.saes.scoring import score
 from tstlens.saes.training import train
 
 SCORES, README = "scores.json", "README.md"
@@ -33,6 +34,7 @@ def make_sae(
     seed: int = 0,
     checkpoint: str | Path | None = None,
     command: str = "",
+    overwrite: bool = False,
     progress: bool = True,
     **options: Any,
 ) -> tuple[SAE[Any], Scores]:
@@ -47,14 +49,22 @@ def make_sae(
         d_sae, k, steps, batch_size, lr, seed, checkpoint, progress, **options: as for
             :func:`train`.
         command: how to do this again, for the README.
+        overwrite: replace an SAE that is in the folder already.
 
     Returns:
         The SAE and its scores.
 
     Raises:
-        ArgumentError: the model does not say which data it was trained on, and none were given.
+        ArgumentError: the folder holds an SAE already; or the model does not say which data it was
+            trained on, and none were given.
         StorageError: the folder cannot be written.
     """
+    folder = Path(folder)
+    if not overwrite and (folder / "cfg.json").exists():
+        raise ArgumentError(
+            f"{folder} holds an SAE already; choose another folder, or overwrite=True "
+            "(--overwrite) to replace it"
+        )
     model = as_model(model)
     known = model.info.get("data", {})
     name = dataset or known.get("name")
@@ -81,7 +91,6 @@ def make_sae(
         **options,
     )
     scores = score(model, made, load_dataset(name, split="test", **how), seed=seed)
-    folder = Path(folder)
     recipe = {"steps": steps, "batch_size": batch_size, "lr": lr, "seed": seed, **options}
     try:
         made.save_model(folder)

@@ -93,6 +93,14 @@ def recovery(
         )
     if (activations is None) != (feature_activations is None):
         raise ArgumentError("F1 needs both activations= and feature_activations=, or neither")
+    if activations is not None and feature_activations is not None:
+        wanted = [len(activations), len(features)]
+        if activations.shape[1:] != (sae.cfg.d_in,) or list(feature_activations.shape) != wanted:
+            raise ArgumentError(
+                f"expected activations [row, width={sae.cfg.d_in}] and feature_activations "
+                f"[row={wanted[0]}, feature={wanted[1]}], got {list(activations.shape)} and "
+                f"{list(feature_activations.shape)}"
+            )
     decoder = sae.W_dec.detach()
     control = random_directions(len(decoder), decoder.shape[1], seed).to(decoder)
     f1 = float("nan")

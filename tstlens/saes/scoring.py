@@ -2,128 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from typing import Any
 
-import numpy as np
 import torch
-from jaxtyping import Float
 from sae_lens import SAE
 from torch import Tensor, nn
 
 from tstlens.data import TimeSeriesData
 from tstlens.errors import ArgumentError
 from tstlens.model import HookedTST
-from tstlens.results import Result
+from tstlens.saes.checks import check_at_least, check_data
 from tstlens.saes.controls import neuron_dictionary, random_dictionary
 from tstlens.saes.harvest import ActivationRows, Heads
-
-if TYPE_CHECKING:
-    import pandas as pd
-
-
-@dataclass(frozen=True)
-class DictionaryScore:
-    """One dictionary's numbers.
-
-    Args:
-        name: "trained", "random, topk", "random, pursuit" or "neurons".
-        n_latents: size of the dictionary.
-        explained_variance: 1 - squared error / squared distance from the mean; 1 is perfect, 0 is
-            the mean, below 0 is worse than the mean.
-        mse: mean squared error per entry, in the activation's units.
-        l0: active latents per activation, mean.
-        density: [latent], share of activations at which each latent is active.
-        task: the task's measures with the dictionary spliced in, without error term.
-    """
-
-    name: str
-    n_latents: int
-    explained_variance: float
-    mse: float
-    l0: float
-    density: Float[np.ndarray, " latent"]
-    task: dict[str, float]
-
-    @property
-    def n_dead(self) -> int:
-        """Latents that are active nowhere in these data."""
-        return int((self.density == 0).sum())
-
-
-@dataclass(frozen=True)
-class Scores(Result):
-    """A dictionary's scores beside its controls, all raw.
-
-    Args:
-        rows: the trained dictionary first, then the controls.
-        task: the task's measures of the model as it is ("original"), with the activation replaced
-            by zeros ("zero") and by its mean over these data ("mean").
-        hook: the hook point that is read.
-        n_activations: activations scored; padding is left out.
-        data: name and split.
-        made: model, architecture, seed of the controls.
-    """
-
-    rows: tuple[DictionaryScore, ...]
-    task: dict[str, dict[str, float]]
-    hook: str
-    n_activations: int
-    data: str
-    made: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def trained(self) -> DictionaryScore:
-        """The dictionary that was scored."""
-        return self.rows[0]
-
-    def to_dataframe(self) -> pd.DataFrame:
-        """One row per dictionary; measures of the task spliced, original, zero and mean ablated."""
-        import pandas as pd
-
-        table = []
-        for row in self.rows:
-            entry: dict[str, Any] = {
-                "dictionary": row.name,
-                "latents": row.n_latents,
-                "explained_variance": row.explained_variance,
-                "mse": row.mse,
-                "l0": row.l0,
-                "dead": row.n_dead,
-            }
-            for measure, value in row.task.items():
-                entry[measure] = value
-                for kind, found in self.task.items():
-                    entry[f"{measure}_{kind}"] = found[measure]
-            table.append(entry)
-        return pd.DataFrame(table)
-
-    def density_histogram(self, bins: int = 24) -> pd.DataFrame:
-        """Latents by log10 of their density, one row per dictionary and bin; dead ones left out."""
-        import pandas as pd
-
-        lowest = np.log10(1 / self.n_activations)
-        edges = np.linspace(lowest, 0, bins + 1)
-        table = []
-        for row in self.rows:
-            alive = np.log10(row.density[row.density > 0])
-            counts, _ = np.histogram(alive.clip(lowest, 0), edges)
-            table += [
-                {"dictionary": row.name, "log10_density": left, "latents": int(count)}
-                for left, count in zip(edges[:-1], counts, strict=True)
-            ]
-        return pd.DataFrame(table)
-
-    def to_dict(self) -> dict[str, Any]:
-        """The numbers as plain JSON values; densities are left out."""
-        return {
-            "hook": self.hook,
-            "data": self.data,
-            "n_activations": self.n_activations,
-            "task": self.task,
-            "dictionaries": self.to_dataframe().to_dict(orient="records"),
-            "made": self.made,
-        }
+from tstlens.saes.scores import DictionaryScore, Scores
 
 
 def score(
@@ -167,6 +59,8 @@ def score(
         >>> list(saes.score(model, sae, data).to_dataframe()["dictionary"])
         ['trained', 'random, topk', 'random, pursuit', 'neurons']
     """
+    check_data(data)
+    check_at_least(1, batch_size=batch_size)
     metadata = getattr(getattr(sae, "cfg", None), "metadata", None)
     hook = getattr(metadata, "hook_name", None)
     if not hook:
@@ -201,14 +95,14 @@ def score(
             scored = []
             for found, made in zip(measured, [sae, *(d for _, d in dictionaries)], strict=True):
                 with model.saes([made], use_error_term=False):
-                    task = _task(model, data, target, batch_size)
+                    task = task_measures(model, data, target, batch_size)
                 scored.append(replace(found, task=task))
-            tasks = {"original": _task(model, data, target, batch_size)}
+            tasks = {"original": task_measures(model, data, target, batch_size)}
             one_head = head if isinstance(head, int) else None
             for kind, value in (("zero", torch.zeros_like(mean)), ("mean", mean)):
                 with model.saes():  # puts back at its end what was spliced in before
                     model.splice(_Constant(value), out, head=one_head)
-                    tasks[kind] = _task(model, data, target, batch_size)
+                    tasks[kind] = task_measures(model, data, target, batch_size)
     finally:
         sae.train(was_training)
     named = getattr(sae.cfg, "architecture", None)
@@ -288,9 +182,11 @@ def _measure(name: str, sae: Any, read: Tensor, written: Tensor) -> DictionarySc
     )
 
 
-def _task(
+@torch.no_grad()
+def task_measures(
     model: HookedTST, data: TimeSeriesData, target: Tensor | None, batch_size: int
 ) -> dict[str, float]:
+    """Accuracy and cross-entropy (nats) of a classifier, mse of a forecaster, as the model is."""
     outputs = []
     for index in torch.arange(len(data)).split(batch_size):
         mask = None if data.mask is None else data.mask[index].to(model.cfg.device)

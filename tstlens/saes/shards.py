@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from tstlens.errors import ArgumentError, ConfigVersionError, CorruptFileError, StorageError
+from tstlens.errors import ConfigVersionError, CorruptFileError, StorageError
 from tstlens.saes.harvest import ActivationRows, Rows
 
 INDEX = "index.json"
@@ -113,7 +113,10 @@ def harvest_to_disk(
         StorageError: the folder holds activations of something else, or cannot be written.
     """
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StorageError(f"{folder} cannot be a folder of activations: {error}") from error
     made = fingerprint(source, seed)
     index: dict[str, Any] = _read_index(folder) or {}
     if not index:
@@ -228,9 +231,3 @@ def _sha256(path: Path) -> str:
         while block := file.read(2**20):
             digest.update(block)
     return digest.hexdigest()
-
-
-def check_megabytes(name: str, value: float) -> None:
-    """Raise :class:`ArgumentError` unless the value is a positive number of MiB."""
-    if not value > 0:
-        raise ArgumentError(f"{name} must be a positive number of MiB, got {value!r}")

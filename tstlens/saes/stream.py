@@ -12,8 +12,9 @@ from torch import Tensor
 from tstlens.data import TimeSeriesData
 from tstlens.errors import ArgumentError
 from tstlens.model import HookedTST
+from tstlens.saes.checks import check_at_least, check_positive
 from tstlens.saes.harvest import ActivationRows, Heads, Rows
-from tstlens.saes.shards import Shards, check_megabytes, harvest_to_disk
+from tstlens.saes.shards import Shards, harvest_to_disk
 from tstlens.shapes import Mask, Series
 
 _Chunk = tuple[Rows, Tensor]  # rows by hook and their places
@@ -78,9 +79,10 @@ class ActivationStream:
         remember: bool = False,
         progress: bool = False,
     ) -> None:
-        if batch_size < 1:
-            raise ArgumentError(f"batch_size must be at least 1, got {batch_size}")
-        check_megabytes("memory_mb", memory_mb)
+        check_at_least(1, batch_size=batch_size)
+        if series_per_pass is not None:
+            check_at_least(1, series_per_pass=series_per_pass)
+        check_positive(memory_mb=memory_mb, shard_mb=1.0 if shard_mb is None else shard_mb)
         hooks = [hook] if isinstance(hook, str) else list(hook)
         self.rows = ActivationRows(model, series, hooks, mask, head)
         self.single = isinstance(hook, str)
@@ -198,11 +200,11 @@ class ActivationStream:
         return n_rows, lambda: shards.read(group, self._checked)
 
     def _series_per_pass(self) -> int:
-        """Series with about 8,192 positions, whose activations take an eighth of the memory."""
+        """Series with about 8,192 positions, whose activations take a quarter of the memory."""
         if not len(self.rows):
             return 1
         one = self.rows(torch.arange(1))
-        by_memory = int(self.memory_mb * 2**20 / 8 / max(_bytes(one), 1))
+        by_memory = int(self.memory_mb * 2**20 / 4 / max(_bytes(one), 1))
         return max(1, min(len(self.rows), 8192 // max(len(one[1]), 1), by_memory))
 
     def _prepare(self) -> None:

@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tstlens.errors import ArgumentError
+from tstlens.saes.checks import check_at_least
 
 
 class TensorStream:
@@ -23,6 +24,12 @@ class TensorStream:
     def __init__(self, rows: Float[Tensor, "row width"], batch_size: int, seed: int = 0) -> None:
         if rows.ndim != 2 or not len(rows):
             raise ArgumentError(f"expected activations [row, width], got {list(rows.shape)}")
+        if not rows.is_floating_point() or not bool(rows.isfinite().all()):
+            raise ArgumentError(
+                f"expected finite activations in floating point, got {rows.dtype}"
+                + (" with NaN or infinity" if rows.is_floating_point() else "")
+            )
+        check_at_least(1, batch_size=batch_size)
         self.rows, self.batch_size, self.seed = rows, batch_size, seed
         self.batches_drawn = 0
         self._batches = self._run(0)

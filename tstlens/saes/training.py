@@ -6,34 +6,28 @@ sae-lens SAE, which saves, loads and splices like any other.
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from sae_lens import SAE
-from sae_lens.config import LoggingConfig, SAETrainerConfig
-from sae_lens.registry import get_sae_training_class
-from sae_lens.saes.sae import SAEMetadata, TrainingSAE, TrainingSAEConfig
-from sae_lens.training.sae_trainer import SAETrainer
+from sae_lens.saes.sae import SAEMetadata, TrainingSAEConfig
 from torch import Tensor
-from tqdm.auto import tqdm
 
 import tstlens
 from tstlens.data import TimeSeriesData
 from tstlens.errors import ArgumentError
 from tstlens.model import HookedTST
+from tstlens.saes.checks import check_at_least, check_positive
 from tstlens.saes.configs import training_config
 from tstlens.saes.harvest import Heads
 from tstlens.saes.shards import fingerprint
 from tstlens.saes.stream import ActivationStream
 from tstlens.saes.tensor_stream import TensorStream
 from tstlens.saes.training_folder import TrainingFolder
+from tstlens.saes.training_run import inference_sae, make_trainer, prepare, run, seeded
 from tstlens.shapes import Mask, Series
-
-_SCALE_BATCHES = 16  # for the mean norm and the mean: 16,384 activations at the default size
 
 
 def train(
@@ -110,6 +104,7 @@ def train(
         >>> sae.cfg.architecture(), sae.cfg.metadata.hook_name
         ('topk', 'blocks.0.hook_mlp_out')
     """
+    check_at_least(0, seed=seed)
     hooks = [hook] if hook_out is None else [hook, hook_out]
     stream: Any = ActivationStream(
         model,
@@ -203,8 +198,9 @@ def fit(
     Returns:
         An ``sae_lens.SAE`` in eval mode.
     """
-    if steps < 1:
-        raise ArgumentError(f"steps must be at least 1, got {steps}")
+    check_at_least(1, steps=steps, batch_size=batch_size, checkpoint_every=checkpoint_every)
+    check_at_least(0, seed=seed)
+    check_positive(lr=lr)
     if isinstance(activations, Tensor):
         stream: Any = TensorStream(activations, batch_size, seed)
         d_in = activations.shape[1]
@@ -232,95 +228,12 @@ def fit(
     folder = None if checkpoint is None else TrainingFolder(checkpoint, settings)
     if folder is not None and (done := folder.finished()) is not None:
         return done.to(device).eval()
-    with _seeded(seed):
-        trainer = _trainer(cfg, stream, steps, batch_size, lr)
+    with seeded(seed):
+        trainer = make_trainer(cfg, stream, steps, batch_size, lr)
         if folder is None or not folder.resume(trainer, stream):
-            _prepare(trainer, stream)
-        _run(trainer, stream, steps, folder, checkpoint_every, progress)
-        trained = _inference(trainer)
+            prepare(trainer, stream)
+        run(trainer, stream, steps, folder, checkpoint_every, progress)
+        trained = inference_sae(trainer)
     if folder is not None:
         folder.finish(trained)
     return trained
-
-
-def _trainer(
-    cfg: TrainingSAEConfig, stream: Any, steps: int, batch_size: int, lr: float
-) -> SAETrainer[Any, Any]:
-    sae: TrainingSAE[Any] = get_sae_training_class(cfg.architecture())[0](cfg)
-    trainer_cfg = SAETrainerConfig(
-        total_training_samples=steps * batch_size,
-        train_batch_size_samples=batch_size,
-        lr=lr,
-        lr_end=lr / 10,
-        lr_decay_steps=steps // 5,
-        device=cfg.device,
-        # A latent that is silent for a twentieth of the training gets the auxiliary loss.
-        dead_feature_window=max(50, steps // 20),
-        logger=LoggingConfig(log_to_wandb=False),
-        n_batches_for_norm_estimate=_SCALE_BATCHES,
-    )
-    return SAETrainer(cfg=trainer_cfg, sae=sae, data_provider=stream)
-
-
-@torch.no_grad()
-def _prepare(trainer: SAETrainer[Any, Any], stream: Any) -> None:
-    """Estimate the input's scale as sae-lens does, and start the decoder's bias at the mean."""
-    sae, scaler = trainer.sae, trainer.activation_scaler
-    batches = [next(stream) for _ in range(_SCALE_BATCHES)]
-    if sae.cfg.normalize_activations == "expected_average_only_in":
-        norms = torch.cat([batch[:, : sae.cfg.d_in].norm(dim=1) for batch in batches])
-        if not bool(norms.any()):
-            raise ArgumentError("all activations are zero, so there is nothing to train on")
-        scaler.scaling_factor = float(sae.cfg.d_in**0.5 / norms.float().mean())
-    elif sae.cfg.normalize_activations == "covariance_whitening":
-        scaler.estimate_whitening(sae.cfg.d_in, iter(batches), len(batches))
-        return
-    elif sae.cfg.normalize_activations != "none":
-        return
-    mean = torch.cat(batches).mean(0)[-sae.b_dec.shape[0] :]
-    sae.b_dec.copy_(mean * (scaler.scaling_factor or 1.0))
-
-
-def _run(
-    trainer: SAETrainer[Any, Any],
-    stream: Any,
-    steps: int,
-    folder: TrainingFolder | None,
-    every: int,
-    progress: bool,
-) -> None:
-    """The loop of ``SAETrainer.fit`` on its public steps, with whole checkpoints and one bar."""
-    done = trainer.n_training_steps
-    with tqdm(
-        total=steps, initial=done, desc="training the SAE", unit="step", disable=not progress
-    ) as bar:
-        while trainer.n_training_steps < steps:
-            trainer.maybe_reset_sparsity()
-            output = trainer.step(next(stream))
-            trainer.n_training_steps += 1
-            bar.update()
-            if trainer.n_training_steps % 100 == 0:
-                bar.set_postfix(loss=f"{output.losses['mse_loss'].item():.3f}", refresh=False)
-            if folder is not None and trainer.n_training_steps % every == 0:
-                folder.save(trainer, stream, _SCALE_BATCHES + trainer.n_training_steps)
-    sae, scaler = trainer.sae, trainer.activation_scaler
-    if scaler.scaling_factor is not None:
-        sae.fold_activation_norm_scaling_factor(scaler.scaling_factor)
-        scaler.scaling_factor = None
-    if scaler.whitening is not None:
-        whitening, scaler.whitening = scaler.whitening, None
-        sae.fold_activation_whitening(whitening.mean, whitening.matrix, whitening.inverse_matrix)
-    trainer.set_final_sae_metadata()
-
-
-def _inference(trainer: SAETrainer[Any, Any]) -> SAE[Any]:
-    with tempfile.TemporaryDirectory() as folder:
-        trainer.sae.save_inference_model(folder)
-        return SAE.load_from_disk(folder, device=trainer.cfg.device).eval()
-
-
-@contextmanager
-def _seeded(seed: int) -> Iterator[None]:
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        yield

@@ -81,11 +81,11 @@ _TRAINING: dict[str, Any] = {
 }
 
 PLANTED_RECIPES: dict[str, PlantedRecipe] = {
-    "freq-shapes": PlantedRecipe(2000, _CONFIG, _TRAINING),
-    "freq-shapes-multivariate": PlantedRecipe(4000, _CONFIG, _TRAINING),
-    "seq-comb-univariate": PlantedRecipe(4000, _CONFIG, _TRAINING),
-    "seq-comb-multivariate": PlantedRecipe(16000, _CONFIG, {**_TRAINING, "epochs": 5}),
-    "low-var": PlantedRecipe(2000, _CONFIG, _TRAINING),
+    "freq-shapes": PlantedRecipe(3000, _CONFIG, _TRAINING),
+    "freq-shapes-multivariate": PlantedRecipe(3000, _CONFIG, _TRAINING),
+    "seq-comb-univariate": PlantedRecipe(3000, _CONFIG, _TRAINING),
+    "seq-comb-multivariate": PlantedRecipe(20000, _CONFIG, {**_TRAINING, "epochs": 5}),
+    "low-var": PlantedRecipe(3000, _CONFIG, _TRAINING),
 }
 
 
@@ -161,7 +161,7 @@ def fit_next_patch(
     target: str = "patch",
     steps: int = 4000,
     batch_size: int = 64,
-    lr: float = 1e-2,
+    lr: float = 2e-2,
     seed: int = 0,
     progress: bool = True,
 ) -> Float[np.ndarray, " step"]:
@@ -195,7 +195,7 @@ def fit_next_patch(
         >>> from tstlens.model import CustomConfig, HookedTST, HookedTSTConfig, LinearPatchesConfig
         >>> machine = RegimeMachine()
         >>> model = HookedTST(
-        ...     HookedTSTConfig(n_layers=3, d_model=16, n_heads=2, d_mlp=64, n_channels=1,
+        ...     HookedTSTConfig(n_layers=3, d_model=16, n_heads=4, d_mlp=64, n_channels=1,
         ...         n_time=16 * machine.patch_len, positions="learned", causal=True,
         ...         embed=LinearPatchesConfig(machine.patch_len, machine.patch_len),
         ...         head=CustomConfig("tstlens.training.planted.NextPatchHead"), final_norm=True),
@@ -208,7 +208,8 @@ def fit_next_patch(
         raise UnknownNameError(target, TARGETS, "this names what fit_next_patch predicts")
     for name, value in (("steps", steps), ("batch_size", batch_size), ("n_pos", n_pos - 1)):
         if value < 1:
-            raise ArgumentError(f"{name}: expected at least {2 if name == 'n_pos' else 1}")
+            least, got = (2, n_pos) if name == "n_pos" else (1, value)
+            raise ArgumentError(f"{name}: expected at least {least}, got {got}")
     device = device_of(model) or torch.device("cpu")
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.98), weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.OneCycleLR(

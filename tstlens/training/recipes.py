@@ -100,7 +100,7 @@ def fit_recipe(
         True
     """
     data = load_dataset(recipe.dataset, split="train", scaling=recipe.scaling)
-    with _one_thread():
+    with one_thread():
         model = _fresh(recipe)
         result = train(
             model,
@@ -137,7 +137,7 @@ def cross_validate(recipe: Recipe, n_folds: int = 5, progress: bool = False) -> 
     """
     data = load_dataset(recipe.dataset, split="train", scaling=recipe.scaling)
     evaluations = []
-    with _one_thread():
+    with one_thread():
         for fold in stratified_folds(labels_of(data), n_folds, recipe.seed):
             inside = torch.ones(len(data), dtype=torch.bool)
             inside[fold] = False
@@ -162,7 +162,8 @@ def _fresh(recipe: Recipe) -> ConvTST:
 
 
 @contextmanager
-def _one_thread() -> Iterator[None]:
+def one_thread() -> Iterator[None]:
+    """One thread of the CPU for a while: the order of sums does not depend on the cores."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -1,4 +1,4 @@
-"""MOMENT, restated from its description on transformers' T5: for where momentfm cannot be installed.
+"""MOMENT, restated on transformers' T5: for where momentfm cannot be installed.
 
 The classes carry the names of momentfm's, because conversion recognises a source by its name.
 ``test_moment.py`` compares this with momentfm itself where that is there.
@@ -156,11 +156,9 @@ class MOMENT(nn.Module):
             weight = whole[:, :, None]
             return SimpleNamespace(embeddings=(x.mean(1) * weight).sum(1) / weight.sum(1))
         if self.task_name == "classification":
-            if reduction == "mean":
-                x = x.mean(1)
-            else:  # channels are the fastest axis
-                x = x.permute(0, 2, 3, 1).flatten(2)
-            return SimpleNamespace(logits=self.head(x))
+            # Concatenated, channels are the fastest axis.
+            joined = x.mean(1) if reduction == "mean" else x.permute(0, 2, 3, 1).flatten(2)
+            return SimpleNamespace(logits=self.head(joined))
         out = self.normalizer.unscale(self.head(x))
         entry = "forecast" if self.task_name == "forecasting" else "reconstruction"
         return SimpleNamespace(**{entry: out})

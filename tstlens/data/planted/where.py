@@ -96,15 +96,15 @@ def _seq_comb(sizes: Sizes, generator: np.random.Generator) -> Drawn:
     labels = _balanced(sizes.n, 4, generator)
     mask, motif = _empty(sizes)
     for row, label in enumerate(labels):
-        lengths = generator.integers(_SHORTEST, _LONGEST + 1, 2)
-        free = sizes.n_time - lengths.sum() - 1  # at least one sample lies between the two
-        first, second = np.sort(generator.integers(0, free + 1, 2))
+        lengths = generator.integers(_SHORTEST, _LONGEST + 1, 2).tolist()
+        free = sizes.n_time - sum(lengths) - 1  # at least one sample lies between the two
+        first, second = sorted(generator.integers(0, free + 1, 2).tolist())
         starts = (first, second + lengths[0] + 1)
         for start, length, down in zip(starts, lengths, (label // 2, label % 2), strict=True):
             channel = generator.integers(sizes.n_channels)
             at = slice(start, start + length)
             mask[row, channel, at] = True
-            motif[row, channel, at] = _trend(length, 1.0 - 2.0 * down, generator)
+            motif[row, channel, at] = _trend(length, float(1 - 2 * down), generator)
     return Drawn(labels, mask, motif)
 
 

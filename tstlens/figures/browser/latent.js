@@ -28,6 +28,7 @@ function latentHead(latent) {
   const facts = [`active at ${percent(column("density")[latent])} of ${DATA.positions.toLocaleString("en")} positions`,
     `in ${column("series")[latent]} of ${DATA.total} series`,
     `mean ${number(column("mean")[latent])}, largest ${number(column("max")[latent])}`];
+  if (DATA.table.head) facts.unshift(`latent ${column("of_head")[latent]} at head ${column("head")[latent]}`);
   return make("div", {class: "head"},
     make("nav", {}, make("a", {href: "#", id: "back", class: "step"}, "All latents"),
       link(at > 0 ? state.order[at - 1] : undefined, "← previous", "previous"),

@@ -2,6 +2,7 @@
 const PAGE = 100;
 const COLUMNS = [
   {key: "latent", label: "latent", value: i => i, first: true, text: i => String(i)},
+  {key: "head", label: "head", hint: "the dictionary reads every head by itself", text: i => String(column("head")[i])},
   {key: "density", label: "active at", hint: "share of observed positions", text: i => percent(column("density")[i])},
   {key: "series", label: "series", hint: "series in which it is active", text: i => String(column("series")[i])},
   {key: "max", label: "max", hint: "largest activation"},

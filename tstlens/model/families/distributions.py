@@ -45,9 +45,10 @@ def rescale(
 
     Args:
         kind: the distribution.
-        parameters: [row, horizon, parameter] in scaled units.
-        loc: [row, 1], what was taken out of the series; None for 0. Counts are not shifted.
-        scale: [row, 1]; None for 1.
+        parameters: [batch, channel, horizon, parameter] in scaled units.
+        loc: [batch, channel, 1], what was taken out of the series; None for 0. Counts are not
+            shifted.
+        scale: [batch, channel, 1]; None for 1.
     """
     if kind == "negative_binomial":
         count, logits = parameters.unbind(-1)
@@ -69,7 +70,9 @@ def quantiles_of(
     if kind == "normal":
         standard = torch.special.ndtri(level).expand(*loc.shape, -1)
     else:
-        standard = _StudentQuantile.apply(parameters[..., :1].expand(*loc.shape, len(levels)), level)
+        standard = _StudentQuantile.apply(
+            parameters[..., :1].expand(*loc.shape, len(levels)), level
+        )
     return loc[..., None] + scale[..., None] * standard
 
 

@@ -51,7 +51,7 @@ class FlatHeadConfig:
     batch_norm: bool = False
     eps: float = 1e-5
     individual: bool = False
-    output_range: tuple[float, float] | None = None
+    output_range: tuple[float | int, float | int] | None = None
     denormalise: bool = False
     bias: bool = True
     kind: str = "flat-head"

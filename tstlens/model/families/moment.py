@@ -170,7 +170,9 @@ class MomentPatches(nn.Module):
         statistics = {"loc": loc.flatten(0, 1), "scale": scale.flatten(0, 1)}
         if self.cfg.affine:
             scaled = scaled * self.w + self.b
-            statistics |= {name: getattr(self, name).expand(len(loc) * n_channels, 1) for name in "wb"}
+            statistics |= {
+                name: getattr(self, name).expand(len(loc) * n_channels, 1) for name in "wb"
+            }
         scaled = self.hook_scaled(torch.where(missing, 0.0, scaled))
         patches = self.hook_patches(scaled.unflatten(2, (n_pos, self.cfg.patch_len)))
         x = patches @ self.W_E + self.b_E  # [batch, channel, pos, d_model]

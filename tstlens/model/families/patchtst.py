@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformer_lens.hook_points import HookPoint
 
-from tstlens.errors import ArgumentError
+from tstlens.errors import ArgumentError, SeriesValueError
 from tstlens.model.families.scaling import fill_missing, mean_and_std, mean_size
 from tstlens.model.norms import listened_to
 from tstlens.model.parts import one_of, positive
@@ -154,6 +154,8 @@ class PatchTSTEmbed(nn.Module):
         if self.cfg.scaling == "none":
             return series, {}
         if self.cfg.scaling == "mean":
+            if self.cfg.default_scale is None:
+                _check_observed(observed)
             scale = self.hook_scale(
                 mean_size(series, observed, self.cfg.smallest_scale, self.cfg.default_scale)
             )
@@ -176,3 +178,15 @@ class PatchTSTEmbed(nn.Module):
             return patches
         hidden = self.hook_patch_mask(torch.zeros_like(patches[..., 0]))[..., None]
         return patches * (1 - hidden) + self.cfg.mask_value * hidden
+
+
+def _check_observed(observed: Tensor) -> None:
+    """Raise where a channel has no scale of its own."""
+    empty = ~observed.any(-1)
+    if bool(empty.any()):
+        row, channel = (int(i) for i in empty.nonzero()[0])
+        raise SeriesValueError(
+            f"expected an observed sample in every channel, got none in channel {channel} of "
+            f"series {row}; the source would take its scale from whatever series run beside "
+            "it, so fill that channel, or leave the series out"
+        )

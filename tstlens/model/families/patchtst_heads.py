@@ -70,9 +70,11 @@ class PatchTSTForecastConfig:
 
 
 class PatchTSTForecast(nn.Module):
-    """``pooled W_U + b_U`` in scaled units at ``hook_scaled``, then in the series' units.
+    """``pooled W_U + b_U`` in scaled units, then in the series' units.
 
-    ``W_U`` is [d_pooled, horizon], or [d_pooled, parameter * horizon] of a distribution.
+    ``W_U`` is [d_pooled, horizon], or [d_pooled, parameter * horizon] of a distribution. What the
+    head says in scaled units is at ``hook_scaled`` [batch, channel, horizon], or with a
+    distribution at ``hook_parameters`` [batch, channel, horizon, parameter].
     """
 
     def __init__(self, head: PatchTSTForecastConfig, cfg: Any) -> None:
@@ -84,24 +86,28 @@ class PatchTSTForecast(nn.Module):
         self.W_U = nn.Parameter(torch.zeros(d_in, self.n_parameters * head.horizon))
         self.b_U = nn.Parameter(torch.zeros(self.n_parameters * head.horizon))
         self.hook_pooled = HookPoint()  # [row, d_pooled]
-        self.hook_scaled = HookPoint()  # [row, horizon], or [row, horizon, parameter]
+        if head.distribution is None:
+            self.hook_scaled = HookPoint()  # [batch, channel, horizon]
+        else:
+            self.hook_parameters = HookPoint()  # [batch, channel, horizon, parameter]
 
     def forward(self, residual: Residual, state: TrunkState) -> Output:
         pooled = self.hook_pooled(pool(residual, self.cfg.pooling, None))
         raw = torch.addmm(self.b_U, pooled, self.W_U)  # [row, parameter * horizon]
-        given = {name: _statistic(state, name) for name in self.cfg.statistics}
+        raw = raw.unflatten(0, (-1, self.n_channels))
+        given = {
+            name: _statistic(state, name).unflatten(0, (-1, self.n_channels))  # [batch, channel, 1]
+            for name in self.cfg.statistics
+        }
         distribution = self.cfg.distribution
-        if distribution is None:
-            forecast = self.hook_scaled(raw)
-            if "scale" in given:
-                forecast = forecast * given["scale"]
-            if "loc" in given:
-                forecast = forecast + given["loc"]
-            return forecast.unflatten(0, (-1, self.n_channels))
-        raw = raw.unflatten(1, (self.n_parameters, -1)).transpose(1, 2)
-        scaled = self.hook_scaled(domain(distribution, raw))  # [row, horizon, parameter]
-        found = rescale(distribution, scaled, given.get("loc"), given.get("scale"))
-        return found.unflatten(0, (-1, self.n_channels))
+        if distribution is not None:
+            raw = raw.unflatten(2, (self.n_parameters, -1)).transpose(2, 3)
+            parameters = self.hook_parameters(domain(distribution, raw))
+            return rescale(distribution, parameters, given.get("loc"), given.get("scale"))
+        forecast = self.hook_scaled(raw)
+        if "scale" in given:
+            forecast = forecast * given["scale"]
+        return forecast + given["loc"] if "loc" in given else forecast
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from tstlens.errors import ArgumentError, UnknownSiteError
 from tstlens.model import HookedTST
+from tstlens.patching.checks import require_two_writers
 
 Kind = Literal["channel", "pos", "embed", "head", "mlp", "output"]
 PARTS = ("q", "k", "v")
@@ -295,6 +296,7 @@ def component_graph(
         >>> len(component_graph(model, positions=False).edges)
         110
     """
+    require_two_writers(model, "a graph of components")
     cfg = model.cfg
     n_pos = 0
     if positions:

@@ -8,15 +8,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Float
 
-from tstlens.data.resampling import bootstrap_t
 from tstlens.errors import ArgumentError
 from tstlens.probing.attribution.result import InputAttribution
+from tstlens.probing.steering_intervals import check_intervals, mean_interval
 from tstlens.results import Result
 
 if TYPE_CHECKING:
     import pandas as pd
 
-FEWEST = 5  # an interval from fewer series says nothing
 _FEWEST_SITES = 3  # ranks of fewer sites say nothing
 
 
@@ -27,7 +26,7 @@ class AttributionAgreement(Result):
     Args:
         spearman: [batch], NaN where either map is constant.
         mean: their mean.
-        low: lower end of the interval of the mean over series (bootstrap-t); NaN below 5 series.
+        low: lower end of the interval of the mean over series (bootstrap); NaN below 5 series.
         high: upper end.
         attribution: [batch, site], NaN where a site is padding.
         effect: [batch, site], the causal effects.
@@ -86,7 +85,9 @@ def agreement(
     The sweep replaces each unit of the *baseline* series by that of the explained one and keeps
     everything else (``patching.sweep(model, explained, baseline, ...)`` at ``Site("series")``), or
     replaces a position of the stream. So the attribution must have been made with the sweep's
-    corrupted series as its baseline, and with the class of its metric.
+    corrupted series as its baseline, and with the class of its metric. Of a sweep the other way
+    round (units of the baseline put into the explained series) the effects have the opposite sign,
+    and -1 is perfect agreement.
 
     What can mislead: one position replaced at a time is itself a choice; where units share what
     they say, patching one of them shows nothing, and low agreement is not the attribution's fault.
@@ -108,6 +109,7 @@ def agreement(
     Raises:
         ArgumentError: other axes, entries or series than the attribution's.
     """
+    check_intervals(level, n_boot)
     axes, effects, coords = _effects(attribution, sweep)
     values = attribution.values.double().numpy()
     unit = attribution.axes[2]
@@ -136,12 +138,7 @@ def agreement(
         ours, theirs = np.abs(ours), np.abs(theirs)
     each = np.array([_spearman(a, b) for a, b in zip(ours, theirs, strict=True)])
     known = each[np.isfinite(each)]
-    low = high = np.nan
-    if len(known) >= FEWEST:
-        ends = bootstrap_t(
-            known[:, None], np.ones(len(known)), level, n_boot, np.random.default_rng(seed)
-        )
-        low, high = float(ends[0][0]), float(ends[1][0])
+    low, high = (float(end[0]) for end in mean_interval(known[:, None], level, n_boot, seed))
     return AttributionAgreement(
         each,
         float(known.mean()) if len(known) else float("nan"),

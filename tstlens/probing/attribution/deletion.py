@@ -27,6 +27,7 @@ from tstlens.probing.attribution.units import (
 )
 from tstlens.probing.measures import Measure, measure_of, targets_of
 from tstlens.probing.steering_inputs import evaluating, series_and_mask
+from tstlens.probing.steering_intervals import check_intervals
 
 
 def deletion_insertion(
@@ -53,7 +54,7 @@ def deletion_insertion(
 
     Answers "does this attribution know which inputs matter?", model against model: no human
     judgement enters. Units go from the most positive attribution to the most negative; padded units
-    take no part. Intervals are over series (bootstrap-t).
+    take no part. Intervals are over series (bootstrap).
 
     What can mislead: half-deleted series are no data that the model was trained on, so the curves
     also show how it fails on such; and both curves reward attributions with the same baseline as
@@ -101,10 +102,11 @@ def deletion_insertion(
     model.check_series(series, mask)
     measured = measure_of(model, measure, "probability")
     targets = targets_of(model, measured, target, len(series))
-    if n_points < 2 or n_random < 1 or n_boot < 100 or rows_per_pass < 1 or not 0 < level < 1:
+    check_intervals(level, n_boot)
+    if n_points < 2 or n_random < 1 or rows_per_pass < 1:
         raise ArgumentError(
-            "expected n_points >= 2, n_random >= 1, n_boot >= 100, rows_per_pass >= 1 and level "
-            f"between 0 and 1, got {n_points}, {n_random}, {n_boot}, {rows_per_pass}, {level}"
+            "expected n_points of at least 2, n_random and rows_per_pass of at least 1, got "
+            f"{n_points}, {n_random} and {rows_per_pass}"
         )
     scores, cells, own_unit, method = _scores(model, attribution, series, unit)
     base, name = _baseline(attribution, baseline, series, mask, background)

@@ -9,13 +9,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Float
 
-from tstlens.data.resampling import bootstrap_t
+from tstlens.probing.steering_intervals import mean_interval
 from tstlens.results import Result
 
 if TYPE_CHECKING:
     import pandas as pd
-
-FEWEST = 5  # an interval from fewer series says nothing
 
 
 @dataclass(frozen=True, repr=False)
@@ -114,12 +112,8 @@ class DeletionInsertion(Result):
         )
 
     def _ends(self, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        if len(values) < FEWEST:
-            empty = np.full(values.shape[1], np.nan)
-            return empty, empty
-        generator = np.random.default_rng(self.made.get("seed", 0))
-        n_boot = self.made.get("n_boot", 2000)
-        return bootstrap_t(values, np.ones(len(values)), self.level, n_boot, generator)
+        options = self.made.get("n_boot", 2000), self.made.get("seed", 0)
+        return mean_interval(values, self.level, *options)
 
     def __repr__(self) -> str:
         random = [
@@ -135,4 +129,4 @@ class DeletionInsertion(Result):
 
 def _areas(fractions: Sequence[float], curves: np.ndarray) -> np.ndarray:
     """Area under each curve, by trapezoids."""
-    return np.trapezoid(curves, np.asarray(fractions), axis=-1)
+    return np.asarray(np.trapezoid(curves, np.asarray(fractions), axis=-1))

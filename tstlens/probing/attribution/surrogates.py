@@ -275,7 +275,7 @@ def _explain(
         text = export_text(model, feature_names=names)
     else:
         weight = model[-1].coef_
-    frame = pd.DataFrame({"feature": names, "weight": weight})
-    frame = frame[frame["weight"] != 0]
-    order = frame["weight"].abs().sort_values(ascending=False, kind="stable").index
-    return frame.loc[order].reset_index(drop=True), text
+    weight = np.asarray(weight)
+    order = np.argsort(-np.abs(weight), kind="stable")
+    order = order[weight[order] != 0]
+    return pd.DataFrame({"feature": [names[i] for i in order], "weight": weight[order]}), text

@@ -12,6 +12,7 @@ from tqdm.auto import tqdm
 from tstlens.data import TimeSeriesData
 from tstlens.errors import ArgumentError, SeriesShapeError
 from tstlens.model import HookedTST
+from tstlens.saes.checks import check_at_least
 from tstlens.saes.graph.effects import Batch, Reference, edges, exact_edges, exact_nodes
 from tstlens.saes.graph.points import Point, points_of
 from tstlens.saes.graph.result import FeatureGraph, FeatureNode
@@ -102,12 +103,8 @@ def feature_graph(
     series, mask = _series_of(model, data, mask)
     given = list(saes) if isinstance(saes, list | tuple) else [saes]
     _check(model, given, series, mask, metric, baseline)
-    for name, value, least in (
-        ("n_latents", n_latents, 1), ("n_edges", n_edges, 1), ("steps", steps, 0),
-        ("n_exact", n_exact, 0), ("n_controls", n_controls, 0), ("batch_size", batch_size, 1),
-    ):  # fmt: skip
-        if value < least:
-            raise ArgumentError(f"expected {name} of at least {least}, got {value}")
+    check_at_least(1, n_latents=n_latents, n_edges=n_edges, batch_size=batch_size)
+    check_at_least(0, steps=steps, n_exact=n_exact, n_controls=n_controls)
     training = model.training
     model.eval()
     try:
@@ -208,6 +205,10 @@ def _check(
                 f"expected baseline 'zero', 'mean' or series [batch, channel, time], got "
                 f"{baseline!r}"
             )
+    elif not isinstance(baseline, Tensor):
+        raise ArgumentError(
+            f"expected baseline 'zero', 'mean' or a tensor of series, got {type(baseline).__name__}"
+        )
     elif baseline.shape != series.shape:
         raise SeriesShapeError(
             f"expected baseline series like the data {list(series.shape)}, one for each, got "

@@ -16,6 +16,7 @@ from tqdm.auto import tqdm
 from tstlens.data import TimeSeriesData
 from tstlens.errors import ArgumentError
 from tstlens.model import HookedTST
+from tstlens.saes.reading.by_head import by_head
 from tstlens.saes.reading.place import Batch, Place, encode, place_of
 
 
@@ -155,6 +156,7 @@ def activity_of(
     """
     if not len(data):
         raise ArgumentError("data: expected at least one series, got none")
+    dictionary = by_head(model, dictionary)
     place = place or place_of(model, dictionary)
     parts: list[csr_matrix] = []
     observed: list[np.ndarray] = []

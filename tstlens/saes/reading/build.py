@@ -9,8 +9,10 @@ import torch
 
 from tstlens.data import TimeSeriesData
 from tstlens.model import HookedTST
+from tstlens.saes.checks import check_at_least, check_data
 from tstlens.saes.reading.activity import Activity, activity_of
 from tstlens.saes.reading.association import ClassAssociation, class_association
+from tstlens.saes.reading.by_head import ByHead, by_head
 from tstlens.saes.reading.effects import OutputEffects, output_effects
 from tstlens.saes.reading.monosemanticity import RandomDictionary, neurons, summarise, table
 from tstlens.saes.reading.place import directions, encode, place_of
@@ -54,6 +56,8 @@ def features(
     Args:
         model: the model that the SAE was trained on.
         sae: a sae-lens SAE whose ``cfg.metadata.hook_name`` says where it reads; or a codebook.
+            One of single heads (``head="each"``) is read at every head by itself: its latent i at
+            head h is latent ``h * d_sae + i`` here, and the table says both.
         data: series to read it on, held out from its training where there are enough.
         effect_series: series per latent for the effect on the output; 0 leaves effects out. They
             are chosen among at most 512 series, drawn at random.
@@ -77,6 +81,10 @@ def features(
         >>> found = saes.features(model, sae, data)  # doctest: +SKIP
         >>> found.table().sort_values("auc").tail()  # doctest: +SKIP
     """
+    check_data(data)
+    check_at_least(1, batch_size=batch_size)
+    check_at_least(0, effect_series=effect_series)
+    sae = by_head(model, sae)
     place = place_of(model, sae)
     read = {"place": place, "batch_size": batch_size, "progress": progress}
     activity = activity_of(model, sae, data, **read)
@@ -121,6 +129,7 @@ def features(
             "data": data.name,
             "split": data.split,
             "n_series": len(data),
+            "n_heads": sae.n_heads if isinstance(sae, ByHead) else None,
         },
     )
 

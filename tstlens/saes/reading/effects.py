@@ -23,8 +23,8 @@ class OutputEffects:
     Args:
         task: ``"class"`` or ``"forecast"``.
         change: [latent, output] mean over the series used, of the logit of each class, or of the
-            forecast at each step (mean over channels, in the units of the output); NaN for latents
-            that are never active.
+            forecast at each step (mean over channels, in the units of the output; of quantiles or
+            a distribution the median); NaN for latents that are never active.
         probability: [latent, class] the same of the probabilities; None for forecasts.
         size: [latent] root mean square change over series and outputs.
         n_series: [latent] series used: those where the latent is strongest.

@@ -12,6 +12,8 @@ from torch import Tensor
 from tstlens.data import TimeSeriesData
 from tstlens.errors import ArgumentError
 from tstlens.model import HookedTST
+from tstlens.saes.checks import check_at_least, check_data
+from tstlens.saes.reading.by_head import by_head
 from tstlens.saes.reading.latent_effect import LatentEffect
 from tstlens.saes.reading.worlds import Worlds
 
@@ -61,7 +63,9 @@ def ablate_latent(
         >>> from tstlens import saes
         >>> saes.ablate_latent(model, sae, data, 12).to_dataframe()  # doctest: +SKIP
     """
-    worlds, latents, strongest = _prepare(model, sae, data, latent, doses, n_controls, batch_size)
+    worlds, latents, strongest = _prepare(
+        model, sae, data, latent, doses, n_controls, batch_size, max_series
+    )
     order = strongest[:, latent].argsort(descending=True, stable=True)
     chosen = order[strongest[order, latent] > 0][:max_series]
     controls = _controls(strongest[chosen] > 0, latent, n_controls, seed)
@@ -124,7 +128,7 @@ def steer_latent(
         >>> saes.steer_latent(model, sae, data, 12, doses=(1, 2)).figure()  # doctest: +SKIP
     """
     worlds, latents, strongest = _prepare(
-        model, sae, data, latent, doses, n_controls, batch_size, never=unit is None
+        model, sae, data, latent, doses, n_controls, batch_size, max_series, never=unit is None
     )
     if unit is None:
         values = latents[:, :, latent]
@@ -154,13 +158,18 @@ def _prepare(
     doses: Sequence[float | int],
     n_controls: int,
     batch_size: int,
+    max_series: int | None,
     never: bool = True,
 ) -> tuple[Worlds, Tensor, Tensor]:
+    check_data(data)
+    check_at_least(1, batch_size=batch_size)
+    if max_series is not None:
+        check_at_least(1, max_series=max_series)
     if not len(doses) or not all(np.isfinite(dose) for dose in doses):
         raise ArgumentError(f"expected at least one finite dose, got {list(doses)}")
     if n_controls < 0:
         raise ArgumentError(f"expected n_controls of at least 0, got {n_controls}")
-    n_latents = len(sae.W_dec)
+    n_latents = len(by_head(model, sae).W_dec)
     if isinstance(latent, bool) or not isinstance(latent, int | np.integer):
         raise ArgumentError(f"expected a latent as an integer, got {latent!r}")
     if not 0 <= latent < n_latents:

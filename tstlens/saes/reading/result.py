@@ -117,8 +117,9 @@ class Features(PagedResult):
     def table(self) -> pd.DataFrame:
         """One row per latent, in order.
 
-        ``density`` (share of observed positions), ``series`` in which it is active, ``mean`` and
-        ``max`` activation where active; the ``class`` of the furthest AUC from chance with ``auc``
+        ``head`` and latent ``of_head`` where a dictionary reads heads one by one; ``density``
+        (share of observed positions), ``series`` in which it is active, ``mean`` and ``max``
+        activation where active; the ``class`` of the furthest AUC from chance with ``auc``
         and ``q_class``; the window ``property`` it follows with ``r``, ``r_heldout``,
         ``q_property`` and ``confirmed``; ``moves`` (the class or forecast step that its removal
         changes most), ``effect`` (by how much: logits, or the forecast's units) and ``effect_size``
@@ -134,7 +135,12 @@ class Features(PagedResult):
         np.maximum.at(largest, column, values.data)
         per_series = self.activity.n_channels * self.activity.n_pos
         pairs = np.unique(column * self.activity.n_series + values.indices // per_series)
-        frame: dict[str, Any] = {
+        frame: dict[str, Any] = {}
+        if n_heads := self.made.get("n_heads"):
+            frame["head"], frame["of_head"] = np.divmod(
+                np.arange(self.n_latents), self.n_latents // n_heads
+            )
+        frame |= {
             "density": self.activity.density,
             "series": np.bincount(pairs // self.activity.n_series, minlength=self.n_latents),
             "mean": total / np.maximum(count, 1),

@@ -13,7 +13,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from tstlens.data import TimeSeriesData
+from tstlens.errors import SeriesShapeError
 from tstlens.model import HookedTST
+from tstlens.saes.reading.by_head import by_head
 from tstlens.saes.reading.place import Place, directions, encode, on_device, place_of, scale
 
 
@@ -38,6 +40,7 @@ class Worlds:
         batch_size: int = 128,
     ) -> None:
         self.model = model
+        dictionary = by_head(model, dictionary)
         self.place = place or place_of(model, dictionary)
         self.directions = directions(dictionary).to(device=model.cfg.device, dtype=model.cfg.dtype)
         self.series, self.mask = on_device(model, data)
@@ -52,7 +55,7 @@ class Worlds:
             scales.append(torch.ones_like(batch.latents[..., 0]) if factor is None else factor)
             with torch.no_grad():
                 series, mask = on_device(model, part)
-                outputs.append(model(series, mask=mask))
+                outputs.append(central(model, model(series, mask=mask)))
                 if self.place.layer is not None:
                     entering.append(model(series, mask=mask, stop_at_layer=self.place.layer))
             self.rows = batch.rows_per_series
@@ -108,10 +111,43 @@ class Worlds:
         hooks = [(self.place.writes, add)]
         if self.entering is None:
             mask = None if self.mask is None else self.mask[series]
-            return self.model.run_with_hooks(self.series[series], mask=mask, fwd_hooks=hooks)
-        return self.model.run_with_hooks(
+            output = self.model.run_with_hooks(self.series[series], mask=mask, fwd_hooks=hooks)
+            return central(self.model, output)
+        output = self.model.run_with_hooks(
             self.entering[rows],
             start_at_layer=self.place.layer,
             state=self.state.rows(series),
             fwd_hooks=hooks,
         )
+        return central(self.model, output)
+
+
+def central(model: HookedTST, output: Tensor) -> Tensor:
+    """Logits and forecasts as they are; of a forecast's quantiles or distribution, the middle.
+
+    That is the median: the middle quantile (the mean of the two in the middle where there is none)
+    or the location of a normal or Student's t distribution; the mean of a negative binomial.
+
+    Args:
+        model: whose output it is.
+        output: [*world, class], [*world, channel, horizon], or the latter with quantiles or
+            parameters last; one world axis.
+
+    Raises:
+        SeriesShapeError: other axes.
+    """
+    if output.ndim in (2, 3):
+        return output
+    if output.ndim != 4:
+        raise SeriesShapeError(
+            "expected outputs [batch, class] or [batch, channel, horizon], with quantiles or "
+            f"parameters last where there are any, got {list(output.shape)}"
+        )
+    distribution = getattr(model.cfg.head, "distribution", None)
+    if distribution == "negative_binomial":
+        count, logits = output.unbind(-1)
+        return count * logits.exp()
+    if distribution is not None:
+        return output[..., -2]  # (..., loc, scale)
+    n = output.shape[-1]
+    return output[..., (n - 1) // 2 : n // 2 + 1].mean(-1)

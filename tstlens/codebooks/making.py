@@ -1,0 +1,108 @@
+"""From a checkpoint and a data set to a saved model with codebooks, with its scores beside it."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+from tstlens.codebooks.fitting import FittedCodebooks, fit
+from tstlens.codebooks.scores import CodebookScores, score
+from tstlens.data import load_described
+from tstlens.errors import ArgumentError
+from tstlens.files import write_text
+from tstlens.model import HookedTST
+from tstlens.model.saving import as_model
+
+SCORES, README = "scores.json", "README.md"
+
+
+def make_codebooks(
+    model: HookedTST | str | Path,
+    hooks: list[str],
+    folder: str | Path,
+    *,
+    sae_steps: int = 1000,
+    command: str = "",
+    overwrite: bool = False,
+    **options: Any,
+) -> tuple[FittedCodebooks, CodebookScores]:
+    """Fit codebooks on a model's own training split, score them on its test split, save both.
+
+    Args:
+        model: the model, or a name or folder of one; it is left as it was.
+        hooks: the hook points.
+        folder: where to: the tuned model, its codebooks, ``scores.json`` and ``README.md``.
+        sae_steps: of the SAEs that are scored beside the codebooks; 0 for none.
+        command: how to do this again, for the README.
+        overwrite: replace a model that is in the folder already.
+        **options: of :func:`fit`.
+
+    Raises:
+        ArgumentError: the folder holds a model already, or the model does not say which data it was
+            trained on.
+        StorageError: the folder cannot be written.
+    """
+    folder = Path(folder)
+    if not overwrite and (folder / "config.json").exists():
+        raise ArgumentError(
+            f"{folder} holds a model already; choose another folder, or overwrite=True "
+            "(--overwrite) to replace it"
+        )
+    original = as_model(model)
+    described = original.info.get("data", {})
+    train, test = (load_described(described, split) for split in ("train", "test"))
+    tuned = copy.deepcopy(original)
+    books = fit(tuned, train, hooks, **options)
+    seed = books.settings["seed"]
+    scores = score(tuned, test, original=original, train=train, sae_steps=sae_steps, seed=seed)
+    tuned.info = {**original.info, "codebooks": {"fit": books.settings, "scores": scores.task}}
+    tuned.parity = None  # of the weights before they were tuned
+    tuned.save_pretrained(folder)
+    record = {**scores.to_dict(), "history": books.history, "command": command}
+    write_text(folder / SCORES, json.dumps(record, indent=2) + "\n")
+    write_text(folder / README, _readme(tuned, books, scores, command))
+    return books, scores
+
+
+def _readme(model: HookedTST, books: FittedCodebooks, scores: CodebookScores, command: str) -> str:
+    settings = books.settings
+    measure = next(iter(scores.task["codebooks"]))
+    shown = (lambda value: f"{value:.2%}") if measure == "accuracy" else (lambda v: f"{v:.4g}")
+    together = "tuned together with" if settings["train_model"] else "frozen, beside"
+    lines = [
+        f"# {model.cfg.model_name} with codebooks",
+        "",
+        f"The model, {together} codebooks at {', '.join(f'`{name}`' for name in books)}: "
+        f"{settings['n_codes']} codes per table, {settings['k']} active at once, "
+        f"{settings['similarity']} similarity, seed {settings['seed']}.",
+        "",
+        f"Measured on {scores.data}, {scores.n_series} series:",
+        "",
+        f"| model | {measure} | explained variance | codes used | bits per position |",
+        "|---|---|---|---|---|",
+    ]
+    for row, task in scores.task.items():
+        found = scores.books.get(row, ())
+        cells = [
+            ", ".join(f"{book.explained_variance:.1%}" for book in found),
+            ", ".join(f"{book.n_codes - book.dead} of {book.n_codes}" for book in found),
+            ", ".join(f"{book.bits:.0f}" for book in found),
+        ]
+        lines.append(f"| {row} | {shown(task[measure])} | {' | '.join(cells)} |")
+    lines += [
+        "",
+        "Several numbers in a cell belong to the hook points in the order above. Where random "
+        "tables do as well as fitted ones, the task does not need these activations, and the first "
+        "column says little.",
+        "",
+        "```python",
+        "from tstlens import codebooks",
+        "",
+        f'model = codebooks.load("{model.cfg.model_name}")',
+        "```",
+    ]
+    if command:
+        lines += ["", "Made with:", "", "```sh", command, "```"]
+    return "\n".join(lines) + "\n"

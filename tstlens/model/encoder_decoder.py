@@ -1,0 +1,191 @@
+"""The layers of a trunk in one order, whether they are one stack or an encoder and a decoder.
+
+A trunk of one stack is ``blocks.{l}``. With ``cfg.n_decoder_layers`` the first layers are
+``encoder.{l}`` and the last ones ``decoder.{l}`` with ``cross_attn``, as in TransformerLens; they
+are still numbered through, encoder first, wherever a layer is a number (``start_at_layer``,
+``stop_at_layer``, the axis ``layer`` of patching).
+
+Between the stacks the run crosses over: ``encoder_final_ln`` and ``hook_encoded`` give what every
+cross attention reads, and the stream becomes ``hook_decoder_embed``. This belongs to the first
+decoder layer: what enters that layer, as ``stop_at_layer`` returns it and ``start_at_layer`` takes
+it, is still the encoder's stream.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformer_lens.hook_points import HookPoint
+
+from tstlens.errors import ArgumentError
+from tstlens.model.block import make_block
+from tstlens.model.config import HookedTSTConfig
+from tstlens.model.norms import listened_to, make_norm
+from tstlens.model.positions import RelativeBias
+from tstlens.model.state import TrunkState
+from tstlens.shapes import Residual
+
+_CROSSING = ("encoder_final_ln", "hook_encoded", "hook_decoder_embed", "hook_decoder_position_bias")
+_STACKS = ("blocks", "encoder", "decoder")
+
+
+class Trunk(nn.Module):
+    """Blocks, the norms after them, and position biases that all layers of a stack share."""
+
+    cfg: HookedTSTConfig
+    _tell_padding: Callable[[TrunkState], None]
+
+    def _make_trunk(self) -> None:
+        cfg = self.cfg
+        if cfg.position_buckets is not None:
+            self.position_bias = _relative_bias(cfg, cfg.causal)
+            self.hook_position_bias = HookPoint()  # [row, head, query, key]
+        if not cfg.n_decoder_layers:
+            self.blocks = nn.ModuleList(make_block(cfg) for _ in range(cfg.n_layers))
+            if cfg.final_norm:
+                self.ln_final = make_norm(cfg)
+            return
+        self.encoder = nn.ModuleList(make_block(cfg) for _ in range(cfg.n_encoder_layers))
+        if cfg.final_norm:
+            self.encoder_final_ln = make_norm(cfg)
+        self.hook_encoded = HookPoint()  # [row, pos, d_model]
+        self.hook_decoder_embed = HookPoint()  # [row, pos, d_model]
+        if cfg.position_buckets is not None:
+            self.decoder_position_bias = _relative_bias(cfg, True)
+            self.hook_decoder_position_bias = HookPoint()  # [row, head, query, key]
+        self.decoder = nn.ModuleList(
+            make_block(cfg, of_decoder=True) for _ in range(cfg.n_decoder_layers)
+        )
+        if cfg.final_norm:
+            self.decoder_final_ln = make_norm(cfg)
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "blocks" and "decoder" in self.__dict__.get("_modules", {}):
+            raise AttributeError(
+                "this model has an encoder and a decoder instead of blocks: use model.layers for "
+                "both in order, or model.encoder and model.decoder"
+            )
+        return super().__getattr__(name)
+
+    @property
+    def layers(self) -> list[Any]:
+        """All blocks in the order they run."""
+        if not self.cfg.n_decoder_layers:
+            return list(self.blocks)
+        return [*self.encoder, *self.decoder]
+
+    @property
+    def final_norm(self) -> nn.Module:
+        """The norm between the last block and the head; an identity where there is none."""
+        if not self.cfg.final_norm:
+            return nn.Identity()
+        return self.decoder_final_ln if self.cfg.n_decoder_layers else self.ln_final
+
+    def layer_name(self, layer: int) -> str:
+        """The hook name of a layer: ``"blocks.3"``, or ``"encoder.1"`` and ``"decoder.0"``."""
+        if not self.cfg.n_decoder_layers:
+            return f"blocks.{layer}"
+        first = self.cfg.n_encoder_layers
+        return f"encoder.{layer}" if layer < first else f"decoder.{layer - first}"
+
+    def layer_of(self, hook_name: str) -> int | None:
+        """The layer that a hook point lies in; None outside the blocks."""
+        stack, _, rest = hook_name.partition(".")
+        number = rest.partition(".")[0]
+        if stack not in _STACKS or not number.isdigit():
+            return None
+        return int(number) + (self.cfg.n_encoder_layers if stack == "decoder" else 0)
+
+    def crosses(self, hook_name: str) -> bool:
+        """Whether a hook point lies between the encoder and the decoder."""
+        return bool(self.cfg.n_decoder_layers) and hook_name.split(".")[0] in _CROSSING
+
+    def run_layers(
+        self, residual: Residual, state: TrunkState, start: int, stop: int
+    ) -> tuple[Residual, TrunkState]:
+        """The stream through layers ``start`` to ``stop - 1``, and the state that goes on with it.
+
+        Args:
+            residual: what enters layer ``start``, [row, pos, d_model].
+            state: what belongs to its rows.
+            start: first layer to run.
+            stop: layer to stop before.
+        """
+        cfg = self.cfg
+        first = cfg.n_encoder_layers if cfg.n_decoder_layers else None
+        if first is not None and start > first and state.encoded is None:
+            raise ArgumentError(
+                f"layer {start} lies in the decoder, so it needs state= with what the encoder "
+                "gave: model.decoder_state(state, encoded), where state is embed_series' and "
+                "encoded is hook_encoded of the run that gave the residual"
+            )
+        if cfg.position_buckets is not None and state.score_bias is None:
+            state = replace(state, score_bias=self.position_bias(residual.shape[1]))
+        if cfg.residual_attention:
+            state = state.handing_on()
+        layers = self.layers
+        for number in range(start, stop):
+            if number == first:
+                residual, state = self.cross_over(residual, state)
+            residual = layers[number](residual, state)  # [row, pos, d_model]
+        return residual, state
+
+    def cross_over(self, residual: Residual, state: TrunkState) -> tuple[Residual, TrunkState]:
+        """From the stream that leaves the encoder to the stream and state of the decoder."""
+        if state.decoder_embedded is None:
+            raise ArgumentError(
+                "the decoder starts from positions that the front end gives: pass the state that "
+                "embed_series returned as state="
+            )
+        if self.cfg.final_norm:
+            residual = self.encoder_final_ln(residual)
+        state = self.decoder_state(state, self.hook_encoded(residual))
+        self._tell_padding(state)
+        embedded: Any = state.decoder_embedded
+        if listened_to(self.hook_decoder_embed):
+            embedded = self.hook_decoder_embed(embedded.clone())  # rows may share memory
+        return embedded, state
+
+    def decoder_state(self, state: TrunkState, encoded: Tensor) -> TrunkState:
+        """The state of a run inside the decoder.
+
+        Args:
+            state: what :meth:`embed_series` returned with the residual.
+            encoded: ``hook_encoded``, [row, pos, d_model].
+        """
+        bias = None
+        if self.cfg.position_buckets is not None and state.decoder_embedded is not None:
+            bias = self.decoder_position_bias(state.decoder_embedded.shape[1])
+            if listened_to(self.hook_decoder_position_bias):
+                rows = bias.expand(len(encoded), -1, -1, -1).clone()
+                bias = self.hook_decoder_position_bias(rows)
+        return replace(
+            state,
+            pos_mask=None,
+            positions=None,
+            score_bias=bias,
+            encoded=encoded,
+            encoded_mask=state.pos_mask,
+        )
+
+    def _layer_range(self, start: int | None, stop: int | None) -> tuple[int, int]:
+        n_layers = self.cfg.n_layers
+        for name, layer in (("start_at_layer", start), ("stop_at_layer", stop)):
+            if layer is not None and not -n_layers <= layer <= n_layers:
+                raise ArgumentError(f"{name} must lie in {-n_layers}..{n_layers}, got {layer}")
+        first = 0 if start is None else (start + n_layers if start < 0 else start)
+        last = n_layers if stop is None else (stop + n_layers if stop < 0 else stop)
+        if first > last:
+            raise ArgumentError(
+                f"start_at_layer={start} lies after stop_at_layer={stop}: no layer would run"
+            )
+        return first, last
+
+
+def _relative_bias(cfg: HookedTSTConfig, causal: bool) -> RelativeBias:
+    buckets = cfg.position_buckets or 0
+    return RelativeBias(cfg.n_heads, buckets, cfg.position_max_distance, causal)
