@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -158,6 +158,7 @@ def train(
     """Train a classifier on a data set, convert it, check parity, and save a checkpoint folder."""
     from tstlens.report import make_checkpoint
     from tstlens.training import (
+        FORECAST_RECIPES,
         RECIPES,
         ConvTST,
         ConvTSTConfig,
@@ -169,12 +170,15 @@ def train(
     command = shlex.join(["tstlens", *sys.argv[1:]])
     if (dataset is None) == (recipe is None):
         raise ArgumentError(
-            "give either a data set (tstlens train GunPoint) or a recipe "
-            f"(tstlens train --recipe gunpoint); recipes: {', '.join(RECIPES)}"
+            "give either a data set (tstlens train GunPoint) or a recipe (tstlens train --recipe "
+            f"gunpoint); recipes: {', '.join([*RECIPES, *FORECAST_RECIPES])}"
         )
+    if recipe in FORECAST_RECIPES:
+        return _train_forecaster(recipe, out or Path(recipe), overwrite, quiet)
     if recipe is not None:
         if recipe not in RECIPES:
-            raise UnknownNameError(recipe, RECIPES, "These are the recipes")
+            known = [*RECIPES, *FORECAST_RECIPES]
+            raise UnknownNameError(recipe, known, "These are the recipes")
         chosen = RECIPES[recipe]
         folder = out or Path(recipe)
         _keep_existing(folder, overwrite)
@@ -231,6 +235,23 @@ def train(
     print(f"saved  {folder}")
 
 
+def _train_forecaster(name: str, folder: Path, overwrite: bool, quiet: bool) -> None:
+    """Make a forecasting checkpoint again."""
+    from tstlens.report import make_forecast_checkpoint
+    from tstlens.training import FORECAST_RECIPES, fit_forecast_recipe
+
+    _keep_existing(folder, overwrite)
+    recipe = FORECAST_RECIPES[name]
+    source, _ = fit_forecast_recipe(recipe, progress=not quiet)
+    command = f"tstlens train --recipe {name} --out {folder.as_posix()}"
+    saved = make_forecast_checkpoint(source, recipe, folder, command=command)
+    unit = saved.info["forecast_data"]["unit"]
+    for kind, found in saved.info["forecast_errors"]["test"].items():
+        print(f"test  {kind:26}  RMSE {found['rmse']:.3f} {unit}, MAE {found['mae']:.3f} {unit}")
+    print(f"parity  {saved.parity.max_rel:.1e} of the output's scale (float32)")
+    print(f"saved  {folder}")
+
+
 @app.command()
 def checkpoints() -> None:
     """List the checkpoints that ship, with their data, accuracy and size."""
@@ -241,13 +262,12 @@ def checkpoints() -> None:
     for name in list_checkpoints():
         record = describe_checkpoint(name)
         info, cfg = record.get("info", {}), record["config"]
-        accuracy = info.get("accuracy", {})
         size = sum(part.stat().st_size for part in find_checkpoint(name).iterdir())
         rows.append(
             (
                 name,
-                str(info.get("data", {}).get("name", "?")),
-                *(_accuracy(accuracy.get(split)) for split in ("train", "test")),
+                str((info.get("data") or info.get("forecast_data") or {}).get("name", "?")),
+                *(_measured(info, split) for split in ("train", "test")),
                 str(cfg["n_layers"]),
                 str(cfg["n_heads"]),
                 f"{size / 1e6:.1f} MB",
@@ -362,8 +382,13 @@ def browse(
     print(f"wrote {path}")
 
 
-def _accuracy(part: dict[str, float] | None) -> str:
-    return "?" if not part else f"{part['accuracy']:.2%}"
+def _measured(info: dict[str, Any], split: str) -> str:
+    """A classifier's accuracy, a forecaster's error."""
+    part = info.get("accuracy", {}).get(split)
+    if part:
+        return f"{part['accuracy']:.2%}"
+    errors = info.get("forecast_errors", {}).get(split)
+    return f"RMSE {errors['model']['rmse']:.2f}" if errors else "?"
 
 
 def _keep_existing(folder: Path, overwrite: bool) -> None:

@@ -77,7 +77,7 @@ def test_scores_on_random_labels_sit_at_chance(what):
     data = labelled(24, n_classes=4, seed=2)
     model = small()
     p = []
-    for seed in range(10):
+    for seed in range(8):
         shuffled = data.labels[torch.randperm(24, generator=torch.Generator().manual_seed(seed))]
         one = TimeSeriesData(data.series, shuffled, data.class_names)
         found = clusters(model, one, HOOK, n_clusters=4, what=what, n_permutations=100, seed=seed)
@@ -202,6 +202,11 @@ def test_figures():
     z = np.array(found.figure().data[0].z, dtype=float)
     np.testing.assert_allclose(z.sum(1), 1)
     assert z.argmax(1).tolist() == [0, 1, 2]  # ordered to a diagonal
+    assert list(found.figure().data[0].x) == ["a", "b", "c"]
+    numbered = TimeSeriesData(data.series, data.labels, ("1", "2", "3"))
+    drawn = clusters(model, numbered, HOOK, n_clusters=3, n_permutations=100).figure()
+    assert list(drawn.data[0].x) == list(drawn.layout.xaxis.tickvals) == [0, 1, 2]
+    assert list(drawn.layout.xaxis.ticktext) == ["1", "2", "3"]
     assert len(found.figure(kind="windows").data) == 9  # three medoids of three channels
     latents = clusters(model, data, sae=sae, what="latents", n_clusters=2)
     np.testing.assert_allclose(latents.figure().data[0].z, latents.profile)

@@ -420,7 +420,7 @@ def test_errors_of_feature_graphs(model, data, pair, no_shape_checks):
 
     with pytest.raises(ArgumentError, match="at least one dictionary, got none"):
         call([])
-    with pytest.raises(ArgumentError, match="n_latents of at least 1, got 0"):
+    with pytest.raises(ArgumentError, match="n_latents as an integer of at least 1, got 0"):
         call(n_latents=0)
     with pytest.raises(ArgumentError, match=r"baseline 'zero', 'mean' or series .* got 'median'"):
         call(baseline="median")

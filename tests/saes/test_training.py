@@ -274,7 +274,7 @@ def test_errors_say_what_is_wrong(model, data):
         saes.train(model, data, MLP_OUT, TopKTrainingSAEConfig(d_in=8, d_sae=20), k=2)
     with pytest.raises(ArgumentError, match="cannot revive dead latents of 'topk'"):
         saes.train(model, data, MLP_OUT, normalize="layer_norm", **QUICK)
-    with pytest.raises(ArgumentError, match="steps must be at least 1"):
+    with pytest.raises(ArgumentError, match="steps as an integer of at least 1"):
         saes.train(model, data, MLP_OUT, steps=0)
     with pytest.raises(ArgumentError, match="give hook_out="):
         saes.train(model, data, MLP_OUT, "transcoder", **QUICK)

@@ -4,7 +4,17 @@
 registers every family below. Imports only from ``data``, ``training`` and ``model``.
 """
 
-from tstlens.conversion import conv_tst, moment, mvts, patchtst, torch_encoder, tsai
+from tstlens.conversion import (
+    chronos_bolt,
+    conv_tst,
+    itransformer,
+    moment,
+    mvts,
+    patchtst,
+    patchtst_original,
+    torch_encoder,
+    tsai,
+)
 from tstlens.conversion.checking import Trial, check_parity
 from tstlens.conversion.comparing import Comparison, Difference, Tap, compare
 from tstlens.conversion.registry import Built, Family, convert, families, register
@@ -17,13 +27,16 @@ __all__ = [
     "Tap",
     "Trial",
     "check_parity",
+    "chronos_bolt",
     "compare",
     "conv_tst",
     "convert",
     "families",
-    "patchtst",
+    "itransformer",
     "moment",
     "mvts",
+    "patchtst",
+    "patchtst_original",
     "register",
     "torch_encoder",
     "tsai",

@@ -154,9 +154,7 @@ def _config(
 
 
 def _fill(model: HookedTST, entries: Entries) -> None:
-    fill(
-        model.embed, {"W_E": entries["project_inp.weight"].T, "b_E": entries["project_inp.bias"]}
-    )
+    fill(model.embed, {"W_E": entries["project_inp.weight"].T, "b_E": entries["project_inp.bias"]})
     fill(model.pos_embed, {"W_pos": entries["pos_enc.pe"][:, 0]})
     for layer, block in enumerate(model.blocks):
         at = f"{STACK}{layer}."

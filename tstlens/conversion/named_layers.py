@@ -44,6 +44,10 @@ class Entries(Mapping[str, Tensor]):
         self.read.add(name)
         return self.state[name]
 
+    def get(self, name: str, default: Any = None) -> Any:
+        """An entry, or the default where there is none."""
+        return self[name] if name in self.state else default
+
     def __iter__(self) -> Any:
         return iter(self.state)
 
@@ -105,7 +109,7 @@ def linear(entries: Mapping[str, Tensor], name: str) -> tuple[Tensor, Tensor | N
     if weight.ndim == 3 and weight.shape[2] == 1:
         weight = weight[:, :, 0]
     bias = f"{name}.bias"
-    return weight, entries[bias] if bias in entries else None
+    return weight, entries.get(bias)
 
 
 def norm_entries(entries: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
@@ -201,10 +205,14 @@ class Restated(nn.Module):
     def __getitem__(self, name: str) -> Tensor:
         return getattr(self, self._places[name])
 
+    def get(self, name: str) -> Tensor | None:
+        """An entry, or None where there is none."""
+        return self[name] if name in self else None
+
     def linear(self, x: Tensor, name: str) -> Tensor:
         """``nn.Linear``, or ``nn.Conv1d`` of width 1 over the last axis."""
         weight = self[f"{name}.weight"]
-        bias = self[f"{name}.bias"] if f"{name}.bias" in self else None
+        bias = self.get(f"{name}.bias")
         if weight.ndim == 3:
             return F.conv1d(x.transpose(1, 2), weight, bias).transpose(1, 2)
         return F.linear(x, weight, bias)

@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from tstlens.conversion.named_layers import activation_name
+from tstlens.conversion.tsai_config import refuse_pre_norm
 from tstlens.errors import UnsupportedSourceError
 
 
@@ -62,10 +63,7 @@ def _layers(layers: list[Any], kind: str) -> dict[str, Any]:
 
 def _layer(layer: Any, kind: str) -> dict[str, Any]:
     if getattr(layer, "pre_norm", False):
-        raise UnsupportedSourceError(
-            "pre_norm=True is not covered: there each norm's output replaces the residual stream "
-            "(src = norm(src)), so no sum of what the layers write exists"
-        )
+        refuse_pre_norm()
     names = ("batchnorm_attn", "batchnorm_ffn") if kind == "TST" else ("norm_attn", "norm_ffn")
     norms = [_norm(getattr(layer, name)) for name in names]
     if norms[0].eps != norms[1].eps or type(norms[0]) is not type(norms[1]):
@@ -105,7 +103,9 @@ def _head(head: Any) -> dict[str, Any]:
             found["pooling"] = pools[name]
         elif name == "SigmoidRange":
             found["y_range"] = (float(part.low), float(part.high))
-        elif found["pooling"] is None and found["head_act_fn"] is None and not list(part.children()):
+        elif (
+            found["pooling"] is None and found["head_act_fn"] is None and not list(part.children())
+        ):
             found["head_act_fn"] = activation_name(part, "the head's activation")
         else:
             raise UnsupportedSourceError(f"custom_head is not covered: it has a {name}")

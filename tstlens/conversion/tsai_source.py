@@ -110,7 +110,7 @@ class RestatedTsai(Restated):
             return self.linear(series.transpose(1, 2), at)
         part: Any = self.embed_cfg
         padded = F.pad(series, (part.pad_start, part.pad_end))
-        bias = self[f"{at}.bias"] if f"{at}.bias" in self else None
+        bias = self.get(f"{at}.bias")
         conv = F.conv1d(padded, self[f"{at}.weight"], bias, part.stride, 0, part.dilation)
         return conv.transpose(1, 2)
 

@@ -12,6 +12,7 @@ from tstlens.data.corruptions import (
     corrupt_with_shift,
 )
 from tstlens.data.described import load_described
+from tstlens.data.forecasting import ForecastWindows, load_forecasting, recorded_series
 from tstlens.data.loading import load_dataset
 from tstlens.data.pairs import Pairs, class_pairs, misclassified_pairs
 from tstlens.data.planted import (
@@ -28,6 +29,7 @@ from tstlens.data.series import TimeSeriesData
 from tstlens.data.validate import check_series
 
 __all__ = [
+    "ForecastWindows",
     "Pairs",
     "PlantedTask",
     "RegimeMachine",
@@ -42,9 +44,11 @@ __all__ = [
     "corrupt_with_shift",
     "load_dataset",
     "load_described",
+    "load_forecasting",
     "misclassified_pairs",
     "planted",
     "planted_names",
+    "recorded_series",
     "score_features",
     "score_states",
     "score_where",

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -77,7 +77,8 @@ def _co2() -> pd.Series:
             "the series 'co2' ships with statsmodels, which is not installed: "
             "pip install statsmodels"
         ) from error
-    return co2.load_pandas().data["co2"]
+    table: Any = co2.load_pandas().data
+    return table["co2"]
 
 
 _KNOWN = {

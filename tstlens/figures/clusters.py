@@ -13,7 +13,7 @@ from tstlens.figures import style
 from tstlens.figures.attribution import title_at_edge
 from tstlens.figures.drawing import draw
 from tstlens.figures.maps import Panel, Scale, Ticks, heat_maps
-from tstlens.figures.probes import hook_labels
+from tstlens.figures.probes import hook_label
 from tstlens.figures.words import number
 from tstlens.probing.clusters_effect import ClusterEffect
 from tstlens.probing.clusters_result import Clusters
@@ -89,7 +89,7 @@ def _classes(result: Clusters, title: str | None) -> go.Figure:
 
 
 def _heading(result: Clusters) -> str:
-    where = hook_labels((result.hook,))[0]
+    where = hook_label(result.hook)
     return f"{result.n_clusters} clusters of {len(result.assigned)} {result.what}, {where}"
 
 
@@ -176,7 +176,7 @@ def _windows(result: Clusters, title: str | None) -> go.Figure:
     lines = "grey: channels, blue: their mean" if many else "a line per channel"
     marked = "; shaded: the samples of the position" if result.what == "positions" else ""
     heading = (
-        f"Medoids of {result.n_clusters} clusters, {hook_labels((result.hook,))[0]}"
+        f"Medoids of {result.n_clusters} clusters, {hook_label(result.hook)}"
         if title == ""
         else title
     )
@@ -275,9 +275,7 @@ def draw_cluster_effect(result: ClusterEffect, *, title: str | None = "") -> go.
     )
     figure.update_xaxes(title={"text": result.metric}, zeroline=False, nticks=6)
     done = "ablated" if result.mode == "ablate" else "kept alone"
-    heading = (
-        f"Clusters of latents {done}, {hook_labels((result.hook,))[0]}" if title == "" else title
-    )
+    heading = f"Clusters of latents {done}, {hook_label(result.hook)}" if title == "" else title
     subtitle = (
         f"{result.made['n_series']} series; accuracy {number(result.full[1])} with all latents, "
         f"{number(result.none[1])} with none; {result.random_value.shape[1]} random groups each"

@@ -118,7 +118,11 @@ def draw_input_attribution(
             row=row,
             col=1,
         )
-        ticks: dict[str, Any] = {"tickmode": "array", "tickvals": [sum(ends) / 2], "ticktext": [names[channel]]}
+        ticks: dict[str, Any] = {
+            "tickmode": "array",
+            "tickvals": [sum(ends) / 2],
+            "ticktext": [names[channel]],
+        }
         if len(shown) == 1 and n_channels == 1:
             ticks = {"nticks": 5}
         figure.update_yaxes(range=ends, showgrid=False, zeroline=False, row=row, col=1, **ticks)

@@ -79,11 +79,12 @@ class Ticks:
 
     @property
     def at(self) -> Any:
-        """Where plotly puts the entries: edges in samples, or numbers that labels are put at.
-
-        Labels themselves would not do as places: plotly takes "3" for the tick at 3.
-        """
-        return self.edges if self.edges is not None else list(range(len(self.labels)))
+        """Where plotly puts the entries: edges in samples, or the labels as categories."""
+        if self.edges is not None:
+            return self.edges
+        if any(label.lstrip("-").isdecimal() for label in self.labels):
+            return list(range(len(self.labels)))  # plotly takes a label "3" for the tick at 3
+        return list(self.labels)
 
     def layout(self) -> dict[str, Any]:
         """The plotly axis."""

@@ -73,19 +73,23 @@ def draw_probe(
     return title_at_edge(figure)
 
 
+def hook_label(hook: str) -> str:
+    """A hook point in a title: "L1 resid_post", "L1 latents"."""
+    kind, layer = hook.rsplit("hook_", 1)[-1], layer_of(hook)
+    if hook.endswith("hook_sae_acts_post"):
+        kind = "latents"
+    elif hook.rsplit(".", 2)[-2:-1] == ["mlp"]:
+        kind = f"mlp_{kind}"
+    return kind if layer is None else f"L{layer} {kind}"
+
+
 def hook_labels(hooks: tuple[str, ...]) -> tuple[str, ...]:
     """Hook points as ticks say them: "L0 resid_post", or "L0" where all are of one kind."""
-    kinds = {hook.rsplit("hook_", 1)[-1] for hook in hooks}
-    labels = []
-    for hook in hooks:
-        kind, layer = hook.rsplit("hook_", 1)[-1], layer_of(hook)
-        if hook.endswith("hook_sae_acts_post"):
-            kind = "latents"
-        elif hook.rsplit(".", 2)[-2:-1] == ["mlp"]:
-            kind = f"mlp_{kind}"
-        where = [] if layer is None else [f"L{layer}"]
-        labels.append(" ".join([*where, *([kind] if len(kinds) > 1 or layer is None else [])]))
-    return tuple(labels) if len(set(labels)) == len(labels) else hooks
+    labels = tuple(hook_label(hook) for hook in hooks)
+    in_layers = all(layer_of(hook) is not None for hook in hooks)
+    if in_layers and len({label.split(" ")[1] for label in labels}) == 1:
+        labels = tuple(label.split(" ")[0] for label in labels)
+    return labels if len(set(labels)) == len(labels) else hooks
 
 
 def _heading(result: ProbeResult) -> str:

@@ -12,7 +12,7 @@ from tstlens.figures import style
 from tstlens.figures.attribution import title_at_edge
 from tstlens.figures.drawing import draw
 from tstlens.figures.maps import Panel, Scale, Ticks, heat_maps
-from tstlens.figures.probes import hook_labels
+from tstlens.figures.probes import hook_label
 from tstlens.figures.words import number
 from tstlens.probing.units_result import NEURONS, Units
 
@@ -88,7 +88,7 @@ def _counts(result: Units, title: str | None) -> go.Figure:
     )
     if gains:
         subtitle += f"; gain over neurons: {', '.join(gains)}"
-    heading = f"What units follow: {hook_labels((result.hook,))[0]}" if title == "" else title
+    heading = f"What units follow: {hook_label(result.hook)}" if title == "" else title
     entries = len(result.kinds)
     below = 70 + 22 * entries
     style.finish(figure, heading, subtitle, plot_height=260, above=above, below=below, left=52)
@@ -129,7 +129,7 @@ def _map(result: Units, of: str, title: str | None) -> go.Figure:
         Ticks("", tuple(_short(result.predictors[index]) for index in chosen)),
         Ticks(f"unit ({of})", tuple(str(unit) for unit in units)),
         Scale("held-out Pearson r, where confirmed in most splits", -end, end),
-        title=f"Units and predictors: {hook_labels((result.hook,))[0]}" if title == "" else title,
+        title=f"Units and predictors: {hook_label(result.hook)}" if title == "" else title,
         subtitle=f"the {len(units)} clearest of {found.r.shape[1]} {of}",
     )
     return title_at_edge(figure)

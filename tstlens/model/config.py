@@ -56,6 +56,7 @@ class HookedTSTConfig:
         use_normalization_before_and_after: pre-norm blocks also normalise what each sublayer
             writes (``ln1_post``, ``ln2_post``).
         final_norm: whether a norm stands between the last block and the head.
+        final_normalization_type: of that norm, where it differs from the others.
         eps: added to the variance in each norm.
         attn_scale: scores are divided by it; ``sqrt(d_head)`` where None.
         causal: whether a position sees only itself and what is before it.
@@ -107,6 +108,7 @@ class HookedTSTConfig:
     mlp_bias: bool = True
     gated_mlp: bool = False
     mlp_normalization_type: NormType | None = None
+    final_normalization_type: NormType | None = None
     use_normalization_before_and_after: bool = False
     position_buckets: int | None = None
     position_max_distance: int = 128

@@ -47,11 +47,11 @@ class Trunk(nn.Module):
         if not cfg.n_decoder_layers:
             self.blocks = nn.ModuleList(make_block(cfg) for _ in range(cfg.n_layers))
             if cfg.final_norm:
-                self.ln_final = make_norm(cfg)
+                self.ln_final = make_norm(cfg, final=True)
             return
         self.encoder = nn.ModuleList(make_block(cfg) for _ in range(cfg.n_encoder_layers))
         if cfg.final_norm:
-            self.encoder_final_ln = make_norm(cfg)
+            self.encoder_final_ln = make_norm(cfg, final=True)
         self.hook_encoded = HookPoint()  # [row, pos, d_model]
         self.hook_decoder_embed = HookPoint()  # [row, pos, d_model]
         if cfg.position_buckets is not None:
@@ -61,7 +61,7 @@ class Trunk(nn.Module):
             make_block(cfg, of_decoder=True) for _ in range(cfg.n_decoder_layers)
         )
         if cfg.final_norm:
-            self.decoder_final_ln = make_norm(cfg)
+            self.decoder_final_ln = make_norm(cfg, final=True)
 
     def __getattr__(self, name: str) -> Any:
         if name == "blocks" and "decoder" in self.__dict__.get("_modules", {}):

@@ -93,12 +93,15 @@ class BatchNorm(nn.Module):
 _NORMS = {"LN": LayerNorm, "RMS": RMSNorm, "BN": BatchNorm}
 
 
-def make_norm(cfg: HookedTSTConfig, of_mlp: bool = False) -> LayerNorm | RMSNorm | BatchNorm:
+def make_norm(
+    cfg: HookedTSTConfig, of_mlp: bool = False, final: bool = False
+) -> LayerNorm | RMSNorm | BatchNorm:
     """The norm that the config asks for.
 
     Args:
         cfg: the model's.
         of_mlp: whether the norm belongs to an MLP, which may have a kind of its own.
+        final: whether it stands after the last block, where it may have a kind of its own.
     """
-    kind = (cfg.mlp_normalization_type if of_mlp else None) or cfg.normalization_type
-    return _NORMS[kind](cfg.d_model, cfg.eps)
+    own = cfg.mlp_normalization_type if of_mlp else cfg.final_normalization_type if final else None
+    return _NORMS[own or cfg.normalization_type](cfg.d_model, cfg.eps)

@@ -94,9 +94,8 @@ class SteeredModel(SplicedDictionaries):
             return activation + added if chosen is None else activation + added * chosen
 
         handles = [self.get_submodule("embed").register_forward_hook(embedded)]
-        handles += [
-            block.register_forward_pre_hook(entered, with_kwargs=True) for block in self.layers
-        ]
+        layers: Any = self.layers
+        handles += [block.register_forward_pre_hook(entered, with_kwargs=True) for block in layers]
         try:
             with self.hooks(fwd_hooks=[(name, push)]):
                 yield self

@@ -138,9 +138,10 @@ def campaign_grids(
     found: list[tuple[str, tuple[str, ...]]] = []
     for name in site_names(model) if sites is None else sites:
         place = locate(model, Site(name))
-        silent = model.why_silent(place.hook_name(0)) is not None
-        if sites is None and (silent or name == "pos_embed"):
-            continue
+        silent = model.why_silent(place.hook_name(place.layers[0])) is not None
+        both = bool(model.cfg.n_decoder_layers) and len(place.layers) == model.cfg.n_layers
+        if sites is None and (silent or both or name == "pos_embed"):
+            continue  # sites of both stacks are among those of each
         coarse = tuple(axis for axis in ("channel", "head") if axis in place.axes)
         along = next((axis for axis in ("pos", "query", "time") if axis in place.axes), "feature")
         layer = ("layer",) if place.layered else ()
@@ -213,7 +214,7 @@ def run_campaign(
     for site, axes in chosen:
         place = locate(model, Site(site))
         check_axes(place, Site(site), axes, None)
-        model.require_live([place.hook_name(0)])
+        model.require_live([place.hook_name(place.layers[0])])
     makers = _makers(metrics)
     unknown = [direction for direction in directions if direction not in DIRECTIONS]
     if unknown or not directions or not chosen:

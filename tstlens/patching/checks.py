@@ -33,21 +33,32 @@ def check_pairs(
     return clean, corrupted
 
 
+def require_one_stack(model: HookedTST, what: str) -> None:
+    """Raise :class:`ArgumentError` for a model with an encoder and a decoder."""
+    if model.cfg.n_decoder_layers:
+        raise ArgumentError(
+            f"{what} follows one stream from the first layer to the head; this model has an "
+            "encoder and a decoder. Sweep sites instead: patching.sweep"
+        )
+
+
 def require_two_writers(model: HookedTST, what: str) -> None:
     """Raise unless a block's attention and MLP are all that writes to the stream, as they are.
 
     Raises:
-        ArgumentError: a second attention, norms after the sublayers, or scores that are handed on.
+        ArgumentError: a second attention, norms after the sublayers, scores that are handed on, or
+            an encoder and a decoder.
     """
     cfg = model.cfg
     reasons = {
         f"a second ({cfg.second_attention}) attention": cfg.second_attention != "none",
+        "an encoder and a decoder, which do not share a stream": bool(cfg.n_decoder_layers),
         "norms after attention and MLP": cfg.use_normalization_before_and_after,
         "attention scores handed on from layer to layer": cfg.residual_attention,
     }
     found = [reason for reason, holds in reasons.items() if holds]
     if found:
         raise ArgumentError(
-            f"{what} takes blocks in which heads and one MLP write to the stream; this model's "
-            f"have {' and '.join(found)}. Sweep sites instead: patching.sweep"
+            f"{what} takes blocks in which heads and one MLP write to the stream; this model "
+            f"has {' and '.join(found)}. Sweep sites instead: patching.sweep"
         )

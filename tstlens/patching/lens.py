@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from tstlens.errors import ArgumentError, LabelError, SeriesShapeError
 from tstlens.model import HookedTST, TrunkState
+from tstlens.patching.checks import require_one_stack
 from tstlens.patching.lens_result import LensResult
 from tstlens.patching.sweep import time_cells
 
@@ -72,7 +73,8 @@ def lens(
 
     Raises:
         LabelError, SeriesShapeError: a target that does not fit.
-        ArgumentError: no series, or ``by_pos`` where the head does not allow it.
+        ArgumentError: no series, ``by_pos`` where the head does not allow it, or a model with an
+            encoder and a decoder.
 
     Source: nostalgebraist 2020, "interpreting GPT: the logit lens"; Belrose et al. 2023,
         arXiv 2303.08112, on how it misleads.
@@ -89,6 +91,7 @@ def lens(
         >>> read.accuracy().shape
         torch.Size([5])
     """
+    require_one_stack(model, "lens")
     model.check_series(series, mask)
     if not len(series):
         raise ArgumentError("expected at least one series, got none")

@@ -86,7 +86,13 @@ _LEAVES = {  # last part of a hook name -> axes
     "embed.hook_scaled": ("channel", "time"),
     "embed.hook_patches": ("channel", *_PER_POS),
     "embed.hook_patch_mask": ("channel", "pos"),
+    "embed.hook_observed": ("channel", *_PER_POS),
+    "embed.block.hook_pre": ("channel", *_PER_POS),
+    "embed.block.hook_post": ("channel", *_PER_POS),
     "head.hook_scaled": ("channel", "time"),
+    "head.hook_quantiles": ("channel", "time", "feature"),
+    "head.block.hook_pre": ("feature",),
+    "head.block.hook_post": ("feature",),
     "head.hook_parameters": ("channel", "time", "feature"),
 }
 _TEMPLATES = {
@@ -234,7 +240,8 @@ def site_names(model: HookedTST) -> list[str]:
     """Short names of the sites that this model has."""
     names = [name for name, template in _TEMPLATES.items() if _having(model, template)]
     if model.cfg.n_decoder_layers:
-        layered = [name for name in names if "{layer}" in _TEMPLATES[name]]
+        n_layers = model.cfg.n_layers
+        layered = [name for name in names if len(_having(model, _TEMPLATES[name])) == n_layers]
         stacks = [f"{stack}_{name}" for stack in _STACKS for name in layered]
         names += [name for name in stacks if _having(model, *_of_stack(model, name))]
     return names
@@ -334,7 +341,8 @@ def _template(model: HookedTST, site: Site) -> tuple[str, int | None, tuple[int 
 
 def _axes_of(hook_name: str) -> tuple[str, ...]:
     leaf = hook_name.rsplit(".", 1)[-1]
-    axes = _LEAVES.get(".".join(hook_name.split(".")[-2:])) or _LEAVES.get(leaf)
+    ends = (hook_name, ".".join(hook_name.split(".")[-2:]), leaf)
+    axes = next((_LEAVES[end] for end in ends if end in _LEAVES), None)
     if axes is None:
         raise UnknownSiteError(
             hook_name, _TEMPLATES, "This hook point's axes are not known to patching"

@@ -22,6 +22,7 @@ from transformer_lens import ActivationCache
 
 from tstlens.errors import ArgumentError, UnknownAxisError
 from tstlens.model import HookedTST
+from tstlens.patching.checks import require_one_stack
 from tstlens.patching.grids import grid_of_rows
 from tstlens.patching.sites import AXIS_ALIASES, Site, locate
 from tstlens.patching.sweep import rows_that_fit
@@ -79,6 +80,7 @@ class ActPatch:
         """
         import pandas as pd
 
+        require_one_stack(model, self.__name__)
         place = locate(model, Site(self.activation))
         layers = list(range(model.cfg.n_layers))
         model.check_series(corrupted_tokens)

@@ -5,5 +5,12 @@ from __future__ import annotations
 from tstlens.report.build import build
 from tstlens.report.card import model_card
 from tstlens.report.checkpoint import make_checkpoint
+from tstlens.report.forecast_checkpoint import forecast_card, make_forecast_checkpoint
 
-__all__ = ["build", "make_checkpoint", "model_card"]
+__all__ = [
+    "build",
+    "forecast_card",
+    "make_checkpoint",
+    "make_forecast_checkpoint",
+    "model_card",
+]

@@ -32,6 +32,17 @@ def model_card(model: HookedTST) -> str:
         parts += ["## Accuracy", "\n".join([*head, *rows])]
         parts.append("Measured on the converted model. The test split took no part in training.")
     parts += ["## Use", _usage(name, data)]
+    parts += ["## Model", sizes_table(model)]
+    if model.parity is not None:
+        parts.append(f"Parity with the model it was converted from: {model.parity}.")
+    parts += how_made(model)
+    parts += ["## Limits", _limits(data)]
+    return "\n\n".join(parts) + "\n"
+
+
+def sizes_table(model: HookedTST) -> str:
+    """The model's sizes as a Markdown table."""
+    cfg = model.cfg
     sizes = {
         "layers": cfg.n_layers,
         "d_model": cfg.d_model,
@@ -44,20 +55,23 @@ def model_card(model: HookedTST) -> str:
         "parameters": f"{sum(tensor.numel() for tensor in model.parameters()):,}",
     }
     rows = [f"| {key} | {value} |" for key, value in sizes.items()]
-    parts += ["## Model", "\n".join(["| | |", "|---|---|", *rows])]
-    if model.parity is not None:
-        parts.append(f"Parity with the model it was converted from: {model.parity}.")
+    return "\n".join(["| | |", "|---|---|", *rows])
+
+
+def how_made(model: HookedTST) -> list[str]:
+    """Command, seed and recipe, as far as the model's ``info`` holds them."""
+    info, parts = model.info, []
     if "command" in info:
+        order = ", ".join(model.cfg.class_names or ())
         parts += [
             "## How it was made",
             f"```bash\n{info['command']}\n```",
-            f"Seed {info.get('seed')}; class order: {', '.join(cfg.class_names or ())}.",
+            f"Seed {info.get('seed')}" + (f"; class order: {order}." if order else "."),
         ]
     if "recipe" in info:
         recipe = json.dumps(info["recipe"], indent=2)
         parts.append(f"<details><summary>Recipe</summary>\n\n```json\n{recipe}\n```\n\n</details>")
-    parts += ["## Limits", _limits(data)]
-    return "\n\n".join(parts) + "\n"
+    return parts
 
 
 def _summary(model: HookedTST) -> str:

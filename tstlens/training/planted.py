@@ -4,6 +4,22 @@ A method that explains a model can be scored against a planted answer only if th
 that answer. `fit_planted` trains a small ConvTST on a where-task; `fit_next_patch` trains any
 module to say what a `RegimeMachine` writes next, and `score_next_patch` says how near it came to
 the best that is possible.
+
+Measured with these recipes, accuracy on 400 test series by seed of task and model, "-" where not
+measured yet (``pytest tests/benchmarks/test_planted.py -s`` measures all):
+
+| task                     | seed 0 | 1     | 2     | 3     | 4     | CPU seconds per fit |
+|--------------------------|--------|-------|-------|-------|-------|---------------------|
+| freq-shapes              | 1.000  | 1.000 | -     | -     | -     | 6 to 8              |
+| freq-shapes-multivariate | 0.998  | 1.000 | -     | -     | -     | 6 to 8              |
+| seq-comb-univariate      | 1.000  | 0.998 | 1.000 | 0.995 | 0.995 | 7 to 8              |
+| seq-comb-multivariate    | 0.983  | -     | -     | -     | -     | 38                  |
+| low-var                  | 0.995  | 0.998 | 0.998 | 0.995 | 0.993 | 7 to 8              |
+
+With the background alone in place of the deciding samples they are right in 23 to 29 % of the
+cases (chance is 25 %). A causal trunk of 3 layers and width 16, 3000 steps on the regime machine
+of seed 0 (a fit of 39 CPU seconds): valid-transition mass 0.914 (best possible 0.949, patch
+alone 0.482), from position 5 on 0.958 (best possible 1.000).
 """
 
 from __future__ import annotations

@@ -138,9 +138,7 @@ class PositionHeadConfig:
                 "are channels"
             )
         if self.act_fn is not None:
-            one_of(
-                "PositionHeadConfig.act_fn", self.act_fn, ("relu", "gelu", "gelu_tanh", "silu")
-            )
+            one_of("PositionHeadConfig.act_fn", self.act_fn, ("relu", "gelu", "gelu_tanh", "silu"))
 
     @property
     def n_classes(self) -> None:
