@@ -81,7 +81,8 @@ def sweep_error(
             return edited.reshape(activation.shape)
 
         out = model.run_with_hooks(corrupted.clone(), fwd_hooks=[(place.template, put)])
-        worst = max(worst, float((values[(slice(None), *entry)] - metric(out)).abs().max()))
+        found = entry if layer is None else (result.coords["layer"].index(layer), *entry[1:])
+        worst = max(worst, float((values[(slice(None), *found)] - metric(out)).abs().max()))
     return worst
 
 

@@ -62,9 +62,7 @@ def test_what_is_refused(monkeypatch):
     with pytest.raises(ArgumentError, match="step: expected at least 1, got 0"):
         load_forecasting("co2", step=0)
     with pytest.raises(ArgumentError, match=r"expected split in \['train', 'test'\], got 'all'"):
-        load_forecasting.__wrapped__("co2", "all") if hasattr(
-            load_forecasting, "__wrapped__"
-        ) else load_forecasting("co2", "all")
+        load_forecasting("co2", "all")
     monkeypatch.setitem(sys.modules, "statsmodels.datasets", None)
     with pytest.raises(DownloadError, match="ships with statsmodels, which is not installed: pip"):
         load_forecasting("co2")

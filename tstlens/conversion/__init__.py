@@ -6,6 +6,7 @@ registers every family below. Imports only from ``data``, ``training`` and ``mod
 
 from tstlens.conversion import (
     chronos_bolt,
+    chronos_t5,
     conv_tst,
     itransformer,
     moment,
@@ -28,6 +29,7 @@ __all__ = [
     "Trial",
     "check_parity",
     "chronos_bolt",
+    "chronos_t5",
     "compare",
     "conv_tst",
     "convert",

@@ -176,7 +176,8 @@ def _trials(cfg: HookedTSTConfig) -> tuple[Trial, ...]:
     missing = normal.clone()
     missing[torch.rand(shape, generator=generator) < 0.3] = torch.nan
     padded, empty = normal.clone(), normal.clone()
-    for row, before in enumerate((0, 1, longest // 2, longest - 1)):
+    least = min(longest, 2 * embed.patch_len)  # strides may drop the last samples
+    for row, before in enumerate((0, 1, longest // 2, longest - least)):
         padded[row, :, :before] = torch.nan
     shorter = normal[..., -max(1, longest - embed.patch_len // 2) :].clone()
     given = [

@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from tstlens.conversion.encoder_layers import fill
 from tstlens.errors import ArgumentError, StateDictError, UnsupportedSourceError
 from tstlens.model import HookedTST
+from tstlens.model.norms import BatchNorm
 
 ACT = {"relu": F.relu, "gelu": F.gelu, "silu": F.silu}
 
@@ -112,10 +113,16 @@ def linear(entries: Mapping[str, Tensor], name: str) -> tuple[Tensor, Tensor | N
     return weight, entries.get(bias)
 
 
-def norm_entries(entries: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
-    """``w``, ``b`` and, of a batch norm, the running statistics."""
+def norm_entries(entries: Mapping[str, Tensor], name: str, norm: object) -> dict[str, Tensor]:
+    """``w``, ``b`` and, of a batch norm, the running statistics.
+
+    Args:
+        entries: the source's weights.
+        name: of the norm in them.
+        norm: the one they are for.
+    """
     found = {"w": entries[f"{name}.weight"], "b": entries[f"{name}.bias"]}
-    if f"{name}.running_mean" in entries:
+    if isinstance(norm, BatchNorm):
         found["running_mean"] = entries[f"{name}.running_mean"]
         found["running_var"] = entries[f"{name}.running_var"]
     return found
@@ -154,7 +161,7 @@ def fill_layer(
         if bias is not None:
             weights[f"mlp.b_{part}"] = bias
     for ours, theirs in {"ln1": names.norm1, "ln2": names.norm2}.items():
-        for leaf, tensor in norm_entries(entries, prefix + theirs).items():
+        for leaf, tensor in norm_entries(entries, prefix + theirs, block.get_submodule(ours)).items():
             weights[f"{ours}.{leaf}"] = tensor
     try:
         fill(block, weights)
@@ -207,7 +214,8 @@ class Restated(nn.Module):
 
     def get(self, name: str) -> Tensor | None:
         """An entry, or None where there is none."""
-        return self[name] if name in self else None
+        place = self._places.get(name)
+        return None if place is None else getattr(self, place)
 
     def linear(self, x: Tensor, name: str) -> Tensor:
         """``nn.Linear``, or ``nn.Conv1d`` of width 1 over the last axis."""

@@ -25,6 +25,14 @@ def backbone(
     n_time: int | None,
     class_names: tuple[str, ...] | None,
 ) -> HookedTST:
+    """The hooked model of ``PatchTST_backbone`` (the authors, neuralforecast).
+
+    Args:
+        entries: the state dict.
+        options: what it does not tell; ``n_heads`` is filled in.
+        n_time: samples of a series, or None.
+        class_names: one name per logit.
+    """
     if any(name.startswith(("model_trend.", "model_res.")) for name in entries):
         raise UnsupportedSourceError(
             "decomposition is not covered: trend and remainder go through two trunks"
@@ -157,6 +165,14 @@ def library(
     n_time: int | None,
     class_names: tuple[str, ...] | None,
 ) -> HookedTST:
+    """The hooked model of Time-Series-Library\'s PatchTST.
+
+    Args:
+        entries: the state dict.
+        options: what it does not tell; ``n_heads`` is filled in.
+        n_time: samples of a series, or None.
+        class_names: one name per logit.
+    """
     patch = entries["patch_embedding.value_embedding.weight"]
     d_model = len(patch)
     embed = _embed(patch, options, False, 0.0, bias=False)

@@ -14,6 +14,7 @@ from tstlens.conversion.checking import Trial, check_parity
 from tstlens.errors import (
     ArgumentError,
     ParityError,
+    TstlensError,
     UnknownFamilyError,
     UnsupportedSourceError,
 )
@@ -142,8 +143,25 @@ def convert(
                 "; the source's own output is not finite, or has another shape: look for NaN in "
                 "its weights"
             )
+        advice = advice or _first_difference(chosen, built)
         raise ParityError(f"the converted model does not match its source: {parity}{advice}")
     return built.model
+
+
+def _first_difference(family: Family, built: Built) -> str:
+    """Where the two models part, in words; empty where the family cannot tell."""
+    from tstlens.conversion.comparing import compare
+
+    cfg = built.model.cfg
+    for trial in reversed(built.trials):
+        series = trial.tensors[0]
+        if len(trial.tensors) != 1 or series.ndim != 3 or series.shape[1] != cfg.n_channels:
+            continue
+        try:
+            return f"; {compare(built.source, built.model, series.to(cfg.device, cfg.dtype))}"
+        except TstlensError:
+            return ""
+    return ""
 
 
 def family_of(source: object, model: HookedTST) -> Family:

@@ -58,6 +58,7 @@ def refuse_pre_norm() -> None:
 
 
 def kind_of(state: Mapping[str, Tensor]) -> str:
+    """Which of the three models a state dict is of, told by where its positions are."""
     if any(name.startswith(("model_trend.", "model_res.")) for name in state):
         raise UnsupportedSourceError(
             "decomposition=True is not covered: trend and remainder go through two trunks"
@@ -128,6 +129,7 @@ def config_of(
 
 
 def stack_of(kind: str) -> str:
+    """The prefix of the numbered layers."""
     return PREFIX[kind] + ("layers." if kind == "PatchTST" else "encoder.layers.")
 
 

@@ -103,9 +103,7 @@ def _head(head: Any) -> dict[str, Any]:
             found["pooling"] = pools[name]
         elif name == "SigmoidRange":
             found["y_range"] = (float(part.low), float(part.high))
-        elif (
-            found["pooling"] is None and found["head_act_fn"] is None and not list(part.children())
-        ):
+        elif order == [name] and not list(part.children()):
             found["head_act_fn"] = activation_name(part, "the head's activation")
         else:
             raise UnsupportedSourceError(f"custom_head is not covered: it has a {name}")

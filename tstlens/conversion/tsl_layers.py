@@ -39,7 +39,7 @@ def fill_trunk(model: HookedTST, entries: Entries, final: str) -> None:
     """
     for layer, block in enumerate(model.blocks):
         fill_layer(block, entries, f"{STACK}{layer}.", LAYER, model.cfg.n_heads)
-    fill(model.ln_final, norm_entries(entries, final))
+    fill(model.ln_final, norm_entries(entries, final, model.ln_final))
 
 
 class RestatedTsl(Restated):

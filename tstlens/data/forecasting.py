@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float
@@ -20,7 +20,6 @@ from tstlens.errors import ArgumentError, DownloadError, UnknownDatasetError
 if TYPE_CHECKING:
     import pandas as pd
 
-Split = Literal["train", "test"]
 TEST_FRACTION = 0.2  # of the recorded samples, at the end
 
 
@@ -99,7 +98,7 @@ def recorded_series() -> dict[str, str]:
 
 def load_forecasting(
     name: str,
-    split: Split = "test",
+    split: str = "test",
     n_time: int = 208,
     horizon: int = 52,
     step: int = 1,
@@ -124,7 +123,7 @@ def load_forecasting(
 
     Example:
         >>> load_forecasting("co2", "test", n_time=208, horizon=52)
-        ForecastWindows('co2', 'test', n=406, channel=1, time=208, horizon=52, first 1993-04-03, \
+        ForecastWindows('co2', 'test', n=405, channel=1, time=208, horizon=52, first 1993-04-10, \
 last 2001-01-06)
     """
     if name not in _KNOWN:
@@ -139,12 +138,12 @@ last 2001-01-06)
     values = torch.tensor(recorded.to_numpy(), dtype=torch.float32)
     boundary = len(values) - int(TEST_FRACTION * len(values))
     first, last = (n_time, boundary) if split == "train" else (max(boundary, n_time), len(values))
-    targets = torch.arange(first, last - horizon + 1, step)  # of each window's first target
-    if not len(targets):
+    if last - horizon < first:
         raise ArgumentError(
-            f"n_time={n_time} and horizon={horizon} leave no window in the {last - first} samples "
-            f"of the {split} stretch of {name!r}"
+            f"n_time={n_time} and horizon={horizon} leave no window in the "
+            f"{boundary if split == 'train' else len(values) - boundary} samples of the {split} stretch of {name!r}"
         )
+    targets = torch.arange(first, last - horizon + 1, step)  # of each window's first target
     seen = values[targets[:, None] - n_time + torch.arange(n_time)]
     future = values[targets[:, None] + torch.arange(horizon)]
     kept = ~(seen.isnan().all(1) | future.isnan().all(1))

@@ -17,6 +17,8 @@ from tstlens.model.state import TrunkState, causal_mask
 from tstlens.shapes import PerHead, Residual
 
 _Input = Float[Tensor, "row pos d_model"] | Float[Tensor, "row pos head d_model"]
+_Keys = Float[Tensor, "row key d_model"] | Float[Tensor, "row key head d_model"]
+_KeysPerHead = Float[Tensor, "row key head d_head"]
 
 
 def head_major(n_heads: int, d_model: int, d_head: int) -> nn.Parameter:
@@ -65,7 +67,7 @@ class Attention(nn.Module):
         self.hook_result = HookPoint()  # [row, pos, head, d_model]
 
     def forward(
-        self, query_input: _Input, key_input: _Input, value_input: _Input, state: TrunkState
+        self, query_input: _Input, key_input: _Keys, value_input: _Keys, state: TrunkState
     ) -> Residual:
         q = self.hook_q(self.project(query_input, self.W_Q, self.b_Q))
         k = self.hook_k(self.project(key_input, self.W_K, self.b_K))
@@ -80,7 +82,7 @@ class Attention(nn.Module):
         projected = torch.addmm(bias.flatten(), x.flatten(0, 1), flat)
         return projected.view(x.shape[0], x.shape[1], *bias.shape)
 
-    def mix(self, q: PerHead, k: PerHead, v: PerHead, state: TrunkState) -> PerHead:
+    def mix(self, q: PerHead, k: _KeysPerHead, v: _KeysPerHead, state: TrunkState) -> PerHead:
         """Each position's weighted mean of values; fused unless scores or pattern are hooked."""
         q, k = self.place(q, state), self.place(k, state, keys=True)
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # [row, head, pos, d]

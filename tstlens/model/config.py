@@ -225,6 +225,11 @@ class HookedTSTConfig:
         return self.n_layers - self.n_decoder_layers
 
     @property
+    def positions_are(self) -> str:
+        """What a position of the trunk is: ``"time"`` (a patch, a step), or ``"channel"``."""
+        return getattr(self.embed, "positions_are", "time")
+
+    @property
     def n_classes(self) -> int | None:
         """Logits of a classifier; None for a forecaster or a head of the user's own."""
         return getattr(self.head, "n_classes", None)

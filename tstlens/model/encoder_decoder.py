@@ -17,7 +17,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 from transformer_lens.hook_points import HookPoint
 
@@ -30,6 +30,7 @@ from tstlens.model.state import TrunkState
 from tstlens.shapes import Residual
 
 _CROSSING = ("encoder_final_ln", "hook_encoded", "hook_decoder_embed", "hook_decoder_position_bias")
+_Left = Float[Tensor, "row new_pos d_model"]  # a decoder has positions of its own
 _STACKS = ("blocks", "encoder", "decoder")
 
 
@@ -106,7 +107,7 @@ class Trunk(nn.Module):
 
     def run_layers(
         self, residual: Residual, state: TrunkState, start: int, stop: int
-    ) -> tuple[Residual, TrunkState]:
+    ) -> tuple[_Left, TrunkState]:
         """The stream through layers ``start`` to ``stop - 1``, and the state that goes on with it.
 
         Args:
@@ -134,7 +135,7 @@ class Trunk(nn.Module):
             residual = layers[number](residual, state)  # [row, pos, d_model]
         return residual, state
 
-    def cross_over(self, residual: Residual, state: TrunkState) -> tuple[Residual, TrunkState]:
+    def cross_over(self, residual: Residual, state: TrunkState) -> tuple[_Left, TrunkState]:
         """From the stream that leaves the encoder to the stream and state of the decoder."""
         if state.decoder_embedded is None:
             raise ArgumentError(

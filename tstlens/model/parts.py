@@ -249,6 +249,8 @@ EMBEDS: dict[str, Any] = {
 }
 HEADS: dict[str, Any] = {"linear": HeadConfig, "custom": CustomConfig}
 FAMILY_PARTS: dict[str, str] = {  # kind -> module:class, imported when it is asked for
+    "chronos-t5-logits": "chronos_t5:TokenLogitsConfig",
+    "chronos-t5-tokens": "chronos_t5:BinnedTokensConfig",
     "chronos-bolt-patches": "chronos_bolt:BoltPatchesConfig",
     "chronos-bolt-quantiles": "chronos_bolt:BoltHeadConfig",
     "moment-head": "moment:MomentHeadConfig",

@@ -212,7 +212,7 @@ def rows_that_fit(model: HookedTST, n_pos: int, memory_mb: float | None) -> int:
 def time_cells(model: HookedTST, n_time: int) -> tuple[tuple[int, int], ...] | None:
     """First and one-past-last sample of every position; None where they are not known."""
     n_pos = model.n_pos(n_time)
-    if n_pos is None:
+    if n_pos is None or model.cfg.positions_are == "channel":
         return None
     cells = [model.time_cell(pos, n_time) for pos in range(n_pos)]
     return tuple((cell.start, cell.stop) for cell in cells)

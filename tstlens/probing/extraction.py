@@ -327,7 +327,7 @@ def _gathered(
 def _times(
     model: HookedTST, kind: str, n_pos: int, n_time: int
 ) -> tuple[tuple[int, int], ...] | None:
-    if model.n_pos(n_time) != n_pos:
+    if model.n_pos(n_time) != n_pos or model.cfg.positions_are == "channel":
         return None
     found = [getattr(model, kind)(pos, n_time) for pos in range(n_pos)]
     return tuple((part.start, part.stop) for part in found)

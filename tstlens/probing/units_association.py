@@ -92,7 +92,7 @@ def units(
         >>> data = load_dataset("JapaneseVowels", split="test")
         >>> found = probing.units(
         ...     model, data, "blocks.1.hook_mlp_out", seeds=(0,), progress=False)
-        >>> found.summary().loc["neurons", "units"]
+        >>> int(found.summary().loc["neurons", "units"])
         128
     """
     dictionaries = _dictionaries(sae)

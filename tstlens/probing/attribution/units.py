@@ -39,6 +39,11 @@ def cells_of(model: HookedTST, n_time: int, unit: Unit) -> Cells:
             "this model's positions have no known place in time: its front end is your own "
             "module; use unit='time'"
         )
+    if model.cfg.positions_are == "channel":
+        raise ArgumentError(
+            "this model's positions are channels, each embedded from its whole series, so they "
+            "have no place in time; use unit='time'"
+        )
     spans = [model.time_cell(pos, n_time) for pos in range(n_pos)]
     starts = [span.start for span in spans] + [n_time]
     return tuple(

@@ -1,0 +1,289 @@
+"""An index on disk: a folder with Parquet, safetensors and JSON, whole or not there at all.
+
+``codes.parquet`` has every activation of every code; ``arrays.safetensors`` the series, tables and
+what codes are compared with; ``index.json`` the rest, with the SHA-256 of both. The index of the
+test split is the folder ``test`` inside.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from tstlens.codebooks.index import CodeIndex
+from tstlens.codebooks.index_book import IndexedBook
+from tstlens.data import TimeSeriesData
+from tstlens.data.scaling import Scaling
+from tstlens.errors import ConfigVersionError, CorruptFileError, StorageError
+from tstlens.model.storage import _swap_in
+
+FORMAT, VERSION = "tstlens code index", 1
+CODES, ARRAYS, CONFIG, TEST = "codes.parquet", "arrays.safetensors", "index.json", "test"
+CHUNK = 1_000_000  # activations per row group
+
+
+def rows_of(index: CodeIndex, book: IndexedBook) -> Iterator[dict[str, np.ndarray]]:
+    """Columns of at most a million activations at a time, by unit and slot."""
+    spans = np.array(index.spans, dtype=np.int32).reshape(-1, 2)
+    named = [book.named(unit) for unit in range(book.n_units)]
+    names = np.array([(g, -1 if h is None else h, c) for g, h, c in named], dtype=np.int32)
+    for first in range(0, max(len(book.slot), 1), CHUNK):
+        at = slice(first, first + CHUNK)
+        slot = book.slot[at].astype(np.int64)
+        number = np.arange(first, first + len(slot))
+        unit = np.searchsorted(book.start, number, side="right") - 1
+        row, pos = np.divmod(slot, index.n_pos)
+        series, channel = np.divmod(row, index.n_channels)
+        if index.n_channels == 1:
+            channel = np.full_like(channel, -1)
+        yield {
+            "group": names[unit, 0],
+            "head": names[unit, 1],
+            "code": names[unit, 2],
+            "series": series.astype(np.int32),
+            "channel": channel.astype(np.int32),
+            "pos": pos.astype(np.int32),
+            "start": spans[pos, 0],
+            "stop": spans[pos, 1],
+            "similarity": book.similarity[at],
+        }
+
+
+def save_index(index: CodeIndex, folder: Path) -> Path:
+    """What :meth:`CodeIndex.save` does."""
+    place = folder.resolve()
+    if place.exists() and not place.is_dir():
+        raise StorageError(f"expected a folder at {place}, found a file; choose another place")
+    if place.is_dir() and any(place.iterdir()) and not (place / CONFIG).is_file():
+        raise StorageError(
+            f"{place} holds something else than an index, and would be replaced as a whole; choose "
+            "a folder of its own"
+        )
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        staging = Path(tempfile.mkdtemp(prefix=f".{place.name}.", dir=place.parent))
+        try:
+            _fill(staging, index)
+            _swap_in(staging, place)
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+    except OSError as error:
+        raise StorageError(f"could not write the index to {place}: {error}") from error
+    return folder
+
+
+def _fill(staging: Path, index: CodeIndex) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as parquet
+
+    kinds = {name: pa.int32() for name in ("group", "head", "code", "series", "channel", "pos")}
+    kinds |= {"start": pa.int32(), "stop": pa.int32(), "similarity": pa.float32()}
+    schema = pa.schema([("hook", pa.string()), *kinds.items()])
+    with parquet.ParquetWriter(staging / CODES, schema) as writer:
+        for book in index.books.values():
+            for rows in rows_of(index, book):
+                hook = pa.array([book.hook] * len(rows["code"]), pa.string())
+                columns = [pa.array(rows[name], kind) for name, kind in kinds.items()]
+                writer.write_table(pa.Table.from_arrays([hook, *columns], schema=schema))
+    save_file(_arrays(index), staging / ARRAYS)
+    data = index.data
+    record = {
+        "format": FORMAT,
+        "format_version": VERSION,
+        "sha256": {name: digest_of(staging / name) for name in (CODES, ARRAYS)},
+        "books": [
+            {
+                name: getattr(book, name)
+                for name in ("hook", "n_codes", "n_groups", "n_heads", "shared", "k", "kind")
+            }
+            | {"n_units": book.n_units}
+            for book in index.books.values()
+        ],
+        "spans": [list(span) for span in index.spans],
+        "cells": [list(cell) for cell in index.cells],
+        "n_channels": index.n_channels,
+        "n_pos": index.n_pos,
+        "saes": {name: list(values.shape) for name, values in index.saes.items()},
+        "data": {
+            "name": data.name,
+            "split": data.split,
+            "class_names": list(data.class_names),
+            "scaling": _plain(data.scaling),
+        },
+        "test": index.test is not None,
+        "made": index.made,
+    }
+    (staging / CONFIG).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    for name in (CODES, ARRAYS):
+        shutil.copymode(staging / CONFIG, staging / name)
+    os.chmod(staging, 0o755)
+    if index.test is not None:
+        (staging / TEST).mkdir()
+        _fill(staging / TEST, index.test)
+
+
+def _plain(scaling: Scaling | None) -> Any:
+    return None if scaling is None else asdict(scaling)
+
+
+def _arrays(index: CodeIndex) -> dict[str, torch.Tensor]:
+    data = index.data
+    found: dict[str, Any] = {"series": data.series, "labels": data.labels, "mask": data.mask}
+    for hook, book in index.books.items():
+        found[f"table/{hook}"] = torch.from_numpy(book.table)
+        found[f"observed/{hook}"] = torch.from_numpy(book.observed)
+    for name, values in index.neurons.items():
+        found[f"neurons/{name}"] = torch.from_numpy(values)
+    for name, values in index.saes.items():
+        for part in ("data", "indices", "indptr"):
+            found[f"saes/{name}/{part}"] = torch.from_numpy(getattr(values, part))
+    for name, values in index.columns.items():
+        found[f"columns/{name}"] = torch.from_numpy(np.ascontiguousarray(values))
+    return {name: one.contiguous().clone() for name, one in found.items() if one is not None}
+
+
+def digest_of(path: Path) -> str:
+    """SHA-256 of a file, read piece by piece."""
+    found = hashlib.sha256()
+    with path.open("rb") as file:
+        while piece := file.read(1 << 20):
+            found.update(piece)
+    return found.hexdigest()
+
+
+def load_index(folder: Path) -> CodeIndex:
+    """What :meth:`CodeIndex.load` does."""
+    record = _record(folder)
+    for name in (CODES, ARRAYS):
+        path = folder / name
+        if not path.is_file():
+            raise CorruptFileError(f"expected {name} in {folder}, found none; save the index again")
+        digest = digest_of(path)
+        if digest != record["sha256"].get(name):
+            raise CorruptFileError(
+                f"{path} is truncated or was altered: its SHA-256 is {digest[:12]}…, {CONFIG} "
+                f"records {str(record['sha256'].get(name))[:12]}…; save the index again"
+            )
+    try:
+        return _assembled(folder, record, load_file(folder / ARRAYS))
+    except (SafetensorError, KeyError, TypeError, IndexError) as error:
+        raise CorruptFileError(f"{folder} holds no whole index: {error!r}") from error
+
+
+def _record(folder: Path) -> dict[str, Any]:
+    path = folder / CONFIG
+    if not path.is_file():
+        raise StorageError(
+            f"expected {CONFIG} in {folder}, found none; is this a folder that index.save wrote?"
+        )
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise CorruptFileError(f"{path} is no JSON: {error}") from error
+    if not isinstance(record, dict) or record.get("format") != FORMAT:
+        raise CorruptFileError(f"{path} is not the record of a code index")
+    version = record.get("format_version")
+    if not isinstance(version, int) or version > VERSION:
+        raise ConfigVersionError(
+            f"{path} has format version {version!r}, this tstlens reads up to {VERSION}; update "
+            "tstlens"
+        )
+    if not isinstance(record.get("sha256"), dict):
+        raise CorruptFileError(f"{path} records no SHA-256; save the index again")
+    return record
+
+
+def _assembled(folder: Path, record: dict[str, Any], arrays: dict[str, Any]) -> CodeIndex:
+    from scipy.sparse import csc_matrix
+
+    def part(prefix: str) -> dict[str, np.ndarray]:
+        return {
+            name.removeprefix(prefix): value.numpy()
+            for name, value in arrays.items()
+            if name.startswith(prefix)
+        }
+
+    said = record["data"]
+    scale = said["scaling"]
+    if scale is not None:
+        scale = Scaling(scale["kind"], tuple(scale["mean"]), tuple(scale["std"]))
+    data = TimeSeriesData(
+        arrays["series"],
+        arrays.get("labels"),
+        tuple(said["class_names"]),
+        mask=arrays.get("mask"),
+        name=said["name"],
+        split=said["split"],
+        scaling=scale,
+    )
+    sizes = record["n_channels"], record["n_pos"]
+    saes = {}
+    for name, shape in record["saes"].items():
+        parts = tuple(arrays[f"saes/{name}/{one}"].numpy() for one in ("data", "indices", "indptr"))
+        saes[name] = csc_matrix(parts, shape=tuple(shape))
+    return CodeIndex(
+        books=_books(folder, record, arrays, sizes),
+        data=data,
+        spans=tuple((a, b) for a, b in record["spans"]),
+        cells=tuple((a, b) for a, b in record["cells"]),
+        n_channels=sizes[0],
+        n_pos=sizes[1],
+        neurons=part("neurons/"),
+        saes=saes,
+        columns=part("columns/"),
+        test=load_index(folder / TEST) if record["test"] else None,
+        made=record["made"],
+    )
+
+
+def _books(
+    folder: Path, record: dict[str, Any], arrays: dict[str, Any], sizes: tuple[int, int]
+) -> dict[str, IndexedBook]:
+    import pyarrow.compute as compute
+    import pyarrow.parquet as parquet
+
+    file = parquet.ParquetFile(folder / CODES)
+    slots: dict[str, list[np.ndarray]] = {}
+    units: dict[str, list[np.ndarray]] = {}
+    likeness: dict[str, list[np.ndarray]] = {}
+    said = {one["hook"]: one for one in record["books"]}
+    for number in range(file.num_row_groups):
+        whole = file.read_row_group(number)
+        for hook in compute.unique(whole["hook"]).to_pylist():
+            rows = whole.filter(compute.equal(whole["hook"], hook))
+            group, head, code, series, channel, pos = (
+                rows[name].to_numpy().astype(np.int64)
+                for name in ("group", "head", "code", "series", "channel", "pos")
+            )
+            one = said[hook]
+            table = head * one["n_groups"] + group if one["shared"] else group
+            row = series * sizes[0] + np.maximum(channel, 0)
+            slots.setdefault(hook, []).append((row * sizes[1] + pos).astype(np.int32))
+            units.setdefault(hook, []).append(table * one["n_codes"] + code)
+            likeness.setdefault(hook, []).append(rows["similarity"].to_numpy())
+    books = {}
+    for hook, one in said.items():
+        n_units = one.pop("n_units")
+        unit = np.concatenate(units.get(hook, [np.zeros(0, dtype=np.int64)]))
+        counts = np.bincount(unit, minlength=n_units)
+        books[hook] = IndexedBook(
+            **one,
+            table=arrays[f"table/{hook}"].numpy(),
+            start=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
+            slot=np.concatenate(slots.get(hook, [np.zeros(0, dtype=np.int32)])),
+            similarity=np.concatenate(likeness.get(hook, [np.zeros(0, dtype=np.float32)])),
+            observed=arrays[f"observed/{hook}"].numpy(),
+        )
+    return books
