@@ -124,7 +124,7 @@ def test_the_same_seed_trains_the_same_weights(monkeypatch, capsys, tmp_path):
     ("samples", "strides"), [(1, (1, 1, 1)), (2, (1, 1, 2)), (3, (1, 2, 2)), (8, (2, 2, 2))]
 )
 def test_strides_make_positions_of_about_the_samples_asked_for(samples, strides):
-    assert cli._strides(samples) == strides
+    assert cli.models._strides(samples) == strides
 
 
 def test_training_does_not_replace_a_model_unasked(monkeypatch, capsys, tmp_path):

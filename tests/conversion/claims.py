@@ -45,8 +45,8 @@ def dead_hooks(model: HookedTST, series: Tensor, allowed: tuple[str, ...] = ()) 
 
         out = model.run_with_hooks(series.clone(), fwd_hooks=[(name, shift)])
         changed = (out - clean).abs().max() > 1e-6 * clean.abs().max()
-        (gradient,) = torch.autograd.grad(out.square().sum(), kept["here"])
-        reached = bool(gradient.isfinite().all()) and bool(gradient.abs().max() > 0)
+        (gradient,) = torch.autograd.grad(out.square().sum(), kept["here"], allow_unused=True)
+        reached = gradient is not None and bool(gradient.isfinite().all() and gradient.any())
         if not (changed and reached):
             dead.append(name)
     return [name for name in dead if name not in allowed]

@@ -127,7 +127,9 @@ def test_every_combination_converts_live_and_from_its_state_dict(kind, options):
 )
 def test_any_shape_converts(kind, n_time, channels, n_heads, constant):
     source = restated(kind, channels, n_time, n_heads=n_heads)
-    model = tstlens.convert(source, **({} if kind == "neuralforecast" else {"n_channels": channels}))
+    model = tstlens.convert(
+        source, **({} if kind == "neuralforecast" else {"n_channels": channels})
+    )
     series = 4 * torch.randn(3, channels, n_time) + 1
     if constant:
         series = series[:, :, :1].expand_as(series).clone()
@@ -188,9 +190,7 @@ def test_sweeps_equal_the_serial_loop_and_know_no_time(site):
     metric = patching.mse(torch.randn(3, CHANNELS, HORIZON).double(), horizon=slice(0, 4))
     entries = [(0, 0), (1, 4), (1, 2)]
     assert sweep_error(model, clean, corrupted, site, ("layer", "pos"), metric, entries) <= 1e-9
-    result = patching.sweep(
-        model, clean, corrupted, site, ("layer", "pos"), metric, progress=False
-    )
+    result = patching.sweep(model, clean, corrupted, site, ("layer", "pos"), metric, progress=False)
     assert result.time_cells is None  # a position is a channel: there is nothing to shade
 
 
@@ -260,11 +260,11 @@ def test_the_restatement_is_neuralforecasts(options):
 
 
 def test_readers_of_time_are_told_that_positions_are_channels():
-    from tstlens.probing.attribution.units import unit_cells
+    from tstlens.probing.attribution.units import cells_of
 
     model = tstlens.convert(restated(), n_channels=CHANNELS)
     assert model.cfg.positions_are == "channel"
     with pytest.raises(ArgumentError, match="positions are channels.*use unit='time'"):
-        unit_cells(model, TIME, "patch")
-    assert len(unit_cells(model, TIME, "time")) == TIME
+        cells_of(model, TIME, "patch")
+    assert len(cells_of(model, TIME, "time")) == TIME
     assert tstlens.convert(restated("neuralforecast")).cfg.positions_are == "channel"

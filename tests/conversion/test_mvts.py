@@ -88,9 +88,7 @@ def relative(ours: torch.Tensor, other: torch.Tensor) -> float:
 
 
 @pytest.mark.parametrize(("kind", "norm", "pos_encoding", "activation"), GRID)
-def test_every_combination_converts_with_and_without_padding(
-    kind, norm, pos_encoding, activation
-):
+def test_every_combination_converts_with_and_without_padding(kind, norm, pos_encoding, activation):
     source = restated(kind, norm, pos_encoding, activation)
     series, keep = torch.randn(5, CHANNELS, TIME), padded()
     full = torch.ones_like(keep)
@@ -237,7 +235,9 @@ def test_near_misses_are_not_taken_for_mvts(no_shape_checks):
     with pytest.raises(UnsupportedSourceError, match="activation before the output layer is.*tanh"):
         tstlens.convert(source)
     source.act = nn.functional.relu
-    with pytest.raises(UnsupportedSourceError, match=r"\(gelu\) and the one before.*\(relu\) differ"):
+    with pytest.raises(
+        UnsupportedSourceError, match=r"\(gelu\) and the one before.*\(relu\) differ"
+    ):
         tstlens.convert(source)
     with pytest.raises(SeriesShapeError, match="time=14"):
         tstlens.convert(restated())(torch.randn(2, CHANNELS, 13))

@@ -310,6 +310,18 @@ def test_sweeps_over_a_forecast_equal_the_serial_loop(forecaster, site, axes, en
     assert error <= 1e-9 * float(metric(forecaster(corrupted)).max())
 
 
+def test_one_channel_is_swept_like_several():
+    model = tstlens.convert(a_source(num_input_channels=1).double())
+    clean, corrupted = series(2, 1).double(), series(2, 1).double()
+    metric = patching.mse(model(clean).detach())
+    for site, axes, entries in (
+        ("resid_post", ("layer", "channel", "pos"), [(0, 0, 3), (1, 0, 6)]),
+        ("z", ("layer", "head"), [(1, 2)]),
+    ):
+        error = sweep_error(model, clean, corrupted, site, axes, metric, entries)
+        assert error <= 1e-9 * float(metric(model(corrupted)).max())
+
+
 def test_the_lines_of_the_issue_run():
     config = modeling.PatchTSTConfig(
         num_input_channels=3, context_length=48, patch_length=8, patch_stride=4, num_targets=5

@@ -59,7 +59,9 @@ def shaken(source: Any) -> Any:
     for name, weight in source.named_parameters():
         if name.endswith("scale") or "quantiles" in name:
             continue
-        if name.endswith(("W_Q.weight", "W_K.weight", "query_projection.weight", "key_projection.weight")):
+        if name.endswith(
+            ("W_Q.weight", "W_K.weight", "query_projection.weight", "key_projection.weight")
+        ):
             weight.mul_(3)
         size = 0.6 if name.endswith("W_pos") else (0.3 if weight.ndim == 1 else 0.05)
         weight.add_(size * torch.randn_like(weight))
@@ -105,7 +107,10 @@ def hints(kind: str, options: dict[str, Any]) -> dict[str, Any]:
     told["act_fn"] = options.get("act", options.get("activation", "gelu"))
     if kind == "library":
         return {**told, "n_heads": options.get("n_heads", 4)}
-    told |= {"revin": options.get("revin", True), "res_attention": options.get("res_attention", True)}
+    told |= {
+        "revin": options.get("revin", True),
+        "res_attention": options.get("res_attention", True),
+    }
     told["subtract_last"] = options.get("subtract_last", kind == "neuralforecast")
     if "n_outputs" in options:
         told["n_quantiles"] = options["n_outputs"]
@@ -297,7 +302,13 @@ def test_near_misses_and_lengths_are_refused(no_shape_checks):
 
 @pytest.mark.parametrize(
     "options",
-    [{}, {"revin_affine": True}, {"res_attention": False}, {"n_outputs": 5}, {"activation": "relu"}],
+    [
+        {},
+        {"revin_affine": True},
+        {"res_attention": False},
+        {"n_outputs": 5},
+        {"activation": "relu"},
+    ],
     ids=str,
 )
 def test_the_restatement_is_neuralforecasts(options):
@@ -314,5 +325,8 @@ def test_the_restatement_is_neuralforecasts(options):
     missing, extra = real.load_state_dict(ours.state_dict(), strict=False)
     assert not extra and all("loss" in name for name in missing)
     series = series_for("neuralforecast")
-    assert relative(theirs("neuralforecast", ours, series), theirs("neuralforecast", real, series)) <= 1e-5
+    assert (
+        relative(theirs("neuralforecast", ours, series), theirs("neuralforecast", real, series))
+        <= 1e-5
+    )
     assert relative(tstlens.convert(real)(series), theirs("neuralforecast", real, series)) <= 1e-5

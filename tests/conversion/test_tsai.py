@@ -86,7 +86,9 @@ def restated(kind: str, n_time: int = TIME, channels: int = CHANNELS, **options:
 
 def hints(kind: str, options: dict[str, Any]) -> dict[str, Any]:
     """What the state dict does not tell."""
-    told = {name: options[name] for name in ("y_range", "subtract_last", "affine") if name in options}
+    told = {
+        name: options[name] for name in ("y_range", "subtract_last", "affine") if name in options
+    }
     conv = options.get("conv", {})
     told |= {name: conv[name] for name in ("stride", "padding", "dilation") if name in conv}
     if "act" in options:
@@ -359,7 +361,10 @@ def test_masks_that_the_source_does_not_take_are_refused(no_shape_checks):
     mask = torch.ones(2, TIME, dtype=torch.bool)
     mask[0, 10:] = False
     series = torch.randn(2, CHANNELS, TIME)
-    for model in (tstlens.convert(restated("PatchTST")), tstlens.convert(restated("TST", max_seq_len=8))):
+    for model in (
+        tstlens.convert(restated("PatchTST")),
+        tstlens.convert(restated("TST", max_seq_len=8)),
+    ):
         with pytest.raises(ArgumentError, match="source takes no masks"):
             model(series, mask=mask)
     with pytest.raises(SeriesShapeError, match="takes exactly 5 positions, got 4"):
@@ -369,7 +374,9 @@ def test_masks_that_the_source_does_not_take_are_refused(no_shape_checks):
 @pytest.mark.parametrize(("kind", "options"), GRID, ids=ids)
 def test_the_restatement_is_tsai(kind, options):
     pytest.importorskip("tsai", reason="tsai needs an environment of its own")
-    pytest.importorskip("tsai.models.TSTPlus", reason="tsai does not import here", exc_type=Exception)
+    pytest.importorskip(
+        "tsai.models.TSTPlus", reason="tsai does not import here", exc_type=Exception
+    )
     import importlib
 
     real = getattr(importlib.import_module(f"tsai.models.{kind}"), kind)

@@ -26,38 +26,78 @@ from tstlens.codebooks.codebook import Codebook, Snap
 from tstlens.codebooks.config import CodebookConfig
 
 if TYPE_CHECKING:
+    from tstlens.codebooks.comparing import ChangedCodes, CommonCodes, SimilarCodes
     from tstlens.codebooks.effects_result import CodeEffects
     from tstlens.codebooks.fitting import FittedCodebooks, fit
+    from tstlens.codebooks.index import CodeIndex
+    from tstlens.codebooks.index_browse import browse
+    from tstlens.codebooks.index_windows import CodeWindows
     from tstlens.codebooks.intervening import effects
     from tstlens.codebooks.loading import load
     from tstlens.codebooks.making import make_codebooks
+    from tstlens.codebooks.notes import CodeNotes
+    from tstlens.codebooks.regime import fit_regime, regime_experiment, regime_model
+    from tstlens.codebooks.regime_result import RegimeExperiment, RegimeScore
+    from tstlens.codebooks.regime_score import score_regime
     from tstlens.codebooks.scores import CodebookScores, score
+    from tstlens.codebooks.search_result import CodeSearch
+    from tstlens.codebooks.search_windows import SearchWindows
     from tstlens.codebooks.starting import start
 
 __all__ = [
+    "ChangedCodes",
     "CodeEffects",
+    "CodeIndex",
+    "CodeNotes",
+    "CodeSearch",
+    "CodeWindows",
     "Codebook",
     "CodebookConfig",
     "CodebookScores",
+    "CommonCodes",
     "FittedCodebooks",
+    "RegimeExperiment",
+    "RegimeScore",
+    "SearchWindows",
+    "SimilarCodes",
     "Snap",
+    "browse",
     "effects",
     "fit",
+    "fit_regime",
     "load",
     "make_codebooks",
+    "regime_experiment",
+    "regime_model",
     "score",
+    "score_regime",
     "start",
 ]
 
 _HOME: dict[str, str] = {
+    "ChangedCodes": "comparing",
     "CodeEffects": "effects_result",
+    "CodeIndex": "index",
+    "CodeNotes": "notes",
+    "CodeSearch": "search_result",
+    "CodeWindows": "index_windows",
     "CodebookScores": "scores",
+    "CommonCodes": "comparing",
     "FittedCodebooks": "fitting",
+    "RegimeExperiment": "regime_result",
+    "RegimeScore": "regime_result",
+    "SearchWindows": "search_windows",
+    "SimilarCodes": "comparing",
+    "browse": "index_browse",
     "effects": "intervening",
     "fit": "fitting",
+    "fit_regime": "regime",
     "load": "loading",
     "make_codebooks": "making",
+    "regime_experiment": "regime",
+    "regime_model": "regime",
     "score": "scores",
+    "score_regime": "regime_score",
     "start": "starting",
 }
 

@@ -24,6 +24,7 @@ def make_codebooks(
     folder: str | Path,
     *,
     sae_steps: int = 1000,
+    checkpoint: str | Path | None = None,
     command: str = "",
     overwrite: bool = False,
     **options: Any,
@@ -35,6 +36,7 @@ def make_codebooks(
         hooks: the hook points.
         folder: where to: the tuned model, its codebooks, ``scores.json`` and ``README.md``.
         sae_steps: of the SAEs that are scored beside the codebooks; 0 for none.
+        checkpoint: keeps the fit's progress; a fit found there is continued.
         command: how to do this again, for the README.
         overwrite: replace a model that is in the folder already.
         **options: of :func:`fit`.
@@ -54,7 +56,7 @@ def make_codebooks(
     described = original.info.get("data", {})
     train, test = (load_described(described, split) for split in ("train", "test"))
     tuned = copy.deepcopy(original)
-    books = fit(tuned, train, hooks, **options)
+    books = fit(tuned, train, hooks, folder=checkpoint, **options)
     seed = books.settings["seed"]
     scores = score(tuned, test, original=original, train=train, sae_steps=sae_steps, seed=seed)
     tuned.info = {**original.info, "codebooks": {"fit": books.settings, "scores": scores.task}}

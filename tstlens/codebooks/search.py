@@ -47,7 +47,8 @@ def search_codes(
     that is most precise at (at least) the same recall, with a threshold set on the same series, and
     the SAE latent likewise; both are picked among many, as the code is, and reported on the same
     other series. The null deals what is searched for out to the series at random, whole series at a
-    time, and takes the best of all codes each time, so ``p`` allows for having looked at all codes
+    time, and takes the best of all codes each time: ``null`` is the precision that the best of them
+    reaches at a code's recall (95th percentile), and ``p`` allows for having looked at all codes
     (not for several searches).
 
     What can mislead: a precise code with a low recall marks a part of what was asked for; a high
@@ -114,9 +115,12 @@ def search_codes(
     report_books = {name: report.book(name) for name in names}
     tested = _Side(report, report_books, report_holds, test_series, unit)
     found = _ranked(train, min_recall, min_support)
-    null = train.null(n_permutations, min_recall, min_support, generator)
-    chosen = found[:n]
-    recalls = [train.score(hook, code).recall for _, hook, code in chosen]
+    chosen = [(hook, code) for _, hook, code in found[:n]]
+    recalls = [train.score(hook, code).recall for hook, code in chosen]
+    shuffled, of = train.shuffled(n_permutations, generator), train.number
+    active, right = (np.concatenate([one[i] for one in train.counts.values()]) for i in (1, 0))
+    precision, recall, p = shuffled.against(active, right, min_support)
+    null = [np.where(recall >= one - 1e-9, precision, 0).max(0) for one in recalls]
     rivals = {}
     for kind, signs in (("neurons", (1, -1)), ("saes", (1,))):
         values = getattr(index, kind), getattr(report, kind)
@@ -124,7 +128,7 @@ def search_codes(
             values[0], signs, train.places(), recalls, values[1], tested.places()
         )
     codes = []
-    for at, (precision, hook, code) in enumerate(chosen):
+    for at, (hook, code) in enumerate(chosen):
         group, head, number = books[hook].named(code)
         codes.append(
             FoundCode(
@@ -134,7 +138,8 @@ def search_codes(
                 head=head,
                 train=train.score(hook, code),
                 test=tested.score(hook, code),
-                p=float((1 + (null >= precision - 1e-9).sum()) / (1 + len(null))),
+                p=float(p[of(hook, code)]),
+                null=float(np.quantile(null[at], 0.95)),
                 neuron=rivals["neurons"][at],
                 latent=rivals["saes"][at],
                 several_groups=books[hook].n_groups > 1,
@@ -147,7 +152,7 @@ def search_codes(
         unit=unit,
         base_rate=tested.base_rate,
         train_base_rate=train.base_rate,
-        null=null,
+        null=np.array(null).reshape(len(null), n_permutations),
         n_candidates=len(found),
         made={
             **index.made,
@@ -238,7 +243,9 @@ def _halves(index: CodeIndex, generator: np.random.Generator) -> tuple[np.ndarra
 def _said(index: CodeIndex, predicate: Callable[[Any], Any] | None, label: Any) -> str:
     if label is not None:
         names = index.data.class_names
-        return f"class {names[class_index(label, names)]}"
+        wanted = class_index(label, names)
+        plain = names[wanted] == str(wanted)
+        return f"class {names[wanted]}" + ("" if plain else f" (label {wanted})")
     if predicate is None:
         return "the mask"
     name = getattr(predicate, "__name__", "predicate")
@@ -331,34 +338,61 @@ class _Side:
         held = (self.holds & self.observed).reshape(self.shape).any(1)
         return Places(held & inside, inside, self.observed, self.shape[0])
 
+    def number(self, hook: str, unit: int) -> int:
+        """A code among all of them."""
+        names = list(self.books)
+        return sum(self.books[one].n_units for one in names[: names.index(hook)]) + unit
+
     def score(self, hook: str, unit: int) -> Score:
         right, active, there = self.counts[hook]
         return score_of(int(right[unit]), int(active[unit]), there)
 
-    def null(
-        self,
-        n_permutations: int,
-        min_recall: float,
-        min_support: int,
-        generator: np.random.Generator,
-    ) -> np.ndarray:
-        """The best precision of all codes, with the predicate's places dealt out at random."""
-        best = []
+    def shuffled(self, n_permutations: int, generator: np.random.Generator) -> _Shuffled:
+        """Counts of all codes with the predicate's places dealt out to the series at random."""
         deal = _Dealer(self.index, self.holds, self.observed, self.series)
         block = max(1, BLOCK // len(self.holds))
+        right: list[np.ndarray] = []
+        there: list[np.ndarray] = []
         for first in range(0, n_permutations, block):
             size = min(block, n_permutations - first)
             dealt = np.stack([deal.one(generator) for _ in range(size)], axis=1)
-            highest = np.zeros(size)
-            for hook, (_, active, _) in self.counts.items():
-                hits = self._hits(dealt, hook)
-                right = np.asarray(self.matrices[hook].T @ hits)  # [unit, permutation]
-                there = np.maximum(hits.sum(0), 1)
-                good = (active >= min_support)[:, None] & (right >= min_recall * there)
-                precision = np.where(good, right / np.maximum(active, 1)[:, None], 0)
-                highest = np.maximum(highest, precision.max(0))
-            best.append(highest)
-        return np.concatenate(best)
+            by_hook = [self._hits(dealt, hook) for hook in self.books]
+            counts = zip(self.matrices.values(), by_hook, strict=True)
+            right.append(np.concatenate([np.asarray(m.T @ hits) for m, hits in counts]))
+            sizes = [book.n_units for book in self.books.values()]
+            totals = [hits.sum(0)[None].repeat(n, 0) for hits, n in zip(by_hook, sizes, strict=True)]
+            there.append(np.concatenate(totals))
+        return _Shuffled(np.concatenate(right, 1), np.concatenate(there, 1))
+
+
+@dataclass
+class _Shuffled:
+    """Counts under shuffling, of every code."""
+
+    right: np.ndarray  # [unit, permutation]
+    there: np.ndarray  # [unit, permutation]
+
+    def against(
+        self, active: np.ndarray, right: np.ndarray, min_support: int
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Precision and recall [unit, permutation], and p [unit] after the maximum of all codes.
+
+        Precisions are standardised by each code's own mean and spread under shuffling before the
+        maximum is taken, since a code of few places, or of few series, is precise by luck more
+        easily than one of many.
+        """
+        many = active >= min_support
+        precision = np.where(many[:, None], self.right / np.maximum(active, 1)[:, None], 0)
+        recall = self.right / np.maximum(self.there, 1)
+        mean, spread = precision.mean(1), precision.std(1)
+        usable = many & (spread > 1e-9)
+        scale = np.where(usable, spread, 1)
+        found = np.where(usable, (right / np.maximum(active, 1) - mean) / scale, 0)
+        highest = np.where(usable[:, None], (precision - mean[:, None]) / scale[:, None], -np.inf)
+        highest = highest.max(0)
+        at_least = (highest[None] >= found[:, None] - 1e-9).sum(1)
+        p = np.where(usable, (1 + at_least) / (1 + len(highest)), 1.0)
+        return precision, recall, p
 
 
 class _Dealer:

@@ -63,8 +63,10 @@ class FoundCode:
         head: its head, or None.
         train: score on the split that it was picked on, which flatters it.
         test: score on the other, which does not.
-        p: how often the best of all codes is as precise on the training split when what is
-            searched for is dealt out to the series at random; counts for having looked at all.
+        p: how often the best of all codes stands out as far on the training split when what is
+            searched for is dealt out to the series at random; allows for having looked at all.
+        null: precision that the best of all codes reaches then at this code's recall, 95th
+            percentile; 0 where none has the recall.
         neuron: the best neuron at its recall, or None.
         latent: the best SAE latent at its recall, or None.
         several_groups: whether its codebook has more than one group.
@@ -78,6 +80,7 @@ class FoundCode:
     train: Score
     test: Score
     p: float
+    null: float
     neuron: Rival | None
     latent: Rival | None
     several_groups: bool = False
@@ -108,8 +111,8 @@ class CodeSearch(Result):
         base_rate: share of the test split's places at which the predicate holds: the precision of
             a random code.
         train_base_rate: the same of the training split.
-        null: [permutation] precision of the best of all codes on the training split, with what is
-            searched for dealt out to the series at random.
+        null: [code, permutation] precision, on the training split, of the best of all codes that
+            have this code's recall, with what is searched for dealt out to the series at random.
         n_candidates: codes that had the recall and support to be ranked.
         made: data, splits, seeds, limits.
     """
@@ -119,7 +122,7 @@ class CodeSearch(Result):
     unit: str
     base_rate: float
     train_base_rate: float
-    null: Float[np.ndarray, " permutation"]
+    null: Float[np.ndarray, "code permutation"]
     n_candidates: int
     made: dict[str, Any] = field(default_factory=dict)
 
@@ -142,7 +145,7 @@ class CodeSearch(Result):
         """One row per code, in order.
 
         ``precision``, ``recall`` and ``support`` are of the test split, ``train_precision`` … of
-        the other; ``p`` is against shuffled data. ``neuron`` and ``latent`` name the best rivals
+        the other; ``p`` and ``null`` are of shuffled data. ``neuron`` and ``latent`` name the best rivals
         at the code's recall on the training split, with their precision and recall on the test
         split.
         """
@@ -158,6 +161,7 @@ class CodeSearch(Result):
                 **vars(one.test),
                 **{f"train_{name}": value for name, value in vars(one.train).items()},
                 "p": one.p,
+                "null": one.null,
             }
             for kind in ("neuron", "latent"):
                 rival: Rival | None = getattr(one, kind)

@@ -233,8 +233,9 @@ def recognises(source: nn.Module) -> bool:
     return dotted(source) == _CLASS
 
 
-def _run(source: Any, series: Tensor, mask: Tensor | None) -> Tensor:
-    return run(source, series, mask)
+def _run(source: Any, series: Tensor, mask: Tensor | None, model: HookedTST) -> Tensor:
+    embed: Any = model.cfg.embed
+    return run(source, series, mask, embed.decoder_steps)
 
 
 register(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from inspect import signature
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -155,7 +156,8 @@ def compare(
     torch.backends.mha.set_fastpath_enabled(False)  # it bypasses the modules that taps listen to
     try:
         with eval_mode(source):
-            theirs = family.run(source, series, mask)
+            told = {"model": model} if "model" in signature(family.run).parameters else {}
+            theirs = family.run(source, series, mask, **told)
     finally:
         torch.backends.mha.set_fastpath_enabled(fused)
         for handle in handles:

@@ -49,7 +49,7 @@ class Family:
         build: called as ``build(source, **hints)`` with a module or a state dict.
         takes_state_dict: whether weights alone are enough.
         run: ``run(source, series, mask)`` gives the source's output in our layout, for
-            :func:`compare`.
+            :func:`compare`; where it takes ``model`` too, it is given the converted one.
         taps: ``taps(source, model)`` says which of the source's modules compute which of our
             activations, for :func:`compare`.
         reads: whether a ``config.json`` (as a dictionary) is of this family.
@@ -61,7 +61,7 @@ class Family:
     recognises: Callable[[nn.Module], bool]
     build: Callable[..., Built]
     takes_state_dict: bool
-    run: Callable[[Any, Tensor, Tensor | None], Tensor] | None = None
+    run: Callable[..., Tensor] | None = None
     taps: Callable[[Any, HookedTST], Iterable[Any]] | None = None
     reads: Callable[[Mapping[str, Any]], bool] | None = None
     load: Callable[[Path], nn.Module] | None = None

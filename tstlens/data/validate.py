@@ -65,7 +65,8 @@ series are channel-first, try series.transpose(1, 2)
         _check_mask(series, mask)
     if finite and missing:
         if bool(series.isinf().any()):
-            raise SeriesValueError(_describe_first_bad_value(torch.where(series.isnan(), 0.0, series), mask))
+            known = torch.where(series.isnan(), 0.0, series)
+            raise SeriesValueError(_describe_first_bad_value(known, mask))
     elif finite and not bool(torch.isfinite(series).all()):
         raise SeriesValueError(_describe_first_bad_value(series, mask))
 

@@ -21,6 +21,7 @@ from tstlens.figures.deletion import draw_deletion_insertion, draw_surrogate
 from tstlens.figures.depth import draw_lens
 from tstlens.figures.drawing import draw
 from tstlens.figures.faithfulness import draw_faithfulness
+from tstlens.figures.forecasts import forecast
 from tstlens.figures.influence import draw_influence
 from tstlens.figures.input_attribution import (
     draw_attribution_agreement,
@@ -75,6 +76,7 @@ __all__ = [
     "draw_summary",
     "draw_sweep",
     "draw_units",
+    "forecast",
     "in_notebooks",
     "over_pairs",
     "page",

@@ -18,7 +18,11 @@ _LATER = {
         "tstlens.figures.dictionaries",
         "tstlens.figures.browser.write",
     ),
-    "tstlens.codebooks": ("tstlens.figures.code_effects",),
+    "tstlens.codebooks": (
+        "tstlens.figures.code_effects",
+        "tstlens.figures.codebooks",
+        "tstlens.figures.code_browser.write",
+    ),
 }
 
 

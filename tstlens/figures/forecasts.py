@@ -51,7 +51,8 @@ def forecast(
     if not -len(windows) <= index < len(windows):
         raise ArgumentError(f"expected a window in 0..{len(windows) - 1}, got {index}")
     if not 0 <= channel < windows.series.shape[1]:
-        raise ArgumentError(f"expected a channel in 0..{windows.series.shape[1] - 1}, got {channel}")
+        n_channels = windows.series.shape[1]
+        raise ArgumentError(f"expected a channel in 0..{n_channels - 1}, got {channel}")
     before = windows.series[index, channel].numpy()
     if seen is not None:
         before = before[-max(1, seen) :]

@@ -34,8 +34,8 @@ class Parity:
     @property
     def passed(self) -> bool:
         """Whether every difference that was measured is within its tolerance."""
-        double = self.max_rel_float64
-        return self.max_rel <= self.tolerance and (double is None or double <= self.tolerance_float64)
+        single, double = self.max_rel, self.max_rel_float64
+        return single <= self.tolerance and (double is None or double <= self.tolerance_float64)
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as JSON takes it."""

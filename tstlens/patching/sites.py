@@ -193,7 +193,8 @@ class Place:
         template: hook name with ``{layer}`` in it, or a full one.
         axes: the activation's axes after the series.
         layer: the block it lies in; None where the template has to be filled or has no layer.
-        n_series_channels: how many rows of the trunk belong to one series.
+        n_series_channels: how many rows of the trunk belong to one series, where its axes begin
+            with the channel; None where rows are series.
         blocks: names of the model's layers in order, ``"blocks.0"`` or ``"encoder.0"`` and so on.
         layers: the layers that have the site; of a place outside the blocks None alone.
         crosses: whether it lies between an encoder and a decoder.
@@ -202,7 +203,7 @@ class Place:
     template: str
     axes: tuple[str, ...]
     layer: int | None
-    n_series_channels: int = 1
+    n_series_channels: int | None = None
     blocks: tuple[str, ...] = ()
     layers: tuple[int | None, ...] = (None,)
     crosses: bool = False
@@ -231,7 +232,7 @@ class Place:
 
     def by_series(self, activation: Tensor) -> Tensor:
         """[row, ...] as [series, ...], with a channel axis where the trunk runs per channel."""
-        if self.n_series_channels == 1:
+        if self.n_series_channels is None:
             return activation
         return activation.unflatten(0, (-1, self.n_series_channels))
 
@@ -291,7 +292,7 @@ def locate(model: HookedTST, site: Site) -> Place:
         else template.replace("blocks.{layer}", model.layer_name(layers[0] or 0))
     )
     axes = _axes_of(name) if ".hook_sae_" not in name else _axes_of_spliced(model, name)
-    channels = 1
+    channels = None
     mixes_channels = "channel_attn" in template and "query" in axes
     by_itself = "channel" in axes  # an activation that has its channels as an axis
     if model.cfg.channel_independent and axes and not by_itself and not mixes_channels:

@@ -251,7 +251,7 @@ def _leave_block(
         return activation[:, pos].transpose(0, 1).unsqueeze(2)
 
     def by_series(activation: Tensor) -> Tensor:
-        if place.n_series_channels == 1:
+        if place.n_series_channels is None:
             return activation
         return activation.unflatten(1, (-1, place.n_series_channels))
 

@@ -73,7 +73,7 @@ BACKBONE: dict[str, Any] = {
 }  # fmt: skip
 
 
-class PatchTST_backbone(nn.Module):  # noqa: N801
+class PatchTST_backbone(nn.Module):
     def __init__(self, channels: int, n_time: int, horizon: int, **options: Any) -> None:
         super().__init__()
         o = BACKBONE | options
@@ -133,7 +133,7 @@ class PatchTST(Forecaster):
         return x.reshape(len(x), self.h, -1)
 
 
-class iTransformer(Forecaster):  # noqa: N801
+class iTransformer(Forecaster):
     def __init__(
         self, h: int, input_size: int, n_series: int, n_outputs: int = 1, futr: bool = False,
         use_norm: bool = True, scaler_type: str = "identity", **options: Any,

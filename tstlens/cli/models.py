@@ -1,4 +1,4 @@
-"""The command line: ``tstlens report``, ``sweep``, ``train``, ``checkpoints``."""
+"""``tstlens train`` and ``tstlens checkpoints``."""
 
 from __future__ import annotations
 
@@ -9,104 +9,8 @@ from typing import Annotated, Any
 
 import typer
 
-from tstlens.errors import ArgumentError, TstlensError, UnknownNameError
-
-app = typer.Typer(
-    help="Open up time-series transformers with the workflows of TransformerLens.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-)
-
-sae_app = typer.Typer(help="Sparse autoencoders.", no_args_is_help=True)
-app.add_typer(sae_app, name="sae")
-
-
-@app.command()
-def report(
-    model: Annotated[
-        str, typer.Argument(help="A shipped checkpoint, a folder, or a hub id.", show_default=False)
-    ],
-    out: Annotated[
-        Path | None,
-        typer.Option(
-            help="The HTML file; by default <model>-report.html here.", show_default=False
-        ),
-    ] = None,
-    data: Annotated[
-        str | None,
-        typer.Option(
-            help="Data set to report on; by default the checkpoint's own.", show_default=False
-        ),
-    ] = None,
-    max_pairs: Annotated[int, typer.Option(min=2, help="Clean/corrupted pairs per question.")] = 24,
-    seed: Annotated[
-        int, typer.Option(min=0, help="Of the pairs, the control and the bootstrap.")
-    ] = 0,
-    quiet: Annotated[bool, typer.Option("--quiet", help="No progress bar.")] = False,
-) -> None:
-    """Which heads and time steps made a model decide: one HTML file and its numbers as JSON."""
-    from tstlens.report import build
-
-    path = build(model, out, data=data, max_pairs=max_pairs, seed=seed, progress=not quiet)
-    print(f"wrote {path} and {path.with_suffix('.json')}")
-
-
-@app.command()
-def sweep(
-    checkpoint: Annotated[
-        str, typer.Argument(help="A shipped checkpoint, a folder, or a hub id.", show_default=False)
-    ],
-    out: Annotated[Path, typer.Option(help="Folder; run again to resume.", show_default=False)],
-    data: Annotated[
-        str | None,
-        typer.Option(help="Data set; by default the checkpoint's own.", show_default=False),
-    ] = None,
-    split: Annotated[str, typer.Option(help="train or test.")] = "test",
-    per_class: Annotated[
-        int | None,
-        typer.Option(min=1, help="Most misclassified series of a class.", show_default=False),
-    ] = None,
-    site: Annotated[
-        list[str] | None,
-        typer.Option(help="A site, z say; repeat for more. All if not given.", show_default=False),
-    ] = None,
-    metric: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="log_prob, prob, logit or logit_diff; repeat for more; the first three "
-            "if not given.",
-            show_default=False,
-        ),
-    ] = None,
-    direction: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="denoise (clean into corrupted) or noise; both if not given.", show_default=False
-        ),
-    ] = None,
-    figures: Annotated[bool, typer.Option(help="Write figures too.")] = True,
-    quiet: Annotated[bool, typer.Option("--quiet", help="No progress bar.")] = False,
-) -> None:
-    """Patch every site over all misclassified series, both ways round, into one folder."""
-    from tstlens.data import load_described, misclassified_pairs
-    from tstlens.model import HookedTST
-    from tstlens.patching import campaign_grids, run_campaign
-
-    model = HookedTST.from_pretrained(checkpoint)
-    described = {"name": data} if data else model.info.get("data") or {}
-    pairs = misclassified_pairs(model, load_described(described, split), per_class)
-    campaign = run_campaign(
-        model,
-        pairs,
-        out,
-        grids=campaign_grids(model, site),
-        metrics=metric or ("log_prob", "prob", "logit"),
-        directions=direction or ("denoise", "noise"),
-        figures=figures,
-        progress=not quiet,
-    )
-    print(campaign)
+from tstlens.cli.apps import app
+from tstlens.errors import ArgumentError, UnknownNameError
 
 
 @app.command()
@@ -280,108 +184,6 @@ def checkpoints() -> None:
         )
 
 
-@sae_app.command("train")
-def sae_train(
-    model: Annotated[
-        str, typer.Argument(help="A shipped checkpoint, a folder, or a hub id.", show_default=False)
-    ],
-    hook: Annotated[
-        str, typer.Argument(help="A hook point: blocks.0.hook_mlp_out.", show_default=False)
-    ],
-    out: Annotated[
-        Path | None, typer.Option(help="Folder to save to; sae-<hook> here by default.")
-    ] = None,
-    architecture: Annotated[str, typer.Option(help="As sae-lens calls it.")] = "topk",
-    data: Annotated[
-        str | None, typer.Option(help="Data set; by default the checkpoint's own.")
-    ] = None,
-    d_sae: Annotated[
-        int | None, typer.Option(min=1, help="Latents; 4 times the width by default.")
-    ] = None,
-    k: Annotated[int | None, typer.Option(min=1, help="Active latents per position.")] = None,
-    steps: Annotated[int, typer.Option(min=1, help="Training steps.")] = 5000,
-    batch_size: Annotated[int, typer.Option(min=1, help="Activations per step.")] = 1024,
-    lr: Annotated[float, typer.Option(help="Learning rate.")] = 1e-3,
-    seed: Annotated[int, typer.Option(help="Of initialisation and shuffles.")] = 0,
-    resume: Annotated[
-        Path | None, typer.Option(help="Folder to keep progress in; a run there is continued.")
-    ] = None,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace an SAE that is in the folder already.")
-    ] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", help="No progress bar.")] = False,
-) -> None:
-    """Train an SAE on a model's activations, score it on the test split, and save it."""
-    from tstlens.saes.making import make_sae
-
-    folder = out or Path(f"sae-{hook}")
-    _, scores = make_sae(
-        model,
-        hook,
-        folder,
-        sae=architecture,
-        dataset=data,
-        d_sae=d_sae,
-        k=k,
-        steps=steps,
-        batch_size=batch_size,
-        lr=lr,
-        seed=seed,
-        checkpoint=resume,
-        command=shlex.join(["tstlens", *sys.argv[1:]]),
-        overwrite=overwrite,
-        progress=not quiet,
-    )
-    print(scores.to_dataframe().round(4).to_string(index=False))
-    print(f"saved  {folder}")
-
-
-@sae_app.command()
-def browse(
-    model: Annotated[
-        str, typer.Argument(help="A shipped checkpoint, a folder, or a hub id.", show_default=False)
-    ],
-    sae: Annotated[
-        str | None,
-        typer.Argument(
-            help="The SAE's folder, or the hook point of one that ships with the checkpoint; "
-            "by default the first that ships.",
-            show_default=False,
-        ),
-    ] = None,
-    out: Annotated[
-        Path | None,
-        typer.Option(help="The HTML file; by default <model>-features.html.", show_default=False),
-    ] = None,
-    data: Annotated[
-        str | None,
-        typer.Option(help="Data set to read; by default the checkpoint's own.", show_default=False),
-    ] = None,
-    split: Annotated[str, typer.Option(help="train, test or all.")] = "test",
-    windows: Annotated[int, typer.Option(min=1, help="Strongest windows per latent.")] = 9,
-    seed: Annotated[int, typer.Option(help="Of shuffles, splits and samples.")] = 0,
-    quiet: Annotated[bool, typer.Option("--quiet", help="No progress bar.")] = False,
-) -> None:
-    """Every latent of an SAE on the raw series: one HTML page that needs no network."""
-    from tstlens import saes
-    from tstlens.data import load_described
-    from tstlens.model import HookedTST
-
-    loaded = HookedTST.from_pretrained(model)
-    known = saes.list_saes(model)
-    if sae is None and not known:
-        raise ArgumentError(f"no SAE ships with {model!r}; give the folder of one")
-    hook = known[0] if sae is None else sae
-    dictionary = saes.load(model, hook=hook) if hook in known else saes.load(hook)
-    described = {"name": data} if data else loaded.info.get("data") or {}
-    series = load_described(described, split)
-    found = saes.features(loaded, dictionary, series, seed=seed, progress=not quiet)
-    path = found.to_html(
-        out or Path(f"{Path(model).name}-features.html"), n_windows=windows, seed=seed
-    )
-    print(f"wrote {path}")
-
-
 def _measured(info: dict[str, Any], split: str) -> str:
     """A classifier's accuracy, a forecaster's error."""
     part = info.get("accuracy", {}).get(split)
@@ -416,16 +218,3 @@ def _strides(samples: int) -> tuple[int, int, int]:
         if strides[0] * strides[1] * strides[2] < samples:
             strides[stage] *= 2
     return strides[0], strides[1], strides[2]
-
-
-def main() -> None:
-    """Run the command line; an error made on purpose prints its message and exits with 1."""
-    try:
-        app()
-    except TstlensError as error:
-        print(f"tstlens: {error}", file=sys.stderr)
-        raise SystemExit(1) from None
-
-
-if __name__ == "__main__":
-    main()
