@@ -60,7 +60,9 @@ def shaken(source: Any) -> Any:
     return source.eval()
 
 
-def restated(kind: str = "library", channels: int = CHANNELS, n_time: int = TIME, **options: Any) -> Any:  # fmt: skip
+def restated(
+    kind: str = "library", channels: int = CHANNELS, n_time: int = TIME, **options: Any
+) -> Any:
     torch.manual_seed(0)
     options.pop("n_marks", None)
     if kind == "neuralforecast":

@@ -204,18 +204,39 @@ def state(change: Any = None, **options: Any) -> dict[str, torch.Tensor]:
     ("given", "told", "error", "words"),
     [
         (lambda: state(lambda s: s.pop("pos_enc.pe")), {}, StateDictError, "pos_enc.pe is missing"),
-        (lambda: state(lambda s: s.update({"pos_enc.pe": torch.ones(14, 16)})), {},
-         StateDictError, r"pos_enc.pe is \[14, 16\], expected \[time, 1, d_model=16\]"),
-        (lambda: state(lambda s: s.update({"output_layer.weight": torch.ones(5, 40)})), {},
-         StateDictError, r"output_layer.weight is \[5, 40\]"),
-        (lambda: state(lambda s: s.update(more=torch.ones(1))), {}, StateDictError, r"1 unexpected \(more\)"),
-        (lambda: state(lambda s: s.update({"transformer_encoder.layers.1.linear1.weight": torch.ones(7, 16)})),
-         {}, StateDictError, "layer transformer_encoder.layers.1, as mlp.W_in: expected"),
+        (
+            lambda: state(lambda s: s.update({"pos_enc.pe": torch.ones(14, 16)})),
+            {},
+            StateDictError,
+            r"pos_enc.pe is \[14, 16\], expected \[time, 1, d_model=16\]",
+        ),
+        (
+            lambda: state(lambda s: s.update({"output_layer.weight": torch.ones(5, 40)})),
+            {},
+            StateDictError,
+            r"output_layer.weight is \[5, 40\]",
+        ),
+        (
+            lambda: state(lambda s: s.update(more=torch.ones(1))),
+            {},
+            StateDictError,
+            r"1 unexpected \(more\)",
+        ),
+        (
+            lambda: state(
+                lambda s: s.update(
+                    {"transformer_encoder.layers.1.linear1.weight": torch.ones(7, 16)}
+                )
+            ),
+            {},
+            StateDictError,
+            "layer transformer_encoder.layers.1, as mlp.W_in: expected",
+        ),
         (lambda: state(), {"n_heads": 3}, ArgumentError, "does not divide into n_heads=3"),
         (lambda: state(), {"act_fn": "tanh"}, ArgumentError, "act_fn must be one of"),
     ],
     ids=["missing", "positions", "head", "extra", "layer", "heads", "activation"],
-)  # fmt: skip
+)
 def test_what_does_not_fit_is_named(given, told, error, words, no_shape_checks):
     with pytest.raises(error, match=words):
         tstlens.convert(given(), family="mvts", **{"n_heads": 4, **told})
@@ -235,9 +256,7 @@ def test_near_misses_are_not_taken_for_mvts(no_shape_checks):
     with pytest.raises(UnsupportedSourceError, match="activation before the output layer is.*tanh"):
         tstlens.convert(source)
     source.act = nn.functional.relu
-    with pytest.raises(
-        UnsupportedSourceError, match=r"\(gelu\) and the one before.*\(relu\) differ"
-    ):
+    with pytest.raises(UnsupportedSourceError, match=r"\(gelu\) and the one.*\(relu\) differ"):
         tstlens.convert(source)
     with pytest.raises(SeriesShapeError, match="time=14"):
         tstlens.convert(restated())(torch.randn(2, CHANNELS, 13))

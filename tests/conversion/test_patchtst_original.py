@@ -51,6 +51,7 @@ GRID: list[tuple[str, dict[str, Any]]] = [
     ("library", {"task_name": "anomaly_detection", "stride": 7, "e_layers": 3}),
 ]
 ids = [f"{kind} {options}" for kind, options in GRID]
+SHARPER = tuple(f"{n}.weight" for n in ("W_Q", "W_K", "query_projection", "key_projection"))
 
 
 @torch.no_grad()
@@ -73,7 +74,9 @@ def shaken(source: Any) -> Any:
     return source.eval()
 
 
-def restated(kind: str = "authors", n_time: int = TIME, channels: int = CHANNELS, **options: Any) -> Any:  # fmt: skip
+def restated(
+    kind: str = "authors", n_time: int = TIME, channels: int = CHANNELS, **options: Any
+) -> Any:
     torch.manual_seed(0)
     if kind == "neuralforecast":
         return shaken(forecast.PatchTST(HORIZON, n_time, **options))
@@ -254,23 +257,68 @@ def without(part: str) -> Any:
     ("given", "told", "error", "words"),
     [
         (lambda: {}, {}, StateDictError, "backbone.W_pos is missing.*none"),
-        (lambda: state("authors", without("layers.1.ff.0")), {}, StateDictError, "layers.1.ff.0.weight is missing"),
-        (lambda: state("authors", lambda s: s.update(x=torch.ones(1))), {}, StateDictError, r"1 unexpected \(x\)"),
-        (lambda: state("authors", affine=False), {}, ArgumentError, "give n_channels= .1 for neuralforecast"),
+        (
+            lambda: state("authors", without("layers.1.ff.0")),
+            {},
+            StateDictError,
+            "layers.1.ff.0.weight is missing",
+        ),
+        (
+            lambda: state("authors", lambda s: s.update(x=torch.ones(1))),
+            {},
+            StateDictError,
+            r"1 unexpected \(x\)",
+        ),
+        (
+            lambda: state("authors", affine=False),
+            {},
+            ArgumentError,
+            "give n_channels= .1 for neuralforecast",
+        ),
         (lambda: state("library"), {}, ArgumentError, "give n_channels="),
-        (lambda: state("library", task_name="classification"), {"n_channels": 7}, StateDictError,
-         "do not divide into patches of d_model=16 for n_channels=7"),
-        (lambda: state("authors"), {"n_time": 40}, StateDictError, "40 samples make 10 patches of 8 every 4"),
+        (
+            lambda: state("library", task_name="classification"),
+            {"n_channels": 7},
+            StateDictError,
+            "do not divide into patches of d_model=16 for n_channels=7",
+        ),
+        (
+            lambda: state("authors"),
+            {"n_time": 40},
+            StateDictError,
+            "40 samples make 10 patches of 8 every 4",
+        ),
         (lambda: state("authors"), {"n_quantiles": 4}, ArgumentError, "6 outputs do not divide"),
         (lambda: state("authors"), {"n_heads": 3}, ArgumentError, "do not divide into n_heads=3"),
         (lambda: state("authors"), {"pre_norm": True}, UnsupportedSourceError, "pre_norm=True"),
-        (lambda: state("authors model", decomposition=True), {}, UnsupportedSourceError, "two trunks"),
-        (lambda: state("library", without("encoder.norm.1.running")), {"n_channels": 3}, StateDictError,
-         "norm.1.running_mean is missing"),
+        (
+            lambda: state("authors model", decomposition=True),
+            {},
+            UnsupportedSourceError,
+            "two trunks",
+        ),
+        (
+            lambda: state("library", without("encoder.norm.1.running")),
+            {"n_channels": 3},
+            StateDictError,
+            "norm.1.running_mean is missing",
+        ),
     ],
-    ids=["empty", "missing", "extra", "channels", "library", "classes", "time", "quantiles",
-         "heads", "pre_norm", "decomposition", "norm"],
-)  # fmt: skip
+    ids=[
+        "empty",
+        "missing",
+        "extra",
+        "channels",
+        "library",
+        "classes",
+        "time",
+        "quantiles",
+        "heads",
+        "pre_norm",
+        "decomposition",
+        "norm",
+    ],
+)
 def test_state_dicts_that_do_not_fit_are_named(given, told, error, words):
     with pytest.raises(error, match=words):
         tstlens.convert(given(), family="patchtst-original", **{"stride": 4, **told})
@@ -311,11 +359,11 @@ def test_near_misses_and_lengths_are_refused(no_shape_checks):
     ],
     ids=str,
 )
-def test_the_restatement_is_neuralforecasts(options):
+def test_the_restatement_is_neuralforecasts(options: dict[str, Any]):
     models = pytest.importorskip("neuralforecast.models", reason="neuralforecast is not installed")
     losses = pytest.importorskip("neuralforecast.losses.pytorch")
     sizes = {"patch_len": 8, "stride": 4, "n_heads": 4, "encoder_layers": 2, "hidden_size": 16}
-    told = dict(options)
+    told: dict[str, Any] = dict(options)
     names = {"activation": "act", "revin_affine": "affine"}
     ours = restated("neuralforecast", **{names.get(k, k): v for k, v in options.items()})
     loss = losses.MQLoss(level=[80, 90]) if told.pop("n_outputs", 1) > 1 else losses.MAE()

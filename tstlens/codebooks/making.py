@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tstlens.codebooks.fitting import FittedCodebooks, fit
+from tstlens.codebooks.loading import SHIPPED
 from tstlens.codebooks.scores import CodebookScores, score
 from tstlens.data import load_described
 from tstlens.errors import ArgumentError
@@ -64,11 +65,15 @@ def make_codebooks(
     tuned.save_pretrained(folder)
     record = {**scores.to_dict(), "history": books.history, "command": command}
     write_text(folder / SCORES, json.dumps(record, indent=2) + "\n")
-    write_text(folder / README, _readme(tuned, books, scores, command))
+    shipped = folder.name == SHIPPED and folder.parent.name == tuned.cfg.model_name
+    called = str(tuned.cfg.model_name) if shipped else folder.as_posix()
+    write_text(folder / README, _readme(tuned, books, scores, called, command))
     return books, scores
 
 
-def _readme(model: HookedTST, books: FittedCodebooks, scores: CodebookScores, command: str) -> str:
+def _readme(
+    model: HookedTST, books: FittedCodebooks, scores: CodebookScores, called: str, command: str
+) -> str:
     settings = books.settings
     measure = next(iter(scores.task["codebooks"]))
     shown = (lambda value: f"{value:.2%}") if measure == "accuracy" else (lambda v: f"{v:.4g}")
@@ -102,7 +107,7 @@ def _readme(model: HookedTST, books: FittedCodebooks, scores: CodebookScores, co
         "```python",
         "from tstlens import codebooks",
         "",
-        f'model = codebooks.load("{model.cfg.model_name}")',
+        f'model = codebooks.load("{called}")',
         "```",
     ]
     if command:

@@ -161,8 +161,8 @@ def fill_layer(
         if bias is not None:
             weights[f"mlp.b_{part}"] = bias
     for ours, theirs in {"ln1": names.norm1, "ln2": names.norm2}.items():
-        for leaf, tensor in norm_entries(entries, prefix + theirs, block.get_submodule(ours)).items():
-            weights[f"{ours}.{leaf}"] = tensor
+        found = norm_entries(entries, prefix + theirs, block.get_submodule(ours))
+        weights |= {f"{ours}.{leaf}": tensor for leaf, tensor in found.items()}
     try:
         fill(block, weights)
     except StateDictError as error:

@@ -153,14 +153,16 @@ def _first_difference(family: Family, built: Built) -> str:
     from tstlens.conversion.comparing import compare
 
     cfg = built.model.cfg
-    for trial in reversed(built.trials):
+    for trial in built.trials:
         series = trial.tensors[0]
         if len(trial.tensors) != 1 or series.ndim != 3 or series.shape[1] != cfg.n_channels:
             continue
         try:
-            return f"; {compare(built.source, built.model, series.to(cfg.device, cfg.dtype))}"
+            found = compare(built.source, built.model, series.to(cfg.device, cfg.dtype))
         except TstlensError:
             return ""
+        if not found.passed:
+            return f"; on {trial.name} {found}"
     return ""
 
 

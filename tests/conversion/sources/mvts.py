@@ -15,6 +15,8 @@ from torch.nn import functional as F
 
 
 class Positions(nn.Module):
+    pe: torch.Tensor
+
     def __init__(self, max_len: int, d_model: int, learnable: bool) -> None:
         super().__init__()
         if learnable:

@@ -125,7 +125,8 @@ class PatchTST(Forecaster):
         self._around(h, n_outputs, scaler_type)
         o = {"affine": False, "subtract_last": True, **options}
         self.model = PatchTST_backbone(1, input_size, h * n_outputs, **o)
-        for layer in self.model.backbone.encoder.layers:
+        layers: Any = self.model.backbone.encoder.layers
+        for layer in layers:
             layer.self_attn.sdp_attn.attn_dropout = nn.Dropout(attn_dropout)
 
     def forward(self, windows_batch: dict[str, torch.Tensor]) -> torch.Tensor:

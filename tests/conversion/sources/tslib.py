@@ -78,6 +78,8 @@ class Encoder(nn.Module):
 
 
 class PositionalEmbedding(nn.Module):
+    pe: torch.Tensor
+
     def __init__(self, d_model: int, max_len: int = 200) -> None:
         super().__init__()
         steps = torch.arange(max_len).float()

@@ -11,6 +11,7 @@ Source: Gupta et al. 2024, InterpBench (arXiv 2407.14494); Geiger et al. 2022 (a
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -31,7 +32,7 @@ _TRAINING_SEEDS = 2**32  # series for training take seeds from here on
 def fit_interchange(
     model: HookedTST,
     program: Program,
-    draw,
+    draw: Callable[[int, torch.Generator], Drawn],
     *,
     steps: int,
     batch_size: int = 128,
@@ -73,8 +74,8 @@ def fit_interchange(
         base, source = draw(batch_size, generator), draw(batch_size, generator)
         n_pos = model.n_pos(base[0].shape[2]) or 0
         places = [f"pos{pos}" for pos in range(n_pos) if pos not in program.positions]
-        swapped = {name: _some(batch_size, 0.5, 0.6, generator) for name in inside}
-        swapped |= {name: _some(batch_size, 0.5, 0.6, generator) for name in (*outside, *places)}
+        swapped = _some(inside, batch_size, (0.0, 0.3, 0.6), generator)
+        swapped |= _some([*outside, *places], batch_size, (0.0, 0.3, 1.0), generator)
         wanted, logits = run_both(model, program, base, source, swapped)
         loss = nn.functional.cross_entropy(logits, wanted)
         optimizer.zero_grad()
@@ -89,7 +90,138 @@ def fit_interchange(
     return losses
 
 
-def _some(n: int, share: float, rows: float, generator: torch.Generator) -> Tensor:
-    """bool [n]: True with probability ``share`` in a share ``rows`` of the first rows."""
-    chosen = torch.rand(n, generator=generator) < share
-    return chosen & (torch.arange(n) < rows * n)
+def _some(
+    names: Sequence[str], n: int, shares: Sequence[float], generator: torch.Generator
+) -> dict[str, Tensor]:
+    """name -> bool [series]: each row swaps one of these shares of the names."""
+    rows = torch.randint(len(shares), (n,), generator=generator)
+    share = torch.tensor(shares)[rows]
+    return {name: torch.rand(n, generator=generator) < share for name in names}
+
+
+# --- both-motifs: pre-norm, one position per sample -------------------------------------------
+
+_BOTH_TIME, BOTH_WINDOWS = 12, ((1, 2, 3), (7, 8, 9))
+
+
+def both_program() -> Program:
+    """Is there a bump in channel 0 in the first window and one in channel 1 in the second?"""
+    return Program(
+        (
+            Variable("L0H0", lambda v: v["a"], "bump in channel 0, first window"),
+            Variable("L0H2", lambda v: v["b"], "bump in channel 1, second window"),
+            Variable("L1MLP", lambda v: v["L0H0"] * v["L0H2"], "both of them"),
+        ),
+        {"a": BOTH_WINDOWS[0], "b": BOTH_WINDOWS[1]},
+    )
+
+
+BOTH_EDGES = (
+    *(f"pos{pos}->L0H0" for pos in BOTH_WINDOWS[0]),
+    *(f"pos{pos}->L0H2" for pos in BOTH_WINDOWS[1]),
+    "L0H0->L1MLP",
+    "L0H2->L1MLP",
+    "L1MLP->output",
+)
+
+
+def draw_both(n: int, generator: torch.Generator) -> Drawn:
+    """Noise, the two bumps with probability 0.7 each, and the same bumps in the other channel."""
+    series = 0.4 * torch.randn(n, 2, _BOTH_TIME, generator=generator)
+    factors = {}
+    for channel, (name, window) in enumerate(zip("ab", BOTH_WINDOWS, strict=True)):
+        there = (torch.rand(n, generator=generator) < 0.7).long()
+        decoy = torch.randint(0, 2, (n,), generator=generator)
+        series[:, channel, list(window)] += 2.0 * (2 * there - 1)[:, None]
+        series[:, 1 - channel, list(window)] += 2.0 * (2 * decoy - 1)[:, None]
+        factors[name] = there
+    return series, factors
+
+
+def both_model(seed: int, steps: int = 600, progress: bool = True) -> HookedTST:
+    """A pre-norm transformer with layer norms, trained to the graph."""
+    cfg = HookedTSTConfig(
+        n_layers=2,
+        d_model=24,
+        n_heads=3,
+        d_mlp=48,
+        n_channels=2,
+        n_time=_BOTH_TIME,
+        embed=PerStepConfig(),
+        positions="learned",
+        norm_position="pre",
+        final_norm=True,
+        act_fn="gelu",
+        head=HeadConfig("mean", n_classes=2),
+        model_name="both-motifs",
+        seed=seed,
+    )
+    model = HookedTST(cfg)
+    fit_interchange(model, both_program(), draw_both, steps=steps, seed=seed, progress=progress)
+    return model
+
+
+# --- unlike-or-high: post-norm, one position per patch ----------------------------------------
+
+_UNLIKE_POS, _UNLIKE_PATCH, _UNLIKE_AT = 6, 4, (1, 3, 5)
+
+
+def unlike_program() -> Program:
+    """Do patches 1 and 3 go different ways, or is patch 5 high?"""
+    return Program(
+        (
+            Variable("L0H1", lambda v: v["s"], "trend of patch 1"),
+            Variable("L0H3", lambda v: v["t"], "trend of patch 3"),
+            Variable("L0MLP", lambda v: v["L0H1"] != v["L0H3"], "whether they differ"),
+            Variable("L1H0", lambda v: v["u"], "whether patch 5 is high"),
+            Variable("L1MLP", lambda v: v["L0MLP"] | v["L1H0"], "one or the other"),
+        ),
+        {name: (pos,) for name, pos in zip("stu", _UNLIKE_AT, strict=True)},
+    )
+
+
+UNLIKE_EDGES = (
+    "pos1->L0H1",
+    "pos3->L0H3",
+    "L0H1->L0MLP",
+    "L0H3->L0MLP",
+    "pos5->L1H0",
+    "L0MLP->L1MLP",
+    "L1H0->L1MLP",
+    "L1MLP->output",
+)
+
+
+def draw_unlike(n: int, generator: torch.Generator) -> Drawn:
+    """Every patch has a slope and a level; the sign of two slopes and of one level counts."""
+    ramp = torch.linspace(-1.0, 1.0, _UNLIKE_PATCH)
+    shape = (n, _UNLIKE_POS)
+    slope = torch.randint(0, 2, shape, generator=generator)
+    high = (torch.rand(shape, generator=generator) < 0.35).long()
+    noise = 0.2 * torch.randn(*shape, _UNLIKE_PATCH, generator=generator)
+    patches = (2 * slope - 1)[..., None] * ramp + (2 * high - 1)[..., None] + noise
+    first, second, third = _UNLIKE_AT
+    factors = {"s": slope[:, first], "t": slope[:, second], "u": high[:, third]}
+    return patches.reshape(n, 1, -1), factors
+
+
+def unlike_model(seed: int, steps: int = 1200, progress: bool = True) -> HookedTST:
+    """A post-norm transformer with layer norms, trained to the graph."""
+    cfg = HookedTSTConfig(
+        n_layers=2,
+        d_model=32,
+        n_heads=4,
+        d_mlp=64,
+        n_channels=1,
+        n_time=_UNLIKE_POS * _UNLIKE_PATCH,
+        embed=LinearPatchesConfig(_UNLIKE_PATCH, _UNLIKE_PATCH),
+        positions="learned",
+        norm_position="post",
+        act_fn="gelu",
+        head=HeadConfig("mean", n_classes=2),
+        model_name="unlike-or-high",
+        seed=seed,
+    )
+    model = HookedTST(cfg)
+    fit_interchange(model, unlike_program(), draw_unlike, steps=steps, seed=seed, progress=progress)
+    return model
