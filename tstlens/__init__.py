@@ -87,6 +87,7 @@ _MODULES = frozenset(
         "training",
     }
 )
+_ALONG = {"HookedTST": "conversion"}  # from_pretrained converts what other libraries wrote
 _HOME = {
     "HookedTST": "model",
     "HookedTSTConfig": "model",
@@ -109,6 +110,8 @@ if not TYPE_CHECKING:
             return importlib.import_module(f"{__name__}.{name}")
         if name not in _HOME:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        if name in _ALONG:
+            importlib.import_module(f"{__name__}.{_ALONG[name]}")
         value = getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
         globals()[name] = value
         return value

@@ -20,6 +20,7 @@
     ├── NonlinearResidualError              a method that needs a residual stream that adds up
     ├── ConversionError
     │   ├── UnsupportedSourceError          a known source with an option that is not covered
+    │   ├── SourcePackageError              the source's own package is not installed
     │   ├── StateDictError                  missing, extra or misshapen weights
     │   └── ParityError                     the converted model does not match its source
     └── StorageError (OSError)
@@ -146,6 +147,10 @@ class ConversionError(TstlensError):
 
 class UnsupportedSourceError(ConversionError):
     """The source is of a known family but uses an option that is not covered."""
+
+
+class SourcePackageError(ConversionError):
+    """The package that a source model comes from is needed and not installed."""
 
 
 class StateDictError(ConversionError):

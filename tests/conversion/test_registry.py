@@ -41,8 +41,31 @@ def test_families_say_what_they_cover():
 def test_an_unknown_family_names_the_closest(conv_tst):
     with pytest.raises(UnknownFamilyError, match="'conv_tst'; did you mean 'conv-tst'"):
         tstlens.convert(conv_tst().state_dict(), family="conv_tst")
-    with pytest.raises(UnknownFamilyError, match="'informer'; known: conv-tst, "):
-        tstlens.convert(conv_tst(), family="informer")
+    with pytest.raises(UnknownFamilyError, match="'lstm'; known: chronos"):
+        tstlens.convert(conv_tst(), family="lstm")
+
+
+@pytest.mark.parametrize("name", ["informer", "Autoformer", "patch-tsmixer", "TiRex"])
+def test_what_is_known_and_not_converted_says_why(name):
+    with pytest.raises(UnsupportedSourceError, match=f"{name} is not converted: .{{30}}"):
+        tstlens.convert({}, family=name)
+
+
+def test_a_live_informer_is_refused_with_the_reason():
+    transformers = pytest.importorskip("transformers")
+    config = transformers.InformerConfig(
+        prediction_length=2,
+        context_length=6,
+        lags_sequence=[1],
+        num_time_features=1,
+        d_model=8,
+        encoder_layers=1,
+        decoder_layers=1,
+        encoder_ffn_dim=8,
+        decoder_ffn_dim=8,
+    )
+    with pytest.raises(UnsupportedSourceError, match="draws the keys .* at random, in eval mode"):
+        tstlens.convert(transformers.InformerModel(config))
 
 
 def test_an_unknown_module_lists_what_is_known(conv_tst):
@@ -55,8 +78,8 @@ def test_a_state_dict_needs_its_family(conv_tst, no_shape_checks):
         tstlens.convert(conv_tst().state_dict())
     with pytest.raises(ArgumentError, match="'torch-encoder' converts live modules only"):
         tstlens.convert(conv_tst().state_dict(), family="torch-encoder")
-    with pytest.raises(ArgumentError, match="expected a torch module or a state dict, got str"):
-        tstlens.convert("model.pth", family="conv-tst")
+    with pytest.raises(ArgumentError, match="expected a torch module or a state dict, got int"):
+        tstlens.convert(3, family="conv-tst")
 
 
 def test_a_family_refuses_a_module_of_another(conv_tst):
@@ -80,7 +103,7 @@ def test_a_family_registers_once():
         lambda model: model.embed.stages[0].norm.running_var.mul_(1.01),
         lambda model: model.head.b_U.add_(1e-3),
         lambda model: model.head.W_U.mul_(float("nan")),
-        lambda model: setattr(model.cfg, "causal", True),
+        lambda model: setattr(model.blocks[0].attn, "causal", True),
     ],
     ids=["values", "query bias", "norm", "positions", "batch norm", "head", "nan", "causal"],
 )

@@ -1,7 +1,8 @@
-"""``tstlens train`` and ``tstlens checkpoints``."""
+"""``tstlens train``, ``convert``, ``families`` and ``checkpoints``."""
 
 from __future__ import annotations
 
+import json
 import shlex
 import sys
 from pathlib import Path
@@ -157,6 +158,50 @@ def _train_forecaster(name: str, folder: Path, overwrite: bool, quiet: bool) -> 
 
 
 @app.command()
+def convert(
+    source: Annotated[
+        str,
+        typer.Argument(
+            help="A folder or hub id with config.json, or a file of weights (then give --family).",
+            show_default=False,
+        ),
+    ],
+    out: Annotated[Path, typer.Option(help="Folder to save to.", show_default=False)],
+    family: Annotated[
+        str | None, typer.Option(help="The source's family; see tstlens families.")
+    ] = None,
+    hint: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="What weights alone do not tell, name=value with a JSON value: n_heads=8; repeat "
+            "for more.",
+            show_default=False,
+        ),
+    ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace a model that is in the folder already.")
+    ] = False,
+) -> None:
+    """Convert a source model, check its outputs against the source's, and save it."""
+    from tstlens.conversion import convert as run
+
+    _keep_existing(out, overwrite)
+    model = run(Path(source) if Path(source).exists() else source, family, **_hints(hint or []))
+    model.save_pretrained(out)
+    print(f"parity  {model.parity}")
+    print(f"saved  {out}")
+
+
+@app.command()
+def families() -> None:
+    """List the source families that can be converted."""
+    from tstlens.conversion import families as known
+
+    for name, summary in known().items():
+        print(f"{name:18} {summary}")
+
+
+@app.command()
 def checkpoints() -> None:
     """List the checkpoints that ship, with their data, accuracy and size."""
     from tstlens.model import list_checkpoints
@@ -182,6 +227,20 @@ def checkpoints() -> None:
         print(
             "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
         )
+
+
+def _hints(given: list[str]) -> dict[str, Any]:
+    """``name=value`` as a dictionary; a value that is no JSON is taken as text."""
+    hints: dict[str, Any] = {}
+    for entry in given:
+        name, equals, value = entry.partition("=")
+        if not equals:
+            raise ArgumentError(f"--hint takes name=value, got {entry!r}")
+        try:
+            hints[name] = json.loads(value)
+        except ValueError:
+            hints[name] = value
+    return hints
 
 
 def _measured(info: dict[str, Any], split: str) -> str:

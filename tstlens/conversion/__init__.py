@@ -13,12 +13,14 @@ from tstlens.conversion import (
     mvts,
     patchtst,
     patchtst_original,
+    timesfm,
     torch_encoder,
     tsai,
 )
 from tstlens.conversion.checking import Trial, check_parity
 from tstlens.conversion.comparing import Comparison, Difference, Tap, compare
-from tstlens.conversion.registry import Built, Family, convert, families, register
+from tstlens.conversion.converting import convert
+from tstlens.conversion.registry import Built, Family, families, register
 
 __all__ = [
     "Built",
@@ -40,6 +42,7 @@ __all__ = [
     "patchtst",
     "patchtst_original",
     "register",
+    "timesfm",
     "torch_encoder",
     "tsai",
 ]

@@ -34,6 +34,8 @@ class Tap:
         transform: from what the submodule gives (or takes) to our layout.
         of: ``"output"`` of the submodule, or its first ``"input"``.
         call: which call of the submodule in one run, where it is called more than once.
+        observed_only: whether padded positions are left out, for sources that compute something
+            else there, which nothing reads.
     """
 
     hook_name: str
@@ -41,6 +43,7 @@ class Tap:
     transform: Callable[[Any], Tensor] = _same
     of: Literal["output", "input"] = "output"
     call: int = 0
+    observed_only: bool = False
 
 
 @dataclass(frozen=True)
@@ -165,6 +168,8 @@ def compare(
     ours, cache = model.run_with_cache(
         series, names_filter=[tap.hook_name for tap in taps], mask=mask
     )
+    some_only = any(tap.observed_only for tap in taps)
+    pos_mask = model.embed_series(series, mask)[1].pos_mask if some_only else None
     order = {name: number for number, name in enumerate(cache.cache_dict)}
     differences = []
     for tap in sorted(taps, key=lambda tap: order[tap.hook_name]):
@@ -174,11 +179,10 @@ def compare(
                 f"{tap.module_path} ran {len(calls)} times in the source; the tap of "
                 f"{tap.hook_name} asks for call {tap.call}"
             )
-        differences.append(
-            _differ(
-                tap.hook_name, tap.module_path, cache[tap.hook_name], tap.transform(calls[tap.call])
-            )
-        )
+        pair = cache[tap.hook_name], tap.transform(calls[tap.call])
+        if tap.observed_only and pos_mask is not None:
+            pair = tuple(_observed(tap.hook_name, activation, pos_mask) for activation in pair)
+        differences.append(_differ(tap.hook_name, tap.module_path, *pair))
     differences.append(_differ("output", "output", ours, theirs))
     return Comparison(tuple(differences), tolerance, type(source).__qualname__)
 
@@ -203,6 +207,15 @@ def _copied(value: Any) -> Any:
     if isinstance(value, Tensor):
         return value.clone()
     return tuple(map(_copied, value)) if isinstance(value, tuple | list) else value
+
+
+def _observed(hook_name: str, activation: Tensor, pos_mask: Tensor) -> Tensor:
+    """An activation of the trunk with zeros at padded positions (queries, of a pattern)."""
+    by_query = hook_name.endswith(("hook_pattern", "hook_attn_scores"))
+    shape = [1] * activation.ndim
+    shape[0], shape[2 if by_query else 1] = pos_mask.shape
+    fits = all(size in (1, of) for size, of in zip(shape, activation.shape, strict=True))
+    return torch.where(pos_mask.view(shape), activation, 0.0) if fits else activation
 
 
 def _differ(hook_name: str, path: str, ours: Tensor, theirs: Tensor) -> Difference:

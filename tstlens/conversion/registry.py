@@ -1,4 +1,4 @@
-"""Which source families are known, and ``convert``, which finds the right one."""
+"""Which source families are known, and which one a source is of."""
 
 from __future__ import annotations
 
@@ -10,11 +10,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from tstlens.conversion.checking import Trial, check_parity
+from tstlens.conversion.checking import Trial
+from tstlens.conversion.refused import why_refused
 from tstlens.errors import (
     ArgumentError,
-    ParityError,
-    TstlensError,
     UnknownFamilyError,
     UnsupportedSourceError,
 )
@@ -92,80 +91,6 @@ def families() -> dict[str, str]:
     return {name: family.summary for name, family in sorted(_FAMILIES.items())}
 
 
-def convert(
-    source: nn.Module | Mapping[str, Tensor], family: str | None = None, **hints: Any
-) -> HookedTST:
-    """Turn a time-series transformer into a :class:`HookedTST` with the same outputs.
-
-    Weights are copied, never trained or approximated. The result is compared with the source on
-    random, constant and (where the source takes masks) padded series, in float32 and float64; the
-    report is ``model.parity``. The source is left as it was.
-
-    Args:
-        source: a live module, or a state dict together with ``family``.
-        family: which family to convert as; needed for a state dict. See :func:`families`.
-        **hints: what the weights alone cannot tell (``n_heads`` for a state dict), or modules that
-            belong to the model (``embed`` and ``head`` of a bare encoder).
-
-    Returns:
-        The converted model, in eval mode, with ``.parity`` set.
-
-    Raises:
-        UnknownFamilyError: no family recognises the source, or ``family`` is not known.
-        UnsupportedSourceError: the source uses an option that is not covered; it is named.
-        StateDictError: entries are missing, left over or misshapen.
-        ArgumentError: a hint is missing or not known to the family.
-        ParityError: outputs differ by more than the tolerance.
-
-    Example:
-        >>> import tstlens
-        >>> from tstlens.training import ConvTST
-        >>> source = ConvTST(n_channels=2, n_time=30, n_classes=4)
-        >>> model = tstlens.convert(source)
-        >>> model.parity.passed
-        True
-    """
-    chosen = _choose(source, family)
-    unknown = sorted(set(hints) - set(chosen.hints))
-    if unknown:
-        raise ArgumentError(
-            f"family {chosen.name!r} takes no {', '.join(unknown)}; it takes "
-            f"{', '.join(chosen.hints) or 'no further arguments'}"
-        )
-    built = chosen.build(source, **hints)
-    parity = check_parity(built.model, built.source, built.trials, built.source_name)
-    built.model.parity = parity
-    built.model.info = {"family": chosen.name, "source": built.source_name}
-    if not parity.passed:
-        advice = ""
-        if parity.max_rel == float("inf"):
-            advice = (
-                "; the source's own output is not finite, or has another shape: look for NaN in "
-                "its weights"
-            )
-        advice = advice or _first_difference(chosen, built)
-        raise ParityError(f"the converted model does not match its source: {parity}{advice}")
-    return built.model
-
-
-def _first_difference(family: Family, built: Built) -> str:
-    """Where the two models part, in words; empty where the family cannot tell."""
-    from tstlens.conversion.comparing import compare
-
-    cfg = built.model.cfg
-    for trial in built.trials:
-        series = trial.tensors[0]
-        if len(trial.tensors) != 1 or series.ndim != 3 or series.shape[1] != cfg.n_channels:
-            continue
-        try:
-            found = compare(built.source, built.model, series.to(cfg.device, cfg.dtype))
-        except TstlensError:
-            return ""
-        if not found.passed:
-            return f"; on {trial.name} {found}"
-    return ""
-
-
 def family_of(source: object, model: HookedTST) -> Family:
     """The family that a converted model came from, if the source is of it.
 
@@ -176,11 +101,20 @@ def family_of(source: object, model: HookedTST) -> Family:
     name = str(model.info.get("family"))
     if name not in _FAMILIES:
         raise UnknownFamilyError(name, families(), "The model's info does not tell its source")
-    return _choose(source, name)
+    return choose(source, name)
 
 
-def _choose(source: object, name: str | None) -> Family:
+def choose(source: object, name: str | None) -> Family:
+    """The family of a source: the one that is named, or the first that recognises it.
+
+    Raises:
+        UnknownFamilyError: no family of this name, or none that recognises the source.
+        UnsupportedSourceError: the source is not of the named family.
+        ArgumentError: something that is neither a module nor a state dict, or a state dict
+            without a family or of one that takes live modules only.
+    """
     if name is not None and name not in _FAMILIES:
+        _refuse(name)
         raise UnknownFamilyError(name, families())
     if isinstance(source, Mapping):
         if name is None:
@@ -205,6 +139,7 @@ def _choose(source: object, name: str | None) -> Family:
             )
         return _FAMILIES[name]
     if not matching:
+        _refuse(_class_name(source))
         raise UnknownFamilyError(
             _class_name(source),
             families(),
@@ -212,6 +147,39 @@ def _choose(source: object, name: str | None) -> Family:
             "either, because its outputs may differ",
         )
     return matching[0]
+
+
+def family_reading(config: Mapping[str, Any], name: str | None) -> Family:
+    """The family that knows a ``config.json``, among those with a format on disk.
+
+    Raises:
+        UnknownFamilyError: no family of this name, or none that knows the config.
+        UnsupportedSourceError: the named family has no format on disk, or another config.
+    """
+    readers = [family for family in _FAMILIES.values() if family.reads and family.load]
+    if name is not None and name not in _FAMILIES:
+        raise UnknownFamilyError(name, families())
+    matching = [family for family in readers if family.reads and family.reads(config)]
+    if name is not None:
+        if _FAMILIES[name] not in matching:
+            known = ", ".join(family.name for family in readers)
+            raise UnsupportedSourceError(
+                f"this config.json is not of a {name!r} model; families with a folder format: "
+                f"{known}. Else convert the live model, or a state dict"
+            )
+        return _FAMILIES[name]
+    if not matching:
+        for described in [config.get("model_type"), *(config.get("architectures") or [])]:
+            _refuse(str(described))
+        described = config.get("architectures") or config.get("model_type") or "without a type"
+        raise UnknownFamilyError(described, [family.name for family in readers])
+    return matching[0]
+
+
+def _refuse(name: str) -> None:
+    reason = why_refused(name)
+    if reason is not None:
+        raise UnsupportedSourceError(f"{name} is not converted: {reason}")
 
 
 def _class_name(source: object) -> str:

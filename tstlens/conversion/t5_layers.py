@@ -38,6 +38,8 @@ _ACTIVATIONS = {
     "swish": "silu",
 }
 
+_RMS_NORMS = ("T5LayerNorm", "TimesFmRMSNorm", "TimesFm2_5RMSNorm")
+
 
 def read_t5(stack: Any) -> dict[str, Any]:
     """The config entries of a trunk that computes what a ``T5Stack`` does.
@@ -194,14 +196,14 @@ def showing_patterns(source: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def in_full_precision(source: nn.Module, dtype: torch.dtype) -> Iterator[None]:
-    """In float64, T5's norms inside compute their variance in float64 too.
+    """In float64, RMS norms of T5 and its kin inside compute their variance in float64 too.
 
     The source computes it in float32 whatever it runs in, which would leave a float64 comparison
     at 1e-7. In every other precision nothing changes.
     """
     norms: list[Any] = []
     if dtype == torch.float64:
-        norms = [m for m in source.modules() if type(m).__name__ == "T5LayerNorm"]
+        norms = [m for m in source.modules() if type(m).__name__ in _RMS_NORMS]
     try:
         for norm in norms:
             norm.forward = partial(_rms, norm)

@@ -79,7 +79,7 @@ def forecast(
             go.Scatter(x=x, y=y, name=name, mode="lines", line=line, hovertemplate=hover)
         )
     figure.add_vline(x=0.5, line={"color": style.FAINT, "width": 1})
-    figure.update_xaxes(title_text="steps from the last one seen", showgrid=False)
+    figure.update_xaxes(title_text="steps from the last one seen", showgrid=False, zeroline=False)
     figure.update_yaxes(title_text=windows.unit)
     heading = title or f"{windows.name}, forecast from {windows.starts[index]}"
     return style.finish(figure, heading, plot_height=260, above=26, left=58)

@@ -105,6 +105,20 @@ class Trunk(nn.Module):
         """Whether a hook point lies between the encoder and the decoder."""
         return bool(self.cfg.n_decoder_layers) and hook_name.split(".")[0] in _CROSSING
 
+    def observed_at(self, hook_name: str, state: TrunkState) -> Tensor | None:
+        """Which positions of an activation hold no padding, bool [row, pos]; None for all.
+
+        Args:
+            hook_name: where the activation is from; a decoder's positions are all observed, but
+                keys and values of its cross attention are the encoder's.
+            state: what :meth:`embed_series` returned.
+        """
+        if not self.cfg.n_decoder_layers or ".cross_attn.hook_k" in hook_name:
+            return state.pos_mask
+        part = hook_name.split(".")[0]
+        after = part in ("decoder", "decoder_final_ln", "head", "hook_decoder_embed")
+        return None if after and ".cross_attn.hook_v" not in hook_name else state.pos_mask
+
     def run_layers(
         self, residual: Residual, state: TrunkState, start: int, stop: int
     ) -> tuple[_Left, TrunkState]:

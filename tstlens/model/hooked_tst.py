@@ -222,7 +222,10 @@ class HookedTST(Trunk, SteeredModel, SteerableCodes, SplicedSAEs, StackedWeights
         """The model's output from what leaves the last block: final norm, pooling, linear map."""
         if self.cfg.final_norm:
             residual = self.final_norm(residual)
-        return self.head(residual, state or TrunkState())
+        state = state or TrunkState()
+        if self.cfg.n_decoder_layers and state.encoded is None:  # the mask is the encoder's
+            state = dataclasses.replace(state, pos_mask=None)
+        return self.head(residual, state)
 
     def loss(self, output: Tensor, target: Tensor | None) -> Tensor:
         """Mean cross-entropy (nats) of a classifier, mean squared error of a forecaster."""

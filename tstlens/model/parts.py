@@ -263,6 +263,8 @@ FAMILY_PARTS: dict[str, str] = {  # kind -> module:class, imported when it is as
     "scaled-steps": "steps:ScaledStepsConfig",
     "conv-steps": "steps:ConvStepsConfig",
     "revin-patches": "revin:RevINPatchesConfig",
+    "timesfm-patches": "timesfm:TimesFMPatchesConfig",
+    "timesfm-quantiles": "timesfm:TimesFMHeadConfig",
     "inverted": "inverted:InvertedConfig",
     "flat-head": "flat_head:FlatHeadConfig",
     "position-head": "inverted:PositionHeadConfig",

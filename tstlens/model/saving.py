@@ -12,12 +12,15 @@ from torch import nn
 from tstlens.errors import ArgumentError, CorruptFileError, DownloadError, UnknownCheckpointError
 from tstlens.model.config import HookedTSTConfig
 from tstlens.model.parity import Parity
-from tstlens.model.storage import CONFIG, read_config, read_folder, write_folder
+from tstlens.model.storage import CONFIG, is_foreign, read_config, read_folder, write_folder
 
 if TYPE_CHECKING:
     from tstlens.model.hooked_tst import HookedTST
 
 _Model = TypeVar("_Model", bound="SavedModel")
+
+# What makes a model of a folder that another library wrote; tstlens.conversion puts itself in.
+FOREIGN: list[Callable[[Path], HookedTST]] = []
 
 
 class SavedModel(nn.Module):
@@ -64,7 +67,9 @@ class SavedModel(nn.Module):
 
         Args:
             name: a shipped checkpoint (see :func:`list_checkpoints`), a folder that
-                ``save_pretrained`` wrote, or a hub id ``"organisation/model"`` of such a folder.
+                ``save_pretrained`` wrote, or a hub id ``"organisation/model"`` of such a folder;
+                or a folder or hub id of a source family with a format of its own, which is then
+                converted (see :func:`tstlens.convert`).
             embed: the front end, where the model was converted with one of the user's own.
             head: the head, likewise.
             device: where to put the model.
@@ -84,6 +89,8 @@ class SavedModel(nn.Module):
             3
         """
         folder = find_checkpoint(name)
+        if is_foreign(folder):
+            return _convert(folder, device, dtype)
         weights, record = read_folder(folder)
         try:
             cfg = HookedTSTConfig.from_dict(record["config"])
@@ -97,6 +104,16 @@ class SavedModel(nn.Module):
         model.info = record.get("info", {})
         model.parity = parity
         return model.to(device=device, dtype=dtype) if device or dtype else model
+
+
+def _convert(folder: Path, device: Any, dtype: torch.dtype | None) -> Any:
+    if not FOREIGN:
+        raise ArgumentError(
+            f"{folder} holds a model of another library; import tstlens.conversion first, or call "
+            f"tstlens.convert('{folder}')"
+        )
+    model = FOREIGN[0](folder)
+    return model.to(device=device, dtype=dtype) if device or dtype else model
 
 
 def _load(model: nn.Module, weights: dict[str, torch.Tensor], folder: Path) -> None:

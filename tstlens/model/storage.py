@@ -131,6 +131,16 @@ def read_folder(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise CorruptFileError(f"{path} is no safetensors file: {error}") from error
 
 
+def is_foreign(folder: Path) -> bool:
+    """Whether a folder holds the ``config.json`` of another library's model."""
+    try:
+        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    marks = {"model_type", "architectures", "transformer_backbone"}
+    return isinstance(config, dict) and "format" not in config and bool(marks & set(config))
+
+
 def read_config(folder: Path) -> dict[str, Any]:
     """``config.json`` of a model's folder.
 

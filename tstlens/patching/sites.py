@@ -87,6 +87,8 @@ _LEAVES = {  # last part of a hook name -> axes
     "embed.hook_patches": ("channel", *_PER_POS),
     "embed.hook_patch_mask": ("channel", "pos"),
     "embed.hook_observed": ("channel", *_PER_POS),
+    "embed.hook_freq": ("channel", "feature"),
+    "embed.hook_pos_embed": ("channel", *_PER_POS),
     "embed.block.hook_pre": ("channel", *_PER_POS),
     "embed.block.hook_post": ("channel", *_PER_POS),
     "head.hook_scaled": ("channel", "time"),

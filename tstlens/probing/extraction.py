@@ -149,7 +149,10 @@ def _of_short(model: HookedTST, name: str) -> list[str]:
         return [name]  # require_live says what is wrong with it
     if name in ("embed", "pos_embed"):
         return [f"hook_{name}"]
-    every = [get_act_name(name, layer) for layer in range(model.cfg.n_layers)]
+    every = [
+        get_act_name(name, layer).replace(f"blocks.{layer}", model.layer_name(layer))
+        for layer in range(model.cfg.n_layers)
+    ]
     known = [full for full in every if full in model.hook_dict]
     return known or every[:1] or [name]
 
@@ -265,15 +268,18 @@ def _pass(
     mask = None if data.mask is None else data.mask.to(series.device)
     _, state = model.embed_series(series, mask)  # for the padding
     with model.hooks(fwd_hooks=[(name, keep) for name in names]):
-        model(series, mask=mask, stop_at_layer=_stop(names))
-    return kept, None if state.pos_mask is None else state.pos_mask.cpu().numpy()
+        model(series, mask=mask, stop_at_layer=_stop(model, names))
+    masks = [model.observed_at(name, state) for name in names]
+    if len({found is None for found in masks}) > 1:
+        raise ArgumentError("read an encoder and its decoder apart: they have their own positions")
+    return kept, None if masks[0] is None else masks[0].cpu().numpy()
 
 
-def _stop(names: Sequence[str]) -> int | None:
+def _stop(model: HookedTST, names: Sequence[str]) -> int | None:
     """The layer to stop before; None where the head has to run."""
     stop = 0
     for name in names:
-        layer = layer_of(name)
+        layer = model.cfg.n_encoder_layers if model.crosses(name) else model.layer_of(name)
         if layer is None and not name.startswith(("hook_", "embed.")):
             return None
         stop = max(stop, 0 if layer is None else layer + 1)

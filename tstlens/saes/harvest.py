@@ -105,8 +105,9 @@ class ActivationRows:
             activation = kept[name]
             places = _places(activation, index, state.n_series_channels, self.head == "each")
             activation = self._by_head(activation, name)
-            if state.pos_mask is not None and activation.ndim > 2:
-                activation, places = activation[state.pos_mask], places[state.pos_mask]
+            observed = model.observed_at(name, state)
+            if observed is not None and activation.ndim > 2:
+                activation, places = activation[observed], places[observed]
             rows[name] = activation.reshape(-1, activation.shape[-1])
             places = places.reshape(-1, 4)
         lengths = {len(tensor) for tensor in rows.values()}
@@ -132,10 +133,12 @@ def _extent(model: HookedTST, hooks: Sequence[str]) -> tuple[int, bool]:
     """The layer to stop before, and whether the head has to run."""
     stop, runs_head = 0, False
     for name in hooks:
-        part = name.split(".")[0]
-        if part == "blocks":
-            stop = max(stop, int(name.split(".")[1]) + 1)
-        elif part in ("head", "ln_final"):
+        part, layer = name.split(".")[0], model.layer_of(name)
+        if layer is not None:
+            stop = max(stop, layer + 1)
+        elif model.crosses(name):
+            stop = max(stop, model.cfg.n_encoder_layers + 1)
+        elif part in ("head", "ln_final", "decoder_final_ln"):
             stop, runs_head = model.cfg.n_layers, True
     return stop, runs_head
 

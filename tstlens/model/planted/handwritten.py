@@ -20,7 +20,8 @@ from tstlens.model.parts import HeadConfig, LinearPatchesConfig, PerStepConfig
 from tstlens.model.planted.program import Program, Variable
 
 NOISE = 0.03  # standard deviation of what is added to every weight
-HARD = 60.0  # a score that leaves e^-60 to all other positions
+NOISE_IN_SCORES = 0.01  # the same for queries and keys, whose products are large
+HARD = 12.0  # a score that leaves e^-12 to all other positions
 
 Drawn = tuple[Tensor, dict[str, Tensor]]  # series [n, channel, time], factors
 
@@ -55,7 +56,8 @@ def _under_noise(model: HookedTST, seed: int) -> HookedTST:
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in model.named_parameters():
         if parameter.ndim > 1 and not name.startswith("pos_embed"):
-            parameter += NOISE * torch.randn(parameter.shape, generator=generator)
+            size = NOISE_IN_SCORES if name.endswith(("W_Q", "W_K")) else NOISE
+            parameter += size * torch.randn(parameter.shape, generator=generator)
     return model
 
 
@@ -105,8 +107,8 @@ def draw_compare(n: int, generator: torch.Generator) -> Drawn:
     b = 2 * torch.randint(-1, 2, (n,), generator=generator)  # -2, 0, 2
     for channel, (level, window) in enumerate(zip((a, b), COMPARE_WINDOWS, strict=True)):
         rows = series[:, channel, list(window)]
-        centred = 0.5 * (rows - rows.mean(1, keepdim=True))
-        series[:, channel, list(window)] = centred + level[:, None] / 2
+        centred = 0.3 * (rows - rows.mean(1, keepdim=True))
+        series[:, channel, list(window)] = centred + 0.75 * level[:, None]
     return series, {"a": a, "b": b}
 
 

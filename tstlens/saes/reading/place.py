@@ -44,7 +44,8 @@ class Place:
         found = re.match(r"blocks\.(\d+)\.", self.reads)
         if found:
             return int(found[1]) + 1
-        return None if self.reads.startswith(("head", "ln_final")) else 0
+        whole = ("head", "ln_final", "encoder", "decoder", "hook_encoded", "hook_decoder")
+        return None if self.reads.startswith(whole) else 0
 
 
 def place_of(model: HookedTST, dictionary: Any) -> Place:
@@ -118,7 +119,7 @@ def encode(model: HookedTST, dictionary: Any, place: Place, data: TimeSeriesData
         )
     weights = next(iter(dictionary.parameters()), found)
     latents = dictionary.encode(found.to(weights)).to(found)
-    observed = state.pos_mask
+    observed = model.observed_at(place.reads, state)
     if observed is None:
         observed = torch.ones(found.shape[:2], dtype=torch.bool, device=found.device)
     latents = torch.where(observed[:, :, None], latents, torch.zeros_like(latents))
