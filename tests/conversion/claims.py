@@ -103,3 +103,16 @@ def splicing_changes_then_restores(
     changed = not torch.allclose(model(series), before)
     model.reset_saes()
     return changed, torch.equal(model(series), before)
+
+
+def coding_changes_then_restores(model: HookedTST, series: Tensor, hook: str) -> tuple[bool, bool]:
+    """The same of a codebook."""
+    from tstlens.codebooks import Codebook, CodebookConfig
+
+    before = model(series)
+    width = model.run_with_cache(series, names_filter=hook)[1][hook].shape[-1]
+    dtype = str(series.dtype).split(".")[-1]
+    model.add_codebook(Codebook(CodebookConfig(d_in=width, n_codes=4, dtype=dtype)), hook=hook)
+    changed = not torch.allclose(model(series), before)
+    model.reset_codebooks()
+    return changed, torch.equal(model(series), before)

@@ -2,13 +2,32 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
+from tests.conversion.recording import DOCS, Recorder
+from tstlens.files import write_text
 from tstlens.training import ConvTST
+
+
+@pytest.fixture(scope="session", autouse=True)
+def recorded() -> Iterator[None]:
+    """With TSTLENS_WRITE_DOCS=1: the docs' table, written from what the tests converted."""
+    if os.environ.get("TSTLENS_WRITE_DOCS") != "1":
+        yield
+        return
+    recorder = Recorder()
+    recorder.install()
+    try:
+        yield
+    finally:
+        recorder.remove()
+    write_text(DOCS, recorder.page())
 
 
 def shake(module: nn.Module) -> None:

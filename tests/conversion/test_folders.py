@@ -87,7 +87,10 @@ def test_what_is_no_source_is_refused(folder, tmp_path, monkeypatch):
     with pytest.raises(CorruptFileError, match="is no JSON"):
         tstlens.convert(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "informer"}))
-    with pytest.raises(UnknownFamilyError, match="informer"):
+    with pytest.raises(UnsupportedSourceError, match="informer is not converted: Informer draws"):
+        HookedTST.from_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert"}))
+    with pytest.raises(UnknownFamilyError, match="'bert'"):
         HookedTST.from_pretrained(tmp_path)
     with pytest.raises(UnsupportedSourceError, match="not of a 'conv-tst' model; families with"):
         tstlens.convert(folder, "conv-tst")

@@ -483,7 +483,9 @@ def test_a_subclass_or_a_replaced_part_is_refused():
         tstlens.convert(source)
     source = a_source()
     source.model.scaler.register_forward_hook(lambda module, args, out: (out[0] * 2, *out[1:]))
-    with pytest.raises(ParityError, match="DIFFERENT.*first activation that differs from .*_scaled"):
+    with pytest.raises(
+        ParityError, match="DIFFERENT.*first activation that differs from .*_scaled"
+    ):
         tstlens.convert(source)
 
 

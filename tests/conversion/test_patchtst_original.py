@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 import tstlens
 from tests.conversion.claims import (
+    coding_changes_then_restores,
     dead_hooks,
     mean_entropy,
     splicing_changes_then_restores,
@@ -208,6 +209,7 @@ def test_every_hook_is_live_and_saving_keeps_everything(kind, options, tmp_path)
     assert torch.equal(again(series), model(series))
     hook = "blocks.1.hook_attn_out"
     assert splicing_changes_then_restores(model, series, hook) == (True, True)
+    assert coding_changes_then_restores(model, series, hook) == (True, True)
     assert dead_hooks(model.double(), series.double()) == []
 
 

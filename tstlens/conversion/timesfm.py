@@ -12,7 +12,7 @@
 | ``input_layernorm`` (RMS)                   | ``ln1``                                          |
 | ``self_attn`` q, k, v, o                    | ``attn``, ``attn.hook_q/k/v``, ``hook_pattern``, |
 |                                             | ``hook_z``, ``hook_attn_out``                    |
-| ``self_attn.scaling`` (per dimension)       | part of ``W_Q`` and ``b_Q``; ``attn_scale`` is 1 |
+| ``self_attn.scaling`` (per dimension)       | ``attn.q_scale`` (after ``hook_q``)              |
 | ``mlp.layer_norm`` (LayerNorm)              | ``ln2``                                          |
 | ``mlp.gate_proj``, ReLU, ``mlp.down_proj``  | ``mlp``, ``hook_mlp_out``                        |
 | the layer's output                          | ``hook_resid_post``                              |
@@ -40,6 +40,7 @@ the source's ``forward``, not of the model; call the source for them.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -48,12 +49,17 @@ from torch import Tensor, nn
 from tstlens.conversion.checking import Trial
 from tstlens.conversion.comparing import Tap
 from tstlens.conversion.encoder_layers import fill
-from tstlens.conversion.registry import Built
+from tstlens.conversion.registry import Built, Family, register
 from tstlens.conversion.t5_layers import dotted
 from tstlens.conversion.transformers_source import (
     as_compared,
+    attention_taps,
     attention_weights,
     block_weights,
+    class_of,
+    embedding_taps,
+    first,
+    last,
     rebuilt,
     refuse_changed_parts,
 )
@@ -64,7 +70,6 @@ from tstlens.model.families.timesfm import ForecastOutput, TimesFMHeadConfig, Ti
 _PACKAGE = "transformers.models.timesfm.modeling_timesfm"
 _CLASS = f"{_PACKAGE}.TimesFmModelForPrediction"
 _EPS = 1e-6  # of the MLPs' LayerNorms, fixed in the source
-_LOG2_E = 1.442695041  # as the source writes it
 
 
 def build(
@@ -118,9 +123,9 @@ def build(
             n_freq=own.freq_size,
             freq=freq,
             sinusoids=own.use_positional_embedding,
-            timescales=(own.min_timescale, own.max_timescale),
-            tolerance=own.tolerance,
-            pad_value=own.pad_val,
+            timescales=(float(own.min_timescale), float(own.max_timescale)),
+            tolerance=float(own.tolerance),
+            pad_value=float(own.pad_val),
         ),
         head=TimesFMHeadConfig(
             horizon=own.horizon_length,
@@ -133,6 +138,7 @@ def build(
         mlp_normalization_type="LN",
         eps=_EPS,
         attn_scale=1.0,
+        query_scale=True,
         causal=True,
         model_name="TimesFM 2.0",
     )
@@ -161,14 +167,7 @@ def _fill_model(model: HookedTST, source: Any) -> None:
             "mlp.W_out": mlp.down_proj.weight.T,
             "mlp.b_out": mlp.down_proj.bias,
         }
-        scale = query_scale(layer.self_attn)
-        fill(block, weights | attention_weights(layer.self_attn, model.cfg.n_heads, scale))
-
-
-def query_scale(attention: Any) -> Tensor:
-    """What TimesFM multiplies each dimension of a head's queries by, [d_head]."""
-    scale = nn.functional.softplus(attention.scaling)
-    return scale.mul(_LOG2_E / attention.head_dim**0.5).detach()
+        fill(block, weights | attention_weights(layer.self_attn, model.cfg.n_heads))
 
 
 def run(source: Any, series: Tensor, mask: Tensor | None, model: HookedTST) -> Tensor:
@@ -235,11 +234,9 @@ def taps(source: Any, model: HookedTST) -> list[Tap]:
         return seen.unflatten(0, (-1, n_channels))
 
     found = embedding_taps("decoder.input_ff_layer", width, by_series)
-    for layer, block in enumerate(source.decoder.layers):
-        here, there = f"blocks.{layer}", f"decoder.layers.{layer}"
-        found += attention_taps(
-            here, there, block.self_attn, query_scale(block.self_attn), patterns
-        )
+    for number, layer in enumerate(source.decoder.layers):
+        here, there = f"blocks.{number}", f"decoder.layers.{number}"
+        found += attention_taps(here, there, layer.self_attn, patterns)
         found += [
             Tap(f"{here}.hook_attn_out", f"{there}.self_attn", first, observed_only=True),
             Tap(f"{here}.hook_resid_mid", f"{there}.mlp", of="input", observed_only=True),

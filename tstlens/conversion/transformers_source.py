@@ -96,35 +96,29 @@ def as_compared(source: nn.Module, dtype: torch.dtype) -> Iterator[None]:
             yield
 
 
-def attention_weights(
-    attention: Any, n_heads: int, scale: Tensor | None = None, prefix: str = "attn"
-) -> dict[str, Tensor]:
-    """W and b of q, k, v and o from ``q_proj``, ``k_proj``, ``v_proj`` and ``o_proj``.
+def attention_weights(attention: Any, n_heads: int) -> dict[str, Tensor]:
+    """Weights of TimesFM's attention: ``q_proj``, ``k_proj``, ``v_proj``, ``o_proj``, ``scaling``.
 
     Keys and values that several heads share are repeated for each of them.
 
     Args:
         attention: the source's module.
         n_heads: heads of the queries.
-        scale: what queries are multiplied by, [d_head].
-        prefix: of the names.
     """
-    weights = {}
+    weights = {"attn.q_scale.w": attention.scaling}
     for letter in "QKV":
         linear = getattr(attention, f"{letter.lower()}_proj")
         d_head = attention.q_proj.out_features // n_heads
         weight = einops.rearrange(linear.weight, "(head d) m -> head m d", d=d_head)
         bias = None if linear.bias is None else linear.bias.unflatten(0, (-1, d_head))
-        if letter == "Q" and scale is not None:
-            weight, bias = weight * scale, None if bias is None else bias * scale
         repeats = n_heads // len(weight)
-        weights[f"{prefix}.W_{letter}"] = weight.repeat_interleave(repeats, 0)
+        weights[f"attn.W_{letter}"] = weight.repeat_interleave(repeats, 0)
         if bias is not None:
-            weights[f"{prefix}.b_{letter}"] = bias.repeat_interleave(repeats, 0)
+            weights[f"attn.b_{letter}"] = bias.repeat_interleave(repeats, 0)
     out = attention.o_proj
-    weights[f"{prefix}.W_O"] = einops.rearrange(out.weight, "m (head d) -> head d m", head=n_heads)
+    weights["attn.W_O"] = einops.rearrange(out.weight, "m (head d) -> head d m", head=n_heads)
     if out.bias is not None:
-        weights[f"{prefix}.b_O"] = out.bias
+        weights["attn.b_O"] = out.bias
     return weights
 
 
@@ -162,16 +156,13 @@ def embedding_taps(path: str, patch_len: int, by_series: Callable[[Tensor], Tens
     ]
 
 
-def attention_taps(
-    here: str, there: str, attention: Any, scale: Tensor | None, patterns: bool
-) -> list[Tap]:
+def attention_taps(here: str, there: str, attention: Any, patterns: bool) -> list[Tap]:
     """Where a layer with ``self_attn`` computes a block's input and its attention.
 
     Args:
         here: our block.
         there: the source's layer.
         attention: its ``self_attn``.
-        scale: what its queries are multiplied by where our W_Q holds it, [d_head].
         patterns: whether it shows its patterns.
     """
     d_head = attention.head_dim
@@ -180,16 +171,13 @@ def attention_taps(
     def per_head(seen: Tensor) -> Tensor:
         return seen.unflatten(-1, (-1, d_head))
 
-    def query(seen: Tensor) -> Tensor:
-        return per_head(seen) if scale is None else per_head(seen) * scale.to(seen)
-
     def shared(seen: Tensor) -> Tensor:
         return per_head(seen).repeat_interleave(repeats, 2)
 
     path = f"{there}.self_attn"
     found = [
         Tap(f"{here}.hook_resid_pre", there, of="input", observed_only=True),
-        Tap(f"{here}.attn.hook_q", f"{path}.q_proj", query, observed_only=True),
+        Tap(f"{here}.attn.hook_q", f"{path}.q_proj", per_head, observed_only=True),
         Tap(f"{here}.attn.hook_k", f"{path}.k_proj", shared, observed_only=True),
         Tap(f"{here}.attn.hook_v", f"{path}.v_proj", shared, observed_only=True),
         Tap(f"{here}.attn.hook_z", f"{path}.o_proj", per_head, "input", observed_only=True),

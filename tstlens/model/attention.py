@@ -16,6 +16,8 @@ from tstlens.model.positions import rotate
 from tstlens.model.state import TrunkState, causal_mask
 from tstlens.shapes import PerHead, Residual
 
+LOG2_E = 1.442695041  # so that softplus(0) log2(e) is 1, in the digits of the source
+
 _Input = Float[Tensor, "row pos d_model"] | Float[Tensor, "row pos head d_model"]
 _Keys = Float[Tensor, "row key d_model"] | Float[Tensor, "row key head d_model"]
 _KeysPerHead = Float[Tensor, "row key head d_head"]
@@ -34,7 +36,8 @@ class Attention(nn.Module):
 
     Weights have TransformerLens' layouts: ``W_Q``, ``W_K``, ``W_V`` [head, d_model, d_head],
     ``W_O`` [head, d_head, d_model], ``b_Q``, ``b_K``, ``b_V`` [head, d_head], ``b_O`` [d_model].
-    Rotary positions and the norm of queries and keys are applied after ``hook_q`` and ``hook_k``.
+    Rotary positions, the norm of queries and keys and the scale of queries are applied after
+    ``hook_q`` and ``hook_k``.
     """
 
     cross = False  # whether queries and keys may be of different lengths
@@ -57,6 +60,8 @@ class Attention(nn.Module):
         if cfg.qk_norm != "none":
             self.q_norm = HeadNorm(d_head, cfg.eps)
             self.k_norm = HeadNorm(d_head, cfg.eps)
+        if cfg.query_scale:
+            self.q_scale = QueryScale(d_head)
 
         self.hook_q = HookPoint()  # [row, pos, head, d_head]
         self.hook_k = HookPoint()  # [row, pos, head, d_head]
@@ -106,15 +111,17 @@ class Attention(nn.Module):
         return (self.hook_pattern(scores.softmax(-1)) @ v).transpose(1, 2)
 
     def place(self, x: PerHead, state: TrunkState, keys: bool = False) -> PerHead:
-        """Queries or keys as their products take them: normalised and rotated where asked for."""
+        """Queries or keys as their products take them: normalised, rotated, scaled as asked for."""
         if self.cfg.qk_norm == "none" and self.cfg.rotary_base is None:
-            return x
+            return x if keys or not self.cfg.query_scale else self.q_scale(x)
         norm = None if self.cfg.qk_norm == "none" else (self.k_norm if keys else self.q_norm)
         if norm is not None and self.cfg.qk_norm == "before_rotary":
             x = norm(x)
         if self.cfg.rotary_base is not None:
             x = rotate(x, state.positions, self.cfg.rotary_base)
-        return norm(x) if norm is not None and self.cfg.qk_norm == "after_rotary" else x
+        if norm is not None and self.cfg.qk_norm == "after_rotary":
+            x = norm(x)
+        return x if keys or not self.cfg.query_scale else self.q_scale(x)
 
     def write(self, z: PerHead) -> Residual:
         """What the heads add to the residual stream, summed over heads, plus ``b_O``."""
@@ -150,6 +157,20 @@ class HeadNorm(nn.Module):
 
     def forward(self, x: PerHead) -> PerHead:
         return nn.functional.rms_norm(x, self.w.shape, self.w, self.eps)
+
+
+class QueryScale(nn.Module):
+    """``softplus(w) log2(e) / sqrt(d_head)`` times every dimension, one weight for all heads.
+
+    Source: Das et al. 2024, "A decoder-only foundation model for time-series forecasting".
+    """
+
+    def __init__(self, d_head: int) -> None:
+        super().__init__()
+        self.w = nn.Parameter(torch.ones(d_head))
+
+    def forward(self, x: PerHead) -> PerHead:
+        return x * nn.functional.softplus(self.w).mul(LOG2_E / math.sqrt(len(self.w)))
 
 
 class ChannelAttention(Attention):

@@ -67,6 +67,8 @@ class HookedTSTConfig:
         position_max_distance: distance from which all positions share a bucket.
         rotary_base: base of rotary position embeddings on q and k; None for none.
         qk_norm: RMS norm of every head's q and k, before or after they are rotated.
+        query_scale: a learned factor for every dimension of queries, the last thing before their
+            products with keys (TimesFM).
         residual_attention: every layer adds the scores of the layer before to its own.
         second_attention: a second attention in every block, between the first and the MLP:
             ``"channel"`` mixes the channels of a series at each position, ``"cross"`` reads
@@ -114,6 +116,7 @@ class HookedTSTConfig:
     position_max_distance: int = 128
     rotary_base: float | None = None
     qk_norm: QKNorm = "none"
+    query_scale: bool = False
     residual_attention: bool = False
     second_attention: SecondAttention = "none"
     n_decoder_layers: int = 0

@@ -47,12 +47,17 @@ function prototypeSection(unit) {
   }
   const sampled = used < SUPPORT[unit] ? ` (${used} of them, evenly drawn)` : "";
   const some = p.count < DATA.channels && DATA.rows === 1 ? ` The ${p.count} of ${DATA.channels} channels that stand out most.` : "";
-  return section("Prototype", `Mean and standard deviation of its windows${sampled}, in the units of the series; shaded: the samples that the `
-    + `position was embedded from; dashed: the channel’s mean over all series.${some}`, grid);
+  return section("Prototype", `Mean and standard deviation of its windows${sampled}, in the units of the series; `
+    + `${p.before > 0 ? "shaded: the samples that the position was embedded from; " : ""}dashed: the channel’s mean over all series.${some}`, grid);
+}
+
+// Two digits, for ticks.
+function brief(value) {
+  return String(Number(value.toPrecision(2))).replace("-", "−");
 }
 
 function prototypeChart(mean, spread, overall, before) {
-  const width = 200, height = 112, left = 36, right = 4, top = 6, bottom = height - 16;
+  const width = 200, height = 112, left = 40, right = 4, top = 6, bottom = height - 16;
   let low = overall, high = overall;
   mean.forEach((v, t) => { if (!Number.isNaN(v)) { low = Math.min(low, v - spread[t]); high = Math.max(high, v + spread[t]); } });
   if (!(high > low)) { low -= 1; high += 1; }
@@ -60,7 +65,9 @@ function prototypeChart(mean, spread, overall, before) {
   const y = v => top + (high - v) / (high - low) * (bottom - top);
   const svg = make("svg", {viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": "prototype of one channel"});
   const last = mean.length - 1 - before, edge = t => Math.min(Math.max(x(t), left), width - right);
-  svg.append(make("rect", {class: "window", x: edge(before - 0.5), y: top, width: Math.max(edge(last + 0.5) - edge(before - 0.5), 1), height: bottom - top}));
+  if (before > 0) {
+    svg.append(make("rect", {class: "window", x: edge(before - 0.5), y: top, width: Math.max(edge(last + 0.5) - edge(before - 0.5), 1), height: bottom - top}));
+  }
   const upper = Array.from(mean, (v, t) => v + spread[t]), lower = Array.from(mean, (v, t) => v - spread[t]);
   const there = [...mean.keys()].filter(t => !Number.isNaN(mean[t]));
   if (there.length) {
@@ -69,7 +76,7 @@ function prototypeChart(mean, spread, overall, before) {
   }
   svg.append(make("line", {class: "middle", x1: left, x2: width - right, y1: y(overall), y2: y(overall)}));
   svg.append(make("path", {class: "line strong", d: linePath(mean, x, y)}));
-  svg.append(make("text", {x: left - 4, y: y(high) + 8, class: "tick end"}, number(high)), make("text", {x: left - 4, y: y(low), class: "tick end"}, number(low)));
+  svg.append(make("text", {x: left - 4, y: y(high) + 8, class: "tick end"}, brief(high)), make("text", {x: left - 4, y: y(low), class: "tick end"}, brief(low)));
   svg.append(make("text", {x: x(before), y: height - 3, class: "tick"}, "0"), make("text", {x: width - right, y: height - 3, class: "tick end"}, `+${mean.length - 1 - before}`));
   return svg;
 }
@@ -107,7 +114,7 @@ function classSection(unit) {
   const places = array(T.places), inSeries = array(T.classSeries);
   const entries = DATA.classes.map((name, c) => {
     const count = places[unit * N_CLASSES + c], series = inSeries[unit * N_CLASSES + c];
-    return {name, value: count / SUPPORT[unit], text: `${percent(count / SUPPORT[unit])}   ${series} of ${DATA.counts[c]}`,
+    return {name, value: count / SUPPORT[unit], text: `${count ? percent(count / SUPPORT[unit]) : "0 %"}   ${series} of ${DATA.counts[c]}`,
       title: `${count} of its ${SUPPORT[unit]} positions lie in series of class ${name}; active in ${series} of the ${DATA.counts[c]} series`};
   });
   entries.full = 1;

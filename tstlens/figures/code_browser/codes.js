@@ -140,10 +140,10 @@ function searchTable(search) {
   const head = ["code", "precision", "recall", "active at", "p", "shuffled", ...rivals.map(k => titles[k]), ...rivals.map(() => "its recall")];
   const order = rivals.length === 2 ? [0, 1, 2, 3, 4, 5, 6, 8, 7, 9] : head.map((_, i) => i);
   const hints = ["", "share of its places where this holds", "share of where this holds that it covers", `${search.unit}s`,
-    `against ${search.permutations} shuffles, allowing for all codes`, "95th percentile of the best of all codes at this recall, shuffled",
+    `against ${search.permutations} shuffles, allowing for all codes`, "95th percentile of the best of all codes at this recall, shuffled; none where no code has the recall",
     ...rivals.map(() => "precision of the most precise one at the code’s recall, on the same series"), ...rivals.map(() => "on these series")];
   const rows = search.rows.map(row => {
-    const cells = [codeLink(row.unit), share(row.test, 0), share(row.test, 1), String(row.test[2]), chance(row.p), percent(row.null),
+    const cells = [codeLink(row.unit), share(row.test, 0), share(row.test, 1), String(row.test[2]), chance(row.p), row.null > 0 ? percent(row.null) : "none",
       ...rivals.map(k => row[k] ? make("span", {title: row[k].name}, share(row[k].test, 0)) : "–"),
       ...rivals.map(k => row[k] ? share(row[k].test, 1) : "–")];
     return make("tr", {}, order.map(i => make("td", {class: i ? "num" + (i === 1 ? " best" : "") : ""}, cells[i])));

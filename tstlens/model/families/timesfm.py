@@ -54,7 +54,7 @@ class TimesFMPatchesConfig(EndingPatches):
     n_freq: int = 3
     freq: int = 0
     sinusoids: bool = False
-    timescales: tuple[float, float] = (1, 10_000)
+    timescales: tuple[float, float] = (1.0, 10_000.0)
     tolerance: float = 1e-6
     pad_value: float = 1123581321.0
     kind: str = "timesfm-patches"

@@ -1,9 +1,11 @@
 """Circuits with every weight written by hand, under a little noise on all weights.
 
 The norms have an eps of 1e12 and a gain of 1e6 and so pass values through unchanged to float
-precision; what a head reads and writes can be seen from the weights alone. The noise gives every
-other component some small effect, as in a trained model, so that no method is right merely because
-all else is exactly zero. It is drawn from the seed: other seeds are other models.
+precision; what a head reads and writes can be seen from the weights alone. All components outside
+the circuit are busy: they write what they see into dimensions that hardly anything reads, so that
+the size of an activation says nothing. The noise lets them have some small effect, as in a trained
+model, so that no method is right merely because all else is exactly zero. Both are drawn from the
+seed: other seeds are other models.
 """
 
 from __future__ import annotations
@@ -21,6 +23,8 @@ from tstlens.model.planted.program import Program, Variable
 
 NOISE = 0.03  # standard deviation of what is added to every weight
 NOISE_IN_SCORES = 0.01  # the same for queries and keys, whose products are large
+BUSY = 0.5  # of the weights of components outside the circuit
+_UNREAD = 4  # dimensions that they write to
 HARD = 12.0  # a score that leaves e^-12 to all other positions
 
 Drawn = tuple[Tensor, dict[str, Tensor]]  # series [n, channel, time], factors
@@ -30,7 +34,7 @@ def _blank(n_pos: int, seed: int, **options: Any) -> HookedTST:
     """A model of zeros with norms that pass everything and one dimension per position."""
     cfg = HookedTSTConfig(
         n_layers=2,
-        d_model=n_pos + 10,
+        d_model=n_pos + 10,  # a dimension per position, six for the circuit, four unread
         n_heads=3,
         d_head=4,
         d_mlp=6,
@@ -52,13 +56,27 @@ def _blank(n_pos: int, seed: int, **options: Any) -> HookedTST:
 
 
 @torch.no_grad()
-def _under_noise(model: HookedTST, seed: int) -> HookedTST:
+def _under_noise(model: HookedTST, program: Program, seed: int) -> HookedTST:
+    """Let all other components write to the last dimensions, then add noise to every weight."""
     generator = torch.Generator().manual_seed(seed)
+    for layer in range(model.cfg.n_layers):
+        block: Any = model.blocks[layer]
+        for head in range(model.cfg.n_heads):
+            if f"L{layer}H{head}" not in program.nodes:
+                _busy(block.attn.W_V[head], block.attn.W_O[head], generator)
+        if f"L{layer}MLP" not in program.nodes:
+            _busy(block.mlp.W_in, block.mlp.W_out, generator)
     for name, parameter in model.named_parameters():
         if parameter.ndim > 1 and not name.startswith("pos_embed"):
             size = NOISE_IN_SCORES if name.endswith(("W_Q", "W_K")) else NOISE
             parameter += size * torch.randn(parameter.shape, generator=generator)
     return model
+
+
+def _busy(read: Tensor, write: Tensor, generator: torch.Generator) -> None:
+    read += BUSY * torch.randn(read.shape, generator=generator)
+    unread = write[:, -_UNREAD:]
+    unread += BUSY * torch.randn(unread.shape, generator=generator)
 
 
 def _look(attn: Any, head: int, query: int, keys: tuple[int, ...]) -> None:
@@ -133,7 +151,7 @@ def compare_model(seed: int) -> HookedTST:
         _move(attn, head, read, write)
     _difference(model.blocks[1].mlp, mean_a, mean_b, up, down)
     model.head.W_U[down, 0] = model.head.W_U[up, 1] = 4
-    return _under_noise(model, seed)
+    return _under_noise(model, compare_program(), seed)
 
 
 def _difference(mlp: Any, one: int, other: int, up: int, down: int) -> None:
@@ -206,7 +224,7 @@ def same_model(seed: int) -> HookedTST:
     _look(attn, 0, _SAME_POS - 1, _SAME_AT[1:])
     _move(attn, 0, alike, evidence)
     model.head.W_U[evidence, 1], model.head.W_U[evidence, 0] = 3, -3
-    return _under_noise(model, seed)
+    return _under_noise(model, same_program(), seed)
 
 
 # --- marked-sample: pre-norm, one position per sample, attention by content -------------------
@@ -265,4 +283,4 @@ def marked_model(seed: int) -> HookedTST:
     _move(attn, 2, value, found)
     _difference(model.blocks[1].mlp, found, nothing, up, down)
     model.head.W_U[down, 0] = model.head.W_U[up, 1] = 4
-    return _under_noise(model, seed)
+    return _under_noise(model, marked_program(), seed)

@@ -36,7 +36,7 @@ def fit_interchange(
     *,
     steps: int,
     batch_size: int = 128,
-    lr: float = 3e-3,
+    lr: float = 6e-3,
     seed: int = 0,
     progress: bool = True,
 ) -> list[float]:
