@@ -172,10 +172,16 @@ def test_every_hook_is_live_and_saving_keeps_everything(kind, tmp_path):
     again = HookedTST.from_pretrained(tmp_path / "saved")
     assert again.cfg.to_dict() == model.cfg.to_dict() and again.parity == model.parity
     assert torch.equal(again(series), model(series))
+    assert dead_hooks(model.double(), series.double()) == []
+
+
+@pytest.mark.saes
+def test_dictionaries_go_in_and_come_out_bit_by_bit():
+    model = tstlens.convert(restated(pos_encoding="learnable"))
+    series = torch.randn(3, CHANNELS, TIME)
     hook = "blocks.0.hook_attn_out"
     assert splicing_changes_then_restores(model, series, hook) == (True, True)
     assert coding_changes_then_restores(model, series, hook) == (True, True)
-    assert dead_hooks(model.double(), series.double()) == []
 
 
 @pytest.mark.parametrize("site", ["resid_pre", "z", "mlp_post", "normalized_resid_post"])

@@ -224,10 +224,17 @@ def test_every_hook_is_live_and_saving_keeps_everything(kind, options, tmp_path)
     again = HookedTST.from_pretrained(tmp_path / "saved")
     assert again.cfg.to_dict() == model.cfg.to_dict() and again.parity == model.parity
     assert torch.equal(again(series), model(series))
+    assert dead_hooks(model.double(), series.double()) == []
+
+
+@pytest.mark.saes
+@pytest.mark.parametrize(("kind", "options"), ONE_OF_EACH, ids=["TST", "TSTPlus", "PatchTST"])
+def test_dictionaries_go_in_and_come_out_bit_by_bit(kind, options):
+    model = tstlens.convert(restated(kind, **options))
+    series = torch.randn(3, CHANNELS, TIME)
     hook = "blocks.1.hook_mlp_out"
     assert splicing_changes_then_restores(model, series, hook) == (True, True)
     assert coding_changes_then_restores(model, series, hook) == (True, True)
-    assert dead_hooks(model.double(), series.double()) == []
 
 
 @pytest.mark.parametrize("site", ["resid_pre", "z", "mlp_out", "attn_out"])

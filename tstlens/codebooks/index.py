@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 
 from tstlens.codebooks.comparing import (
     ChangedCodes,
@@ -192,9 +192,9 @@ class CodeIndex(PagedResult):
         predicate: Callable[[Any], Any] | None = None,
         *,
         label: int | str | None = None,
-        mask: Bool[Any, "..."] | None = None,
+        mask: Any | None = None,
         test: CodeIndex | Literal["split"] | None = None,
-        test_mask: Bool[Any, "..."] | None = None,
+        test_mask: Any | None = None,
         hooks: str | Sequence[str] | None = None,
         unit: Literal["position", "series"] = "position",
         min_recall: float = 0.02,

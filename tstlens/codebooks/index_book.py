@@ -76,9 +76,7 @@ class IndexedBook:
             if name == "head" and self.n_heads is None:
                 raise ArgumentError(f"head={head} was given, but codes at {self.hook} have no head")
             if not 0 <= value < size:
-                raise ArgumentError(
-                    f"expected {name} in 0..{size - 1} at {self.hook}, got {value}"
-                )
+                raise ArgumentError(f"expected {name} in 0..{size - 1} at {self.hook}, got {value}")
         tables = [
             table
             for table in range(self.n_units // self.n_codes)

@@ -19,9 +19,10 @@ from tstlens.model import HookedTST
 from tstlens.saes.reading.place import on_device
 from tstlens.saes.reading.windows import Spans, cells_of, spans_of
 
-RESERVED = frozenset(
-    "level slope curvature peak trough range variance frequency low middle high values distance "
-    "series label channels channel of start stop pos".split()
+RESERVED = frozenset(  # names that windows have already
+    ("level", "slope", "curvature", "peak", "trough", "range", "variance", "frequency", "low")
+    + ("middle", "high", "values", "distance", "series", "label", "channels", "of", "start")
+    + ("stop", "pos")
 )
 
 

@@ -35,9 +35,7 @@ class CodeNotes:
 
     texts: Mapping[str, str] = field(default_factory=dict)
 
-    def get(
-        self, hook: str, code: int, *, group: int = 0, head: int | None = None
-    ) -> str | None:
+    def get(self, hook: str, code: int, *, group: int = 0, head: int | None = None) -> str | None:
         """The note on a code, or None."""
         return self.texts.get(key_text(hook, group, head, code))
 

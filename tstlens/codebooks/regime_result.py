@@ -19,29 +19,34 @@ POSITIONS = ("all", "known")
 
 @dataclass(frozen=True)
 class CodePrecision:
-    """One code beside the neuron that marks its state best at (at least) its recall.
+    """How precisely codes mark a state, beside the best neurons at (at least) the same recall.
+
+    Neurons, signs and thresholds are chosen on other series, among what every codebook reads and
+    the hidden layer of every MLP.
 
     Args:
         hook: the codebook's hook point.
-        code: its number.
-        state: the state it stands for, chosen on other series.
-        precision: share of the code's positions that are in that state.
-        recall: share of the state's positions that have the code.
-        support: positions with the code.
-        neuron: where that neuron is, "tuned" or "original" model, hook point and column.
-        neuron_precision: share of the positions beyond its threshold that are in the state.
-        neuron_recall: share of the state's positions that are beyond it.
+        state: the state that the codes stand for, chosen on other series.
+        codes: all codes that stand for it, or a single one.
+        together: whether these are all codes of the state.
+        precision: share of the codes' positions that are in the state.
+        recall: share of the state's positions that have one of the codes.
+        support: positions with one of the codes.
+        neurons: model -> precision of its best neuron: ``"original"``, the model before it was
+            tuned, which is what there is without codebooks; ``"tuned"``, whose activations have
+            learned to lie near codes.
+        neuron_names: the same -> hook point and column.
     """
 
     hook: str
-    code: int
     state: int
+    codes: tuple[int, ...]
+    together: bool
     precision: float
     recall: float
     support: int
-    neuron: str
-    neuron_precision: float
-    neuron_recall: float
+    neurons: dict[str, float]
+    neuron_names: dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -91,7 +96,8 @@ class RegimeScore(Result):
             series.
         references: the same of what needs no model: ``"patch alone"`` takes the prototype for a
             code, ``"best possible"`` the most probable state given all patches so far.
-        codes: codes with enough support, each beside the best neuron.
+        codes: every state's codes together, and every single code with enough support, each beside
+            the best neurons.
         swaps: each codebook alone, then all together.
         divergence: hook point -> Jensen-Shannon divergence (bits) between forecasts at two
             positions that share a code, and at two random positions.
@@ -113,13 +119,21 @@ class RegimeScore(Result):
         """The hook point whose codes tell most about the states."""
         return max(self.states, key=lambda hook: self.states[hook]["all"].nmi)
 
-    def precision(self, hook: str) -> tuple[float, float]:
-        """Mean precision of the codes at a hook point, and of the best neurons, by code."""
-        found = [code for code in self.codes if code.hook == hook]
+    def precision(self, hook: str, *, together: bool = True) -> dict[str, float]:
+        """Mean precision at a hook point: of ``"codes"`` and of the best neurons by model.
+
+        Args:
+            hook: the hook point.
+            together: over states, each marked by all of its codes; False for single codes, whose
+                recall is lower, which is easier for neurons, too.
+        """
+        found = [one for one in self.codes if one.hook == hook and one.together == together]
         if not found:
-            return float("nan"), float("nan")
-        codes = np.mean([code.precision for code in found])
-        return float(codes), float(np.mean([code.neuron_precision for code in found]))
+            return {"codes": float("nan")}
+        means = {"codes": float(np.mean([one.precision for one in found]))}
+        for model in found[0].neurons:
+            means[model] = float(np.mean([one.neurons[model] for one in found]))
+        return means
 
     def to_dataframe(self) -> pd.DataFrame:
         """One row per number: measure, where, value, control, and what the control is."""
@@ -147,7 +161,11 @@ class RegimeScore(Result):
                 yield row("NMI", where, score.nmi, score.shuffled_nmi, "shuffled codes")
                 yield row("purity", where, score.purity, score.shuffled_purity, "shuffled codes")
         for hook in self.states:
-            yield row("code precision", hook, *self.precision(hook), "best neuron")
+            for together, measure in ((True, "precision, state"), (False, "precision, code")):
+                codes, *neurons = self.precision(hook, together=together).items()
+                for model, value in neurons:
+                    kind = f"best neuron, {model} model"
+                    yield row(f"{measure} ({model})", hook, codes[1], value, kind)
         for swap in self.swaps:
             where = " and ".join(swap.hooks)
             yield row("swap success", where, swap.success, swap.random, "random codes")
@@ -159,10 +177,12 @@ class RegimeScore(Result):
 
     def __repr__(self) -> str:
         best = self.best_hook
-        code, neuron = self.precision(best)
+        precision = self.precision(best)
+        neurons = ", ".join(f"{name} {precision[name]:.3f}" for name in list(precision)[1:])
         return (
             f"RegimeScore(valid mass {self.mass['codebooks']:.3f}, best at {best}: NMI "
-            f"{self.states[best]['all'].nmi:.3f}, precision {code:.3f} (best neuron {neuron:.3f}))"
+            f"{self.states[best]['all'].nmi:.3f}, precision {precision['codes']:.3f} "
+            f"(best neuron: {neurons}))"
         )
 
 

@@ -214,19 +214,16 @@ def _neurons(
     original: HookedTST | None,
     books: dict[str, Codebook],
     data: RegimeSeries,
-) -> dict[str, np.ndarray]:
-    """Place -> activations [position, column] that codes compete with.
-
-    What each codebook reads, and the hidden layer of every MLP, of both models.
-    """
+) -> dict[str, dict[str, np.ndarray]]:
+    """Model -> place -> activations [position, column] that codes compete with."""
     hidden = [f"blocks.{layer}.mlp.hook_post" for layer in range(model.cfg.n_layers)]
     read = {"tuned": (model, [*(f"{hook}.hook_sae_input" for hook in books), *hidden])}
     if original is not None:
-        read["original"] = _without(original), [*books, *hidden]
+        read = {"original": (_without(original), [*books, *hidden]), **read}
     found = {}
     for name, (which, hooks) in read.items():
         _, cache = which.run_with_cache(data.series, names_filter=hooks)
-        found |= {f"{name} {hook}": cache[hook].flatten(0, -2).cpu().numpy() for hook in hooks}
+        found[name] = {hook: cache[hook].flatten(0, -2).cpu().numpy() for hook in hooks}
     return found
 
 
@@ -235,37 +232,44 @@ def _precisions(
     ids: tuple[Tensor, Tensor],
     samples: tuple[RegimeSeries, RegimeSeries],
     score: StateScore,
-    activations: tuple[dict[str, np.ndarray], ...],
+    activations: tuple[dict[str, dict[str, np.ndarray]], ...],
     min_support: int,
 ) -> list[CodePrecision]:
     """Codes of a hook point beside neurons chosen, thresholds and all, on the first sample."""
-    code, other = (found.flatten().cpu().numpy() for found in ids)
-    states, other_states = (data.states.flatten().cpu().numpy() for data in samples)
-    of_code: dict[int, list[int]] = {}
-    for number, state, support in zip(score.codes, score.stands_for, score.support, strict=True):
-        enough = min(support, (code == number).sum()) >= min_support
-        if enough and (other_states == state).any():
-            of_code.setdefault(int(state), []).append(int(number))
+    chosen, reported = (found.flatten().cpu().numpy() for found in ids)
+    states = tuple(data.states.flatten().cpu().numpy() for data in samples)
     found = []
-    for state, numbers in sorted(of_code.items()):
-        train, test = (_places(held == state) for held in (states, other_states))
-        recalls = [train.score(code == number).recall for number in numbers]
-        rivals = best_rivals(activations[0], (1, -1), train, recalls, activations[1], test)
-        for number, rival in zip(numbers, rivals, strict=True):
-            own = test.score(other == number)
-            if rival is None:  # there are neurons, and positions in this state: not reached
-                continue
+    for state in np.intersect1d(np.unique(states[0]), np.unique(states[1])):
+        own = score.codes[score.stands_for == state]
+        frequent = [
+            code
+            for code in own
+            if min((chosen == code).sum(), (reported == code).sum()) >= min_support
+        ]
+        sets = [own, *(np.array([code]) for code in frequent)]
+        sets = [codes for codes in sets if np.isin(reported, codes).sum() >= min_support]
+        train, test = (_places(held == state) for held in states)
+        recalls = [train.score(np.isin(chosen, codes)).recall for codes in sets]
+        rivals = {
+            name: best_rivals(places, (1, -1), train, recalls, activations[1][name], test)
+            for name, places in activations[0].items()
+        }
+        for number, codes in enumerate(sets):
+            best = {name: ranked[number] for name, ranked in rivals.items()}
+            scored = test.score(np.isin(reported, codes))
             found.append(
                 CodePrecision(
                     hook=hook,
-                    code=number,
-                    state=state,
-                    precision=own.precision,
-                    recall=own.recall,
-                    support=own.support,
-                    neuron=f"{rival.place}, {rival.index}",
-                    neuron_precision=rival.test.precision,
-                    neuron_recall=rival.test.recall,
+                    state=int(state),
+                    codes=tuple(int(code) for code in codes),
+                    together=number == 0 and len(codes) == len(own),
+                    precision=scored.precision,
+                    recall=scored.recall,
+                    support=scored.support,
+                    neurons={n: r.test.precision for n, r in best.items() if r is not None},
+                    neuron_names={
+                        n: f"{r.place}, {r.index}" for n, r in best.items() if r is not None
+                    },
                 )
             )
     return found

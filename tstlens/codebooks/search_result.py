@@ -145,9 +145,9 @@ class CodeSearch(Result):
         """One row per code, in order.
 
         ``precision``, ``recall`` and ``support`` are of the test split, ``train_precision`` … of
-        the other; ``p`` and ``null`` are of shuffled data. ``neuron`` and ``latent`` name the best rivals
-        at the code's recall on the training split, with their precision and recall on the test
-        split.
+        the other; ``p`` and ``null`` are of shuffled data. ``neuron`` and ``latent`` name the
+        best rivals at the code's recall on the training split, with their precision and recall on
+        the test split.
         """
         import pandas as pd
 

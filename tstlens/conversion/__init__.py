@@ -14,6 +14,7 @@ from tstlens.conversion import (
     patchtst,
     patchtst_original,
     timesfm,
+    timesfm_25,
     torch_encoder,
     tsai,
 )
@@ -43,6 +44,7 @@ __all__ = [
     "patchtst_original",
     "register",
     "timesfm",
+    "timesfm_25",
     "torch_encoder",
     "tsai",
 ]

@@ -65,7 +65,7 @@ from tstlens.conversion.transformers_source import (
 )
 from tstlens.errors import ArgumentError, UnsupportedSourceError
 from tstlens.model import HookedTST, HookedTSTConfig
-from tstlens.model.families.timesfm import ForecastOutput, TimesFMHeadConfig, TimesFMPatchesConfig
+from tstlens.model.families.timesfm import TimesFMHeadConfig, TimesFMPatchesConfig
 
 _PACKAGE = "transformers.models.timesfm.modeling_timesfm"
 _CLASS = f"{_PACKAGE}.TimesFmModelForPrediction"
@@ -76,7 +76,7 @@ def build(
     source: nn.Module | Mapping[str, Tensor],
     n_channels: int = 1,
     freq: int = 0,
-    output: ForecastOutput = "quantiles",
+    output: str = "quantiles",
     config: Mapping[str, Any] | None = None,
 ) -> Built:
     """Convert a TimesFM 2.0 model.

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from tstlens.conversion.comparing import Tap
 from tstlens.conversion.encoder_layers import check_keys
 from tstlens.conversion.t5_layers import dotted, in_full_precision, showing_patterns
-from tstlens.errors import ArgumentError, UnsupportedSourceError
+from tstlens.errors import ArgumentError, SourcePackageError, UnsupportedSourceError
 
 _SHARED = ("torch.nn.", "transformers.activations")
 
@@ -70,13 +70,13 @@ def class_of(name: str) -> Any:
     """A class by its module and name.
 
     Raises:
-        ArgumentError: its package is not there.
+        SourcePackageError: its package is not there, or an older version.
     """
     module, leaf = name.rsplit(".", 1)
     try:
         return getattr(import_module(module), leaf)
     except (ImportError, AttributeError) as error:
-        raise ArgumentError(
+        raise SourcePackageError(
             f"weights are compared with a {leaf} rebuilt from them, which needs a version of "
             f"{module.split('.')[0]} that has {name}"
         ) from error
@@ -122,15 +122,15 @@ def attention_weights(attention: Any, n_heads: int) -> dict[str, Tensor]:
     return weights
 
 
-def block_weights(block: Any) -> dict[str, Tensor]:
+def block_weights(block: Any, name: str = "block") -> dict[str, Tensor]:
     """Weights of a residual block's :class:`~tstlens.model.families.residual_mlp.ResidualMLP`."""
     names = {"in": "input_layer", "out": "output_layer", "skip": "residual_layer"}
     weights = {}
     for ours, theirs in names.items():
         linear = getattr(block, theirs)
-        weights[f"block.W_{ours}"] = linear.weight.T
+        weights[f"{name}.W_{ours}"] = linear.weight.T
         if linear.bias is not None:
-            weights[f"block.b_{ours}"] = linear.bias
+            weights[f"{name}.b_{ours}"] = linear.bias
     return weights
 
 

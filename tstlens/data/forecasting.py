@@ -139,9 +139,10 @@ last 2001-01-06)
     boundary = len(values) - int(TEST_FRACTION * len(values))
     first, last = (n_time, boundary) if split == "train" else (max(boundary, n_time), len(values))
     if last - horizon < first:
+        stretch = boundary if split == "train" else len(values) - boundary
         raise ArgumentError(
-            f"n_time={n_time} and horizon={horizon} leave no window in the "
-            f"{boundary if split == 'train' else len(values) - boundary} samples of the {split} stretch of {name!r}"
+            f"n_time={n_time} and horizon={horizon} leave no window in the {stretch} samples of "
+            f"the {split} stretch of {name!r}"
         )
     targets = torch.arange(first, last - horizon + 1, step)  # of each window's first target
     seen = values[targets[:, None] - n_time + torch.arange(n_time)]

@@ -63,6 +63,7 @@ def draw_codebook_scores(result: CodebookScores, *, title: str | None = "") -> g
             text=[number(value) for value in shown],
             textposition="auto",
             insidetextanchor="start",
+            constraintext="none",
             textfont={"size": 10},
             customdata=shown,
             hovertemplate=f"%{{y}}: {heading} %{{customdata:.4g}}<extra></extra>",
@@ -106,18 +107,17 @@ def draw_code_search(result: CodeSearch, *, n: int = 10, title: str | None = "")
     codes = result.codes[:n]
     if not codes:
         raise ArgumentError(f"the search for {result.asked} found no code, so nothing to draw")
-    names = [
-        f"{_short_code((one.hook, one.group, one.head, one.code))} " for one in codes
-    ]
+    names = [f"{_short_code((one.hook, one.group, one.head, one.code))} " for one in codes]
     figure = go.Figure()
     figure.add_vline(x=result.base_rate, line={"color": style.MUTED, "width": 1.5, "dash": "dot"})
     figure.add_scatter(
         x=[one.null for one in codes],
         y=names,
         mode="markers",
-        name="best of all codes, shuffled (95th percentile)",
+        name="best of all codes, shuffled",
         marker={"symbol": "line-ns", "size": 13, "line": {"width": 2, "color": style.MUTED}},
-        hovertemplate="shuffled, best of all codes at this recall: %{x:.1%}<extra></extra>",
+        hovertemplate="shuffled, best of all codes at this recall, 95th percentile: %{x:.1%}"
+        "<extra></extra>",
     )
     rivals = (("neuron", "best neuron", style.ORANGE), ("latent", "best SAE latent", "#117733"))
     for kind, name, colour in rivals:
@@ -131,9 +131,7 @@ def draw_code_search(result: CodeSearch, *, n: int = 10, title: str | None = "")
             mode="markers",
             name=name,
             marker={"symbol": "diamond-open", "size": 9, "color": colour, "line": {"width": 1.6}},
-            text=[
-                f"{one.place} [{one.index}]: recall {one.test.recall:.1%}" for _, one in found
-            ],
+            text=[f"{one.place} [{one.index}]: recall {one.test.recall:.1%}" for _, one in found],
             hovertemplate=f"{name} %{{text}}<br>precision %{{x:.1%}}<extra></extra>",
         )
     figure.add_scatter(
@@ -152,23 +150,21 @@ def draw_code_search(result: CodeSearch, *, n: int = 10, title: str | None = "")
     )
     for one, name in zip(codes, names, strict=True):
         figure.add_annotation(
-            x=1.06, y=name, text=_percent(one.test.recall), showarrow=False, xanchor="center",
+            x=1.17, y=name, text=_percent(one.test.recall), showarrow=False, xanchor="center",
             font={"size": 11, "color": style.INK},
         )  # fmt: skip
     figure.add_annotation(
-        x=1.06, y=1, yref="paper", yanchor="bottom", text="recall", showarrow=False,
+        x=1.17, y=1, yref="paper", yanchor="bottom", text="recall", showarrow=False,
         font={"size": 11, "color": style.MUTED},
     )  # fmt: skip
     figure.update_yaxes(autorange="reversed", showgrid=True)
     figure.update_xaxes(
-        range=[-0.02, 1.12], tickformat=".0%", title="precision", tickvals=[0, 0.25, 0.5, 0.75, 1]
+        range=[-0.03, 1.27], tickformat=".0%", title="precision", tickvals=[0, 0.25, 0.5, 0.75, 1]
     )
     figure.update_layout(legend=_legend_below())
     heading = f"Codes for {result.asked}" if title == "" else title
-    subtitle = (
-        f"on {result.made.get('n_test')} series that did not pick them; dotted: base rate "
-        f"{_percent(result.base_rate)} of {result.unit}s"
-    )
+    subtitle = f"{result.made.get('n_test')} other series; dotted: base rate"
+    subtitle += f" {_percent(result.base_rate)}"
     left, height = style.room_for(names) + 2, 26 * len(codes) + 24
     return style.finish(
         figure, heading, subtitle, plot_height=height, above=16, below=116, left=left
@@ -195,9 +191,7 @@ def draw_similar_codes(result: SimilarCodes, *, title: str | None = "") -> go.Fi
 
 
 @draw.register
-def draw_changed_codes(
-    result: ChangedCodes, *, n: int = 15, title: str | None = ""
-) -> go.Figure:
+def draw_changed_codes(result: ChangedCodes, *, n: int = 15, title: str | None = "") -> go.Figure:
     """Codes whose share of positions differs most between two series.
 
     Args:
@@ -213,7 +207,7 @@ def draw_changed_codes(
         for a, b in result.share[:n]
     ]
     end = float(np.abs(difference).max()) * 1.15 if len(difference) else 1.0
-    label = f"share of positions in series {second} minus series {first}"
+    label = f"share in series {second} minus {first}"
     return _bars(result.codes[:n], difference, label, heading, "", hover, [-end, end], signed=True)
 
 
@@ -227,7 +221,7 @@ def draw_common_codes(result: CommonCodes, *, n: int = 15, title: str | None = "
         title: "" for one made from the result, None for none.
     """
     heading = f"Codes that {result.asked} share" if title == "" else title
-    subtitle = f"{len(result)} codes in {result.n_series} series; the rarest elsewhere first"
+    subtitle = f"{len(result)} codes, in {result.n_series} series"
     hover = [f"{_percent(one)} of the set" for one in result.inside[:n]]
     values, label = result.outside[:n], "share of the other series"
     return _bars(result.codes[:n], values, label, heading, subtitle, hover, [0, 1.08])
@@ -338,6 +332,8 @@ def _bars(
     figure = go.Figure(
         go.Bar(
             y=names, x=values, orientation="h", marker={"color": colours}, customdata=hover,
+            text=[number(value, signed) if value else "0" for value in values],
+            textposition="auto", textfont={"size": 10},
             hovertemplate="%{y}: %{x:.3f}<br>%{customdata}<extra></extra>",
         )
     )  # fmt: skip

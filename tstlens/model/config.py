@@ -223,6 +223,13 @@ class HookedTSTConfig:
         return bool(getattr(self.embed, "channel_independent", False))
 
     @property
+    def rows_per_series(self) -> int:
+        """Rows of the trunk per series: 1, or a row per channel (and per sign; see TimesFM 2.5)."""
+        if not self.channel_independent:
+            return 1
+        return (self.n_channels or 1) * getattr(self.embed, "n_signs", 1)
+
+    @property
     def n_encoder_layers(self) -> int:
         """Layers before the decoder; all of them where there is none."""
         return self.n_layers - self.n_decoder_layers

@@ -211,12 +211,12 @@ class HookedTST(Trunk, SteeredModel, SteerableCodes, SplicedSAEs, StackedWeights
                 "by_channel is for models whose channels go through the trunk one by one; in this "
                 "one they share it, and the first axis holds series"
             )
-        n_channels = self.cfg.n_channels or 1
-        if len(activation) % n_channels:
+        n_rows = self.cfg.rows_per_series
+        if len(activation) % n_rows:
             raise SeriesShapeError(
-                f"expected [batch * channel={n_channels}, ...], got {list(activation.shape)}"
+                f"expected [batch * channel={n_rows}, ...], got {list(activation.shape)}"
             )
-        return activation.unflatten(0, (-1, n_channels))
+        return activation.unflatten(0, (-1, n_rows))
 
     def unembed(self, residual: Residual, state: TrunkState | None = None) -> Tensor:
         """The model's output from what leaves the last block: final norm, pooling, linear map."""
@@ -312,7 +312,7 @@ class HookedTST(Trunk, SteeredModel, SteerableCodes, SplicedSAEs, StackedWeights
 
     def _check_one_row(self, given: Any, kwargs: dict[str, Any]) -> None:
         per_channel = self.cfg.channel_independent and kwargs.get("start_at_layer") is None
-        rows = len(given) * (given.shape[1] if per_channel else 1)
+        rows = len(given) * (self.cfg.rows_per_series if per_channel else 1)
         if rows != 1:
             raise ArgumentError(
                 f"remove_batch_dim needs a single row in the trunk, got {rows}"

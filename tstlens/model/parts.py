@@ -263,6 +263,8 @@ FAMILY_PARTS: dict[str, str] = {  # kind -> module:class, imported when it is as
     "scaled-steps": "steps:ScaledStepsConfig",
     "conv-steps": "steps:ConvStepsConfig",
     "revin-patches": "revin:RevINPatchesConfig",
+    "timesfm-2.5-patches": "timesfm_25:TimesFM25PatchesConfig",
+    "timesfm-2.5-quantiles": "timesfm_25:TimesFM25HeadConfig",
     "timesfm-patches": "timesfm:TimesFMPatchesConfig",
     "timesfm-quantiles": "timesfm:TimesFMHeadConfig",
     "inverted": "inverted:InvertedConfig",

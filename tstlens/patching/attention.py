@@ -78,7 +78,7 @@ def attention(
     if missing:
         raise UnknownHookError(missing[0], model.hook_dict, "This model's blocks have no pattern")
     cells = time_cells(model, series.shape[2])
-    n_rows = (model.cfg.n_channels or 1) if model.cfg.channel_independent else 1
+    n_rows = model.cfg.rows_per_series
     n_pos = model.n_pos(series.shape[2]) or series.shape[2]
     per_block = max(1, rows_that_fit(model, n_pos, _MEMORY_MB) // n_rows)
     patterns, all_observed, all_stats = [], [], []

@@ -89,12 +89,16 @@ _LEAVES = {  # last part of a hook name -> axes
     "embed.hook_observed": ("channel", *_PER_POS),
     "embed.hook_freq": ("channel", "feature"),
     "embed.hook_pos_embed": ("channel", *_PER_POS),
+    "embed.hook_running_loc": ("channel", *_PER_POS),
+    "embed.hook_running_scale": ("channel", *_PER_POS),
     "embed.block.hook_pre": ("channel", *_PER_POS),
     "embed.block.hook_post": ("channel", *_PER_POS),
     "head.hook_scaled": ("channel", "time"),
     "head.hook_quantiles": ("channel", "time", "feature"),
     "head.block.hook_pre": ("feature",),
     "head.block.hook_post": ("feature",),
+    "spread_block.hook_pre": ("feature",),
+    "spread_block.hook_post": ("feature",),
     "head.hook_parameters": ("channel", "time", "feature"),
 }
 _TEMPLATES = {
@@ -298,7 +302,7 @@ def locate(model: HookedTST, site: Site) -> Place:
     mixes_channels = "channel_attn" in template and "query" in axes
     by_itself = "channel" in axes  # an activation that has its channels as an axis
     if model.cfg.channel_independent and axes and not by_itself and not mixes_channels:
-        channels = model.cfg.n_channels or 1
+        channels = model.cfg.rows_per_series
         axes = ("channel", *axes)
     place = Place(
         template,

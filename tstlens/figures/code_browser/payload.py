@@ -232,11 +232,11 @@ def _prototypes(index: CodeIndex, units: list[tuple[IndexedBook, int]]) -> dict[
         "mean": packed(np.array(means), "float32"),
         "spread": packed(np.array(spreads), "float32"),
         "overall": mean_of.tolist(),
-        "before": int(round(_before(index))),
+        "before": _before(index),
     }
 
 
-def _before(index: CodeIndex) -> float:
+def _before(index: CodeIndex) -> int:
     """Samples of a cut window that lie before the span."""
     first, last = index.spans[len(index.spans) // 2]
     return (width_of(index.spans) - (last - first)) // 2

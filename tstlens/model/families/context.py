@@ -51,6 +51,12 @@ class EndingPatches:
         return x.unflatten(-1, (-1, self.patch_len))
 
 
+def root(variance: Tensor) -> Tensor:
+    """The square root, with a gradient of zero (not infinity) where there is nothing to root."""
+    nothing = variance <= 0
+    return torch.where(nothing, 0.0, torch.where(nothing, 1.0, variance).sqrt())
+
+
 def first_place(found: Tensor) -> tuple[int, ...]:
     """The index of the first True of a tensor that has one."""
     return tuple(int(i) for i in torch.nonzero(found)[0])

@@ -12,21 +12,20 @@ Source: Das et al. 2024, "A decoder-only foundation model for time-series foreca
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformer_lens.hook_points import HookPoint
 
 from tstlens.errors import ArgumentError, SeriesValueError
-from tstlens.model.families.context import EndingPatches, first_place
+from tstlens.model.families.context import EndingPatches, first_place, root
 from tstlens.model.families.residual_mlp import ResidualMLP
 from tstlens.model.norms import listened_to
 from tstlens.model.parts import ActFn, one_of, positive
 from tstlens.model.state import TrunkState
 from tstlens.shapes import Mask, Output, Residual, Series
 
-ForecastOutput = Literal["quantiles", "point", "both"]
 OUTPUTS = ("quantiles", "point", "both")
 ENOUGH = 3  # observed samples of the patch that location and scale are taken from
 
@@ -94,7 +93,7 @@ class TimesFMHeadConfig:
     horizon: int
     quantiles: tuple[float, ...]
     d_hidden: int
-    output: ForecastOutput = "quantiles"
+    output: str = "quantiles"
     act_fn: ActFn = "silu"
     n_classes: None = None
     pooling: str = "last"
@@ -185,9 +184,7 @@ class TimesFMPatches(nn.Module):
         count = seen.sum(-1, keepdim=True)
         loc = (patch * seen).sum(-1, keepdim=True) / count
         variance = ((patch - loc) * seen).square().sum(-1, keepdim=True) / count
-        flat = variance == 0  # the root has no gradient there
-        scale = torch.where(flat, torch.zeros_like(variance), torch.where(flat, 1.0, variance).sqrt())
-        return self.hook_loc(loc), self.hook_scale(scale.clamp(min=self.cfg.tolerance))
+        return self.hook_loc(loc), self.hook_scale(root(variance).clamp(min=self.cfg.tolerance))
 
     def _positions(self, pos_mask: Tensor) -> Tensor:
         """Sines and cosines [batch, channel, pos, d_model] of places after the first observed."""

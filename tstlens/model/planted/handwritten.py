@@ -157,7 +157,7 @@ def compare_model(seed: int) -> HookedTST:
 def _difference(mlp: Any, one: int, other: int, up: int, down: int) -> None:
     """Hidden units for one - other and other - one, written to two dimensions."""
     for unit, (sign, write) in enumerate(((1, up), (-1, down))):
-        mlp.W_in[one, unit], mlp.W_in[other, unit] = sign, -sign
+        mlp.W_in[one, unit], mlp.W_in[other, unit] = 2 * sign, -2 * sign
         mlp.W_out[unit, write] = 1
 
 

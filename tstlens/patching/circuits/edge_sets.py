@@ -63,8 +63,7 @@ def run_edge_sets(
 
 def pairs_at_once(model: HookedTST, graph: ComponentGraph, n_pos: int, memory_mb: float) -> int:
     """Pairs whose streams for all receivers take about ``memory_mb`` MiB."""
-    rows = model.cfg.n_channels or 1 if model.cfg.channel_independent else 1
-    per_pair = 12 * rows * len(graph.receivers) * n_pos * model.cfg.d_model
+    per_pair = 12 * model.cfg.rows_per_series * len(graph.receivers) * n_pos * model.cfg.d_model
     return max(1, int(memory_mb * 2**20 / per_pair))
 
 

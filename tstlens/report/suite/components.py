@@ -172,7 +172,7 @@ def score_edges(what: Asked, edges: Tensor, nodes: Tensor) -> dict[str, float]:
     sizes, group = what.collapsed(edges)
     truth, _ = what.collapsed(what.true_edges.float())
     n_true = int(truth.sum())
-    strongest = sizes.argsort(descending=True, stable=True)[:n_true]
+    strongest = torch.argsort(sizes, descending=True, stable=True)[:n_true]
     kept = torch.isin(group, strongest)
     metric = metric_of(what.judged)
     circuit = Circuit(what.graph, edges.double(), kept, metric.name, metric.unit)

@@ -184,7 +184,8 @@ def prediction_difference(what: Explained, found: Tensor) -> float:
     """
     scores = found.abs().flatten(1)
     n_top = what.task.mask.flatten(1).sum(1)
-    rank = scores.argsort(1, descending=True, stable=True).argsort(1)
+    order = torch.argsort(scores, dim=1, descending=True, stable=True)
+    rank = torch.argsort(order, dim=1)
     gone = (rank < n_top[:, None]).view_as(what.task.mask)
     rows = torch.arange(len(scores))
     before = what.model(what.task.series).softmax(1)[rows, what.task.labels]
