@@ -15,7 +15,7 @@ import torch
 import tstlens
 from tests.codebooks.test_fitting import MLP, Z, make_data, make_model
 from tstlens import codebooks
-from tstlens.errors import CorruptFileError, HookError, UnknownCheckpointError
+from tstlens.errors import CorruptFileError, HookError, StorageError, UnknownCheckpointError
 
 
 @pytest.fixture
@@ -70,7 +70,7 @@ def test_a_model_without_codebooks_is_refused(tmp_path):
     with pytest.raises(UnknownCheckpointError, match="unknown checkpoint 'japanese-vowel'"):
         codebooks.load("japanese-vowel")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(CorruptFileError, match="config.json"):
+    with pytest.raises(StorageError, match=r"expected config\.json in .*, found none"):
         codebooks.load(tmp_path / "empty")
 
 

@@ -51,7 +51,8 @@ def test_the_folder_holds_the_tuned_model_its_codes_and_its_scores(model, splits
     readme = (tmp_path / "made" / "README.md").read_text()
     assert readme.startswith("# tiny with codebooks\n")
     assert f"| codebooks | {right:.2%} |" in readme
-    assert 'codebooks.load("tiny")' in readme and "tstlens codebook make tiny" in readme
+    assert f'codebooks.load("{(tmp_path / "made").as_posix()}")' in readme
+    assert "tstlens codebook make tiny" in readme
 
 
 def test_fitted_on_the_training_split_and_scored_on_the_other(model, splits, tmp_path):
@@ -72,12 +73,14 @@ def test_no_saes_where_none_are_asked_for(model, splits, tmp_path):
 
 
 def test_a_model_that_is_there_is_replaced_only_when_asked(model, splits, tmp_path):
-    folder = tmp_path / "made"
+    folder = tmp_path / "tiny" / "codebooks"  # where a checkpoint keeps them
     codebooks.make_codebooks(model, [MLP], folder, **OPTIONS)
+    assert 'codebooks.load("tiny")' in (folder / "README.md").read_text()
     before = (folder / "scores.json").read_text()
     with pytest.raises(ArgumentError, match=r"holds a model already; .* overwrite=True"):
         codebooks.make_codebooks(model, [MLP], folder, **OPTIONS)
     assert (folder / "scores.json").read_text() == before
+    assert list(codebooks.load(tmp_path / "tiny").acts_to_codebooks) == [MLP]
     later = "blocks.1.hook_mlp_out"
     codebooks.make_codebooks(model, [later], folder, overwrite=True, **OPTIONS)
     assert list(codebooks.load(folder).acts_to_codebooks) == [later]  # nothing is left of the other

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from tstlens.errors import ArgumentError
 from tstlens.files import write_text
 from tstlens.model import HookedTST
 from tstlens.model.saving import as_model
+from tstlens.saes.loading import FOLDER
 
 SCORES, README = "scores.json", "README.md"
 
@@ -62,6 +64,7 @@ def make_codebooks(
     scores = score(tuned, test, original=original, train=train, sae_steps=sae_steps, seed=seed)
     tuned.info = {**original.info, "codebooks": {"fit": books.settings, "scores": scores.task}}
     tuned.parity = None  # of the weights before they were tuned
+    shutil.rmtree(folder / FOLDER, ignore_errors=True)  # those of another fit would stay
     tuned.save_pretrained(folder)
     record = {**scores.to_dict(), "history": books.history, "command": command}
     write_text(folder / SCORES, json.dumps(record, indent=2) + "\n")

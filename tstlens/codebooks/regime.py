@@ -1,4 +1,4 @@
-"""The experiment with a known answer: codebooks in models of regime machines, over several seeds."""
+"""The experiment with a known answer: codebooks in models of regime machines, by seed."""
 
 from __future__ import annotations
 

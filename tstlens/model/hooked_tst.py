@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import torch
@@ -16,6 +16,7 @@ from tstlens.errors import ArgumentError, LabelError, SeriesShapeError, SeriesVa
 from tstlens.model.cache import TSTActivationCache
 from tstlens.model.code_interventions import SteerableCodes
 from tstlens.model.config import HookedTSTConfig
+from tstlens.model.covariates import TakesCovariates
 from tstlens.model.embed import Positions, make_embed
 from tstlens.model.encoder_decoder import Trunk
 from tstlens.model.heads import make_head
@@ -31,7 +32,9 @@ from tstlens.shapes import Labels, Mask, Residual, Series
 ReturnType = Literal["logits", "loss", "both"] | None
 
 
-class HookedTST(Trunk, SteeredModel, SteerableCodes, SplicedSAEs, StackedWeights, SavedModel):
+class HookedTST(
+    Trunk, SteeredModel, SteerableCodes, SplicedSAEs, StackedWeights, SavedModel, TakesCovariates
+):
     """A trunk of transformer blocks between an embedding front end and a head.
 
     Everything a TransformerLens user expects works: ``run_with_cache``, ``run_with_hooks``,
@@ -110,6 +113,7 @@ class HookedTST(Trunk, SteeredModel, SteerableCodes, SplicedSAEs, StackedWeights
         return_type: ReturnType = "logits",
         *,
         mask: Mask | None = None,
+        covariates: Mapping[str, Tensor] | None = None,
         target: Tensor | None = None,
         start_at_layer: int | None = None,
         stop_at_layer: int | None = None,
@@ -124,6 +128,7 @@ class HookedTST(Trunk, SteeredModel, SteerableCodes, SplicedSAEs, StackedWeights
                 forecast [batch, channel, horizon]), ``"loss"`` for the mean cross-entropy or mean
                 squared error against ``target``, ``"both"``, or None.
             mask: bool [batch, time], True where a sample was observed; None when all were.
+            covariates: see :meth:`with_covariates`, for models that take some.
             target: int [batch] classes, or a forecast's true values [batch, channel, horizon].
             start_at_layer: first layer to run; negative counts from the end.
             stop_at_layer: layer to stop before, returning the residual stream that enters it.
@@ -136,12 +141,12 @@ class HookedTST(Trunk, SteeredModel, SteerableCodes, SplicedSAEs, StackedWeights
         """
         start, stop = self._layer_range(start_at_layer, stop_at_layer)
         if start_at_layer is None:
-            residual, state = self.embed_series(series, mask)
+            residual, state = self.embed_series(series, mask, covariates)
         else:
-            if mask is not None:
+            if mask is not None or covariates is not None:
                 raise ArgumentError(
                     "with start_at_layer padding is told by state=, which embed_series returns "
-                    "with the residual stream; leave out mask="
+                    "with the residual stream; leave out mask= and covariates="
                 )
             residual, state = self._check_residual(series), state or TrunkState()
             self._tell_padding(state)
@@ -167,13 +172,14 @@ class HookedTST(Trunk, SteeredModel, SteerableCodes, SplicedSAEs, StackedWeights
             f"return_type must be 'logits', 'loss', 'both' or None, got {return_type!r}"
         )
 
-    def embed_series(self, series: Series, mask: Mask | None = None) -> tuple[Residual, TrunkState]:
+    def embed_series(
+        self, series: Series, mask: Mask | None = None, covariates: Any = None
+    ) -> tuple[Residual, TrunkState]:
         """The residual stream that enters block 0, and the state that belongs to its rows.
 
-        Args:
-            series: float [batch, channel, time].
-            mask: bool [batch, time], True where a sample was observed.
+        The arguments are those of :meth:`forward`.
         """
+        series = self.with_covariates(series, covariates)
         self.check_series(series, mask)
         if listened_to(self.hook_series):
             series = self.hook_series(series.clone())  # hooks may edit in place

@@ -226,7 +226,8 @@ class FamilyPart(Protocol):
     ``kind`` names it in a saved model (see ``FAMILY_PARTS``). A front end's config also has
     ``n_pos(n_time)``, ``time_span(pos, n_time)``, ``time_cell(pos, n_time)`` (empty slices for
     special tokens) and ``channel_independent``; ``takes_missing`` where NaN stands for a missing
-    value, and ``check(n_time)`` where not every length is possible. A head's config has
+    value, ``check(n_time)`` where not every length is possible, and ``join(series, covariates)``
+    where further inputs come as channels (see ``covariates.py``). A head's config has
     ``n_classes`` and ``horizon``, one of them None, and ``pooling``.
     """
 
@@ -253,6 +254,7 @@ FAMILY_PARTS: dict[str, str] = {  # kind -> module:class, imported when it is as
     "chronos-t5-tokens": "chronos_t5:BinnedTokensConfig",
     "chronos-bolt-patches": "chronos_bolt:BoltPatchesConfig",
     "chronos-bolt-quantiles": "chronos_bolt:BoltHeadConfig",
+    "lagged-steps": "lagged_steps:LaggedStepsConfig",
     "moment-head": "moment:MomentHeadConfig",
     "moment-patches": "moment:MomentPatchesConfig",
     "patchtst": "patchtst:PatchTSTEmbedConfig",
@@ -265,6 +267,8 @@ FAMILY_PARTS: dict[str, str] = {  # kind -> module:class, imported when it is as
     "revin-patches": "revin:RevINPatchesConfig",
     "timesfm-2.5-patches": "timesfm_25:TimesFM25PatchesConfig",
     "timesfm-2.5-quantiles": "timesfm_25:TimesFM25HeadConfig",
+    "step-parameters": "step_heads:StepParametersConfig",
+    "step-stream": "step_heads:StepStreamConfig",
     "timesfm-patches": "timesfm:TimesFMPatchesConfig",
     "timesfm-quantiles": "timesfm:TimesFMHeadConfig",
     "inverted": "inverted:InvertedConfig",

@@ -14,8 +14,13 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformer_lens.hook_points import HookPoint
 
-from tstlens.errors import ArgumentError, SeriesValueError
-from tstlens.model.families.scaling import fill_missing, mean_and_std, mean_size
+from tstlens.errors import ArgumentError
+from tstlens.model.families.scaling import (
+    check_observed,
+    fill_missing,
+    mean_and_std,
+    mean_size,
+)
 from tstlens.model.norms import listened_to
 from tstlens.model.parts import one_of, positive
 from tstlens.model.state import TrunkState
@@ -155,7 +160,7 @@ class PatchTSTEmbed(nn.Module):
             return series, {}
         if self.cfg.scaling == "mean":
             if self.cfg.default_scale is None:
-                _check_observed(observed)
+                check_observed(observed)
             scale = self.hook_scale(
                 mean_size(series, observed, self.cfg.smallest_scale, self.cfg.default_scale)
             )
@@ -178,15 +183,3 @@ class PatchTSTEmbed(nn.Module):
             return patches
         hidden = self.hook_patch_mask(torch.zeros_like(patches[..., 0]))[..., None]
         return patches * (1 - hidden) + self.cfg.mask_value * hidden
-
-
-def _check_observed(observed: Tensor) -> None:
-    """Raise where a channel has no scale of its own."""
-    empty = ~observed.any(-1)
-    if bool(empty.any()):
-        row, channel = (int(i) for i in empty.nonzero()[0])
-        raise SeriesValueError(
-            f"expected an observed sample in every channel, got none in channel {channel} of "
-            f"series {row}; the source would take its scale from whatever series run beside "
-            "it, so fill that channel, or leave the series out"
-        )

@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from tstlens.errors import SeriesValueError
 from tstlens.shapes import Mask, Series
 
 _PerChannel = Float[Tensor, "batch channel 1"]
@@ -60,3 +61,20 @@ def mean_size(
     else:
         default = torch.full_like(scale, default_scale)
     return torch.where(count > 0, scale, default).clamp(min=smallest_scale)
+
+
+def check_observed(observed: _Observed, where: str = "every channel") -> None:
+    """Raise :class:`SeriesValueError` where a channel has no scale of its own.
+
+    Args:
+        observed: True where a sample counts.
+        where: where a sample is needed, for the message.
+    """
+    empty = ~observed.any(-1)
+    if bool(empty.any()):
+        row, channel = (int(i) for i in empty.nonzero()[0])
+        raise SeriesValueError(
+            f"expected an observed sample in {where}, got none in channel {channel} of "
+            f"series {row}; the source would take its scale from whatever series run beside "
+            "it, so fill that channel, or leave the series out"
+        )
