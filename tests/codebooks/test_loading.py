@@ -1,4 +1,4 @@
-"""Models with codebooks on disk: loaded as saved, and refused with a reason where they cannot be."""
+"""Models with codebooks on disk: loaded as saved, and refused with a reason where damaged."""
 
 from __future__ import annotations
 

@@ -171,9 +171,10 @@ def similar_codes(
             if name == hook and named[0] == group:
                 alike = _cosine(vector, book.row(other))
             rows.append((float(overlap[other]), float(lift[other]), alike, (name, *named)))
-    key = 0 if by == "overlap" else 2
-    rows = [row for row in rows if np.isfinite(row[key])]
-    rows.sort(key=lambda row: -row[key])
+    if by == "overlap":
+        rows.sort(key=lambda row: -row[0])
+    else:
+        rows = sorted((row for row in rows if np.isfinite(row[2])), key=lambda row: -row[2])
     rows = rows[:n]
     return SimilarCodes(
         codes=tuple(row[3] for row in rows),

@@ -20,9 +20,13 @@ from tstlens.saes.reading.place import on_device
 from tstlens.saes.reading.windows import Spans, cells_of, spans_of
 
 RESERVED = frozenset(  # names that windows have already
-    ("level", "slope", "curvature", "peak", "trough", "range", "variance", "frequency", "low")
-    + ("middle", "high", "values", "distance", "series", "label", "channels", "of", "start")
-    + ("stop", "pos")
+    name
+    for names in (
+        ("level", "slope", "curvature", "peak", "trough", "range", "variance", "frequency", "low"),
+        ("middle", "high", "values", "distance", "series", "label", "channels", "of", "start"),
+        ("stop", "pos"),
+    )
+    for name in names
 )
 
 

@@ -251,7 +251,6 @@ def _assembled(folder: Path, record: dict[str, Any], arrays: dict[str, Any]) -> 
 def _books(
     folder: Path, record: dict[str, Any], arrays: dict[str, Any], sizes: tuple[int, int]
 ) -> dict[str, IndexedBook]:
-    import pyarrow.compute as compute
     import pyarrow.parquet as parquet
 
     file = parquet.ParquetFile(folder / CODES)
@@ -261,8 +260,9 @@ def _books(
     said = {one["hook"]: one for one in record["books"]}
     for number in range(file.num_row_groups):
         whole = file.read_row_group(number)
-        for hook in compute.unique(whole["hook"]).to_pylist():
-            rows = whole.filter(compute.equal(whole["hook"], hook))
+        names = whole["hook"].to_numpy()
+        for hook in dict.fromkeys(names):
+            rows = whole.filter(names == hook)
             group, head, code, series, channel, pos = (
                 rows[name].to_numpy().astype(np.int64)
                 for name in ("group", "head", "code", "series", "channel", "pos")

@@ -73,14 +73,14 @@ class Side:
     def _units(self, slots: np.ndarray) -> np.ndarray:
         """bool [unit], slots of this split that count, or series that have one."""
         kept = slots & self.member
-        return kept if self.unit == "position" else kept.reshape(self.shape).any(1)
+        return kept if self.unit == "position" else np.asarray(kept.reshape(self.shape).any(1))
 
     def _hits(self, holds: np.ndarray, hook: str) -> np.ndarray:
         """float [unit, permutation], 1 where the predicate holds and it counts."""
         kept = holds & (self.books[hook].observed & self.member)[:, None]
         if self.unit == "series":
             kept = kept.reshape(*self.shape, -1).any(1)
-        return kept.astype(np.float32)
+        return np.asarray(kept, dtype=np.float32)
 
     def places(self) -> Places:
         """The units that rivals are compared on."""

@@ -5,9 +5,11 @@ registers every family below. Imports only from ``data``, ``training`` and ``mod
 """
 
 from tstlens.conversion import (
+    chronos_2,
     chronos_bolt,
     chronos_t5,
     conv_tst,
+    hf_tst,
     itransformer,
     moment,
     mvts,
@@ -31,12 +33,14 @@ __all__ = [
     "Tap",
     "Trial",
     "check_parity",
+    "chronos_2",
     "chronos_bolt",
     "chronos_t5",
     "compare",
     "conv_tst",
     "convert",
     "families",
+    "hf_tst",
     "itransformer",
     "moment",
     "mvts",

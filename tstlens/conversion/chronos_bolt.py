@@ -79,7 +79,7 @@ def build(
         raise UnsupportedSourceError(f"this {dotted(source)} has a forward of its own")
     own, t5 = whole.chronos_config, whole.config
     options, decoder = read_t5(whole.encoder), read_t5(whole.decoder)
-    act_fn = activation(t5.dense_act_fn, "feed_forward_proj")
+    act_fn: Any = activation(t5.dense_act_fn, "feed_forward_proj")
     cfg = HookedTSTConfig(
         embed=BoltPatchesConfig(
             patch_len=own.input_patch_size,
@@ -128,19 +128,19 @@ def run(source: Any, series: Tensor, mask: Tensor | None) -> Tensor:
     """The source's quantiles [batch, channel, horizon, quantile] for a series."""
     if mask is not None:
         series = series.masked_fill(~mask[:, None], torch.nan)
-    with _in_full_precision(source, series.dtype), showing_patterns(source):
+    with chronos_in_full_precision(source, series.dtype), showing_patterns(source):
         out = source(context=series.flatten(0, 1)).quantile_preds
     return out.unflatten(0, series.shape[:2]).transpose(2, 3)
 
 
 @contextmanager
-def _in_full_precision(source: Any, dtype: torch.dtype) -> Iterator[None]:
+def chronos_in_full_precision(source: Any, dtype: torch.dtype) -> Iterator[None]:
     """In float64, the source's scaler computes in float64 too, and so do its norms."""
     scaler = source.instance_norm
     try:
         if dtype == torch.float64:
             scaler.forward = partial(_scaled, scaler)
-            scaler.inverse = _unscaled
+            scaler.inverse = partial(_unscaled, scaler)
         with in_full_precision(source, dtype):
             yield
     finally:
@@ -152,11 +152,12 @@ def _scaled(scaler: Any, x: Tensor, loc_scale: Any = None) -> tuple[Tensor, tupl
     loc = torch.nan_to_num(torch.nanmean(x, dim=-1, keepdim=True), nan=0.0)
     scale = torch.nan_to_num((x - loc).square().nanmean(dim=-1, keepdim=True).sqrt(), nan=1.0)
     scale = torch.where(scale == 0, scaler.eps, scale)
-    return (x - loc) / scale, (loc, scale)
+    scaled = (x - loc) / scale
+    return scaled.arcsinh() if scaler.use_arcsinh else scaled, (loc, scale)
 
 
-def _unscaled(x: Tensor, loc_scale: tuple[Tensor, Tensor]) -> Tensor:
-    return x * loc_scale[1] + loc_scale[0]
+def _unscaled(scaler: Any, x: Tensor, loc_scale: tuple[Tensor, Tensor]) -> Tensor:
+    return (x.sinh() if scaler.use_arcsinh else x) * loc_scale[1] + loc_scale[0]
 
 
 def _run_model(model: HookedTST, series: Tensor, mask: Tensor | None = None) -> Tensor:

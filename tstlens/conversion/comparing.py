@@ -212,10 +212,12 @@ def _copied(value: Any) -> Any:
 def _observed(hook_name: str, activation: Tensor, pos_mask: Tensor) -> Tensor:
     """An activation of the trunk with zeros at padded positions (queries, of a pattern)."""
     by_query = hook_name.endswith(("hook_pattern", "hook_attn_scores"))
-    shape = [1] * activation.ndim
-    shape[0], shape[2 if by_query else 1] = pos_mask.shape
-    fits = all(size in (1, of) for size, of in zip(shape, activation.shape, strict=True))
-    return torch.where(pos_mask.view(shape), activation, 0.0) if fits else activation
+    if by_query and ".channel_attn." in hook_name:  # [batch, pos, head, query, key]
+        by_series = pos_mask.unflatten(0, (-1, activation.shape[-1])).transpose(1, 2)
+        return torch.where(by_series[:, :, None, :, None], activation, 0.0)
+    shape = [len(pos_mask), *[1] * (activation.ndim - 1)]
+    shape[2 if by_query else 1] = pos_mask.shape[1]
+    return torch.where(pos_mask.view(shape), activation, 0.0)
 
 
 def _differ(hook_name: str, path: str, ours: Tensor, theirs: Tensor) -> Difference:

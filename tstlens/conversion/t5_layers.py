@@ -38,7 +38,7 @@ _ACTIVATIONS = {
     "swish": "silu",
 }
 
-_RMS_NORMS = ("T5LayerNorm", "TimesFmRMSNorm", "TimesFm2_5RMSNorm")
+_RMS_NORMS = ("T5LayerNorm", "TimesFmRMSNorm", "TimesFm2_5RMSNorm", "Chronos2LayerNorm")
 
 
 def read_t5(stack: Any) -> dict[str, Any]:

@@ -89,7 +89,7 @@ def build(
         config: the entries of its ``config.json`` (state dict only, needed there).
     """
     if isinstance(source, Mapping):
-        source = rebuilt(source, config, _CLASS, "TimesFmConfig", "timesfm")
+        source = rebuilt(source, config, _CLASS, "transformers.TimesFmConfig", "timesfm")
     elif config is not None:
         raise ArgumentError("config: a live model knows it itself; leave it out")
     refuse_changed_parts(source, _PACKAGE)

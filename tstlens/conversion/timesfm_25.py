@@ -110,7 +110,7 @@ def build(
         config: the entries of its ``config.json`` (state dict only, needed there).
     """
     if isinstance(source, Mapping):
-        source = rebuilt(source, config, _CLASS, "TimesFm2_5Config", "timesfm-2.5")
+        source = rebuilt(source, config, _CLASS, "transformers.TimesFm2_5Config", "timesfm-2.5")
     elif config is not None:
         raise ArgumentError("config: a live model knows it itself; leave it out")
     refuse_changed_parts(source, _PACKAGE)

@@ -50,7 +50,7 @@ def rebuilt(
         state: the weights.
         config: entries of its ``config.json``.
         model_class: the class with its module.
-        config_class: the class of its config, in ``transformers``.
+        config_class: the class of its config with its module.
         family: which family asks.
     """
     if config is None:
@@ -59,7 +59,7 @@ def rebuilt(
             "entries of its config.json"
         )
     options = {k: v for k, v in config.items() if k not in ("architectures", "model_type")}
-    source = class_of(model_class)(getattr(import_module("transformers"), config_class)(**options))
+    source = class_of(model_class)(class_of(config_class)(**options))
     check_keys(state, source.state_dict(), family)
     source.to(dtype=next(iter(state.values())).dtype)
     source.load_state_dict(dict(state))

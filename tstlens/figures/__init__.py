@@ -43,6 +43,7 @@ from tstlens.figures.statistics import (
 from tstlens.figures.steering import draw_direction, draw_dose_response, draw_separability
 from tstlens.figures.style import TEMPLATE
 from tstlens.figures.sweeps import draw_sweep
+from tstlens.figures.truth import draw_truth
 from tstlens.figures.units import draw_units
 
 __all__ = [
@@ -75,6 +76,7 @@ __all__ = [
     "draw_split_half",
     "draw_summary",
     "draw_sweep",
+    "draw_truth",
     "draw_units",
     "forecast",
     "in_notebooks",

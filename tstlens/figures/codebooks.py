@@ -224,7 +224,7 @@ def draw_common_codes(result: CommonCodes, *, n: int = 15, title: str | None = "
     subtitle = f"{len(result)} codes, in {result.n_series} series"
     hover = [f"{_percent(one)} of the set" for one in result.inside[:n]]
     values, label = result.outside[:n], "share of the other series"
-    return _bars(result.codes[:n], values, label, heading, subtitle, hover, [0, 1.08])
+    return _bars(result.codes[:n], values, label, heading, subtitle, hover, [0.0, 1.08])
 
 
 @draw.register

@@ -22,6 +22,7 @@ _LATER = {
         "tstlens.figures.code_effects",
         "tstlens.figures.codebooks",
         "tstlens.figures.code_browser.write",
+        "tstlens.figures.regime",
     ),
 }
 

@@ -45,13 +45,17 @@ def site_title(site: str) -> str:
 
 
 def time_label(cell: tuple[int, int]) -> str:
-    """The samples of a position: "12", or "12–15" where it covers several."""
+    """The samples of a position: "12", or "12–15" where it covers several; "token" for none."""
+    if cell[1] <= cell[0]:
+        return "token"
     first, last = cell[0], cell[1] - 1
     return f"{first}" if last <= first else f"{first}–{last}"
 
 
 def when(cell: tuple[int, int]) -> str:
     """The samples of a position with their noun: "sample 12", "samples 12–15"."""
+    if cell[1] <= cell[0]:
+        return "a special token"
     return f"sample{'s' if cell[1] - cell[0] > 1 else ''} {time_label(cell)}"
 
 

@@ -252,6 +252,8 @@ HEADS: dict[str, Any] = {"linear": HeadConfig, "custom": CustomConfig}
 FAMILY_PARTS: dict[str, str] = {  # kind -> module:class, imported when it is asked for
     "chronos-t5-logits": "chronos_t5:TokenLogitsConfig",
     "chronos-t5-tokens": "chronos_t5:BinnedTokensConfig",
+    "chronos-2-patches": "chronos_2:Chronos2PatchesConfig",
+    "chronos-2-quantiles": "chronos_2:Chronos2HeadConfig",
     "chronos-bolt-patches": "chronos_bolt:BoltPatchesConfig",
     "chronos-bolt-quantiles": "chronos_bolt:BoltHeadConfig",
     "lagged-steps": "lagged_steps:LaggedStepsConfig",

@@ -169,7 +169,7 @@ def attribution(
         unit=metric.unit if isinstance(metric, Metric) else "value",
         site=repr(site) if site.selections() or site.layer is not None else site.name,
         source=source if isinstance(source, str) else "other series",
-        time_cells=time_cells(model, clean.shape[2]),
+        time_cells=time_cells(model, clean.shape[2], place),
         n_pairs=len(clean),
         made={
             "model": model.cfg.model_name,

@@ -37,70 +37,10 @@ from torch import Tensor
 
 from tstlens.errors import ArgumentError, UnknownAxisError, UnknownHookError, UnknownSiteError
 from tstlens.model import HookedTST
+from tstlens.patching.site_axes import LEAVES
 
 Index = int | slice | Sequence[int] | None
 
-_PER_POS = ("pos", "feature")
-_PER_HEAD = ("pos", "head", "feature")
-_PER_QUERY = ("head", "query", "key")
-_LEAVES = {  # last part of a hook name -> axes
-    "hook_resid_pre": _PER_POS,
-    "hook_resid_mid": _PER_POS,
-    "hook_resid_post": _PER_POS,
-    "hook_normalized_resid_post": _PER_POS,
-    "hook_attn_out": _PER_POS,
-    "hook_attn_mlp_sum": _PER_POS,
-    "hook_mlp_in": _PER_POS,
-    "hook_mlp_out": _PER_POS,
-    "hook_embed": _PER_POS,
-    "hook_pos_embed": _PER_POS,
-    "hook_scale": _PER_POS,
-    "hook_normalized": _PER_POS,
-    "mlp.hook_pre": _PER_POS,
-    "mlp.hook_post": _PER_POS,
-    "hook_q": _PER_HEAD,
-    "hook_k": _PER_HEAD,
-    "hook_v": _PER_HEAD,
-    "hook_z": _PER_HEAD,
-    "hook_result": _PER_HEAD,
-    "hook_q_input": _PER_HEAD,
-    "hook_k_input": _PER_HEAD,
-    "hook_v_input": _PER_HEAD,
-    "hook_pattern": _PER_QUERY,
-    "hook_attn_scores": _PER_QUERY,
-    "channel_attn.hook_pattern": ("pos", *_PER_QUERY),
-    "channel_attn.hook_attn_scores": ("pos", *_PER_QUERY),
-    "hook_channel_attn_out": _PER_POS,
-    "hook_cross_attn_out": _PER_POS,
-    "hook_resid_mid_channel": _PER_POS,
-    "hook_resid_mid_cross": _PER_POS,
-    "mlp.hook_pre_linear": _PER_POS,
-    "hook_encoded": _PER_POS,
-    "hook_decoder_embed": _PER_POS,
-    "hook_position_bias": _PER_QUERY,
-    "hook_decoder_position_bias": _PER_QUERY,
-    "hook_series": ("channel", "time"),
-    "hook_pooled": ("feature",),
-    "embed.hook_loc": ("channel", "feature"),
-    "embed.hook_scale": ("channel", "feature"),
-    "embed.hook_scaled": ("channel", "time"),
-    "embed.hook_patches": ("channel", *_PER_POS),
-    "embed.hook_patch_mask": ("channel", "pos"),
-    "embed.hook_observed": ("channel", *_PER_POS),
-    "embed.hook_freq": ("channel", "feature"),
-    "embed.hook_pos_embed": ("channel", *_PER_POS),
-    "embed.hook_running_loc": ("channel", *_PER_POS),
-    "embed.hook_running_scale": ("channel", *_PER_POS),
-    "embed.block.hook_pre": ("channel", *_PER_POS),
-    "embed.block.hook_post": ("channel", *_PER_POS),
-    "head.hook_scaled": ("channel", "time"),
-    "head.hook_quantiles": ("channel", "time", "feature"),
-    "head.block.hook_pre": ("feature",),
-    "head.block.hook_post": ("feature",),
-    "spread_block.hook_pre": ("feature",),
-    "spread_block.hook_post": ("feature",),
-    "head.hook_parameters": ("channel", "time", "feature"),
-}
 _TEMPLATES = {
     "series": "hook_series",
     "embed": "hook_embed",
@@ -230,6 +170,13 @@ class Place:
         """Whether it lies in a block."""
         return self.template.split(".")[0] in ("blocks", "encoder", "decoder")
 
+    @property
+    def in_decoder(self) -> bool:
+        """Whether its positions are a decoder's."""
+        if self.layered:
+            return any(self.blocks[layer or 0].startswith("decoder") for layer in self.layers)
+        return self.template.startswith(("decoder", "hook_decoder"))
+
     def hook_name(self, layer: int | None) -> str:
         """The full hook name at a layer."""
         if layer is not None and self.layered and self.blocks:
@@ -349,7 +296,7 @@ def _template(model: HookedTST, site: Site) -> tuple[str, int | None, tuple[int 
 def _axes_of(hook_name: str) -> tuple[str, ...]:
     leaf = hook_name.rsplit(".", 1)[-1]
     ends = (hook_name, ".".join(hook_name.split(".")[-2:]), leaf)
-    axes = next((_LEAVES[end] for end in ends if end in _LEAVES), None)
+    axes = next((LEAVES[end] for end in ends if end in LEAVES), None)
     if axes is None:
         raise UnknownSiteError(
             hook_name, _TEMPLATES, "This hook point's axes are not known to patching"

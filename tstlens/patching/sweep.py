@@ -128,7 +128,7 @@ def sweep(
         unit=metric.unit if isinstance(metric, Metric) else "value",
         site=repr(site) if site.selections() or site.layer is not None else site.name,
         source=source if isinstance(source, str) else "other series",
-        time_cells=time_cells(model, clean.shape[2]),
+        time_cells=time_cells(model, clean.shape[2], place),
         n_pairs=len(clean),
         made={"model": model.cfg.model_name, "method": "exact", "n_slices": n_slices},
     )
@@ -209,8 +209,18 @@ def rows_that_fit(model: HookedTST, n_pos: int, memory_mb: float | None) -> int:
     return max(fewest, int(memory_mb * 2**20 / (4 * n_pos * per_pos)))
 
 
-def time_cells(model: HookedTST, n_time: int) -> tuple[tuple[int, int], ...] | None:
-    """First and one-past-last sample of every position; None where they are not known."""
+def time_cells(
+    model: HookedTST, n_time: int, place: Place | None = None
+) -> tuple[tuple[int, int], ...] | None:
+    """First and one-past-last sample of every position; None where they are not known.
+
+    Args:
+        model: the model.
+        n_time: samples of a series.
+        place: whose positions; those of a decoder stand for no samples.
+    """
+    if place is not None and place.in_decoder:
+        return None
     n_pos = model.n_pos(n_time)
     if n_pos is None or model.cfg.positions_are == "channel":
         return None

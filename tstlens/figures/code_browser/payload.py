@@ -320,8 +320,8 @@ def _search(index: CodeIndex, name: str, search: CodeSearch) -> dict[str, Any]:
                 "latent": _rival(one.latent),
             }
         )
-    test = search.made.get("test")
-    said = test if isinstance(test, str) else f"{test.get('data')} {test.get('split')}".strip()
+    test: Any = search.made.get("test") or ""
+    said = test if isinstance(test, str) else f"{test['data']} {test['split']}".strip()
     return {
         "name": name,
         "base": search.base_rate,

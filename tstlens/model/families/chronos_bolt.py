@@ -75,6 +75,13 @@ class BoltPatchesConfig:
         """Positions: patches, and the special token where there is one."""
         return self.n_patches(n_time) + self.reg_token
 
+    def cut(self, x: Tensor) -> Tensor:
+        """[batch, channel, time] as [batch, channel, patch, patch_len], zeros before it."""
+        before = self.missing_before(x.shape[2])
+        if before:
+            x = nn.functional.pad(x, (before, 0))
+        return x.unfold(2, self.patch_len, self.stride)
+
     def check(self, n_time: int) -> None:
         """Raise :class:`SeriesShapeError` unless the series fits into the context."""
         if n_time > self.context_length:
@@ -156,11 +163,12 @@ class BoltPatches(nn.Module):
         observed = ~series.isnan()
         if mask is not None:
             observed = observed & mask[:, None]
-        loc, scale = self._statistics(series, observed)
+        loc, scale = location_and_scale(series, observed, self.cfg.flat_scale)
+        loc, scale = self.hook_loc(loc), self.hook_scale(scale)
         scaled = (torch.where(observed, series, 0.0) - loc) / scale
         scaled = self.hook_scaled(torch.where(observed, scaled, 0.0))
-        patches = self._cut(scaled)
-        seen = self._cut(observed.to(series.dtype))  # [batch, channel, pos, patch_len]
+        patches = self.cfg.cut(scaled)
+        seen = self.cfg.cut(observed.to(series.dtype))  # [batch, channel, pos, patch_len]
         pos_mask = (seen.sum(-1) > 0).flatten(0, 1)  # [row, pos]
         if listened_to(self.hook_patches, self.hook_observed):
             patches = self.hook_patches(patches.clone())  # patches may overlap, and are views
@@ -177,20 +185,21 @@ class BoltPatches(nn.Module):
         )
         return x, state
 
-    def _statistics(self, series: Series, observed: Tensor) -> tuple[Tensor, Tensor]:
-        """Location and scale [batch, channel, 1]; 0 and 1 where nothing was observed."""
-        loc, scale = mean_and_std(series, observed)
-        empty = loc.isnan()
-        loc, scale = torch.where(empty, 0.0, loc), torch.where(empty, 1.0, scale)
-        scale = torch.where(scale == 0, self.cfg.flat_scale, scale)
-        return self.hook_loc(loc), self.hook_scale(scale)
 
-    def _cut(self, x: Tensor) -> Tensor:
-        """[batch, channel, time] as [batch, channel, pos, patch_len], zeros before it."""
-        before = self.cfg.missing_before(x.shape[2])
-        if before:
-            x = nn.functional.pad(x, (before, 0))
-        return x.unfold(2, self.cfg.patch_len, self.cfg.stride)
+def location_and_scale(
+    series: Tensor, observed: Tensor, flat_scale: float
+) -> tuple[Tensor, Tensor]:
+    """Location and scale [batch, channel, 1] as Chronos takes them; 0 and 1 of nothing observed.
+
+    Args:
+        series: [batch, channel, time].
+        observed: where a sample counts.
+        flat_scale: the scale of a channel that does not vary.
+    """
+    loc, scale = mean_and_std(series, observed)
+    empty = loc.isnan()
+    loc, scale = torch.where(empty, 0.0, loc), torch.where(empty, 1.0, scale)
+    return loc, torch.where(scale == 0, flat_scale, scale)
 
 
 class BoltHead(nn.Module):

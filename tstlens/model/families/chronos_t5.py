@@ -61,9 +61,7 @@ class BinnedTokensConfig:
     takes_missing: bool = True
 
     def __post_init__(self) -> None:
-        positive(
-            "BinnedTokensConfig", n_tokens=self.n_tokens, context_length=self.context_length
-        )
+        positive("BinnedTokensConfig", n_tokens=self.n_tokens, context_length=self.context_length)
         if not 0 <= self.n_special_tokens < self.n_tokens - 2:
             raise ArgumentError(
                 f"{self.n_tokens} tokens with {self.n_special_tokens} special ones leave no bins"

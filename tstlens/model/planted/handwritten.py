@@ -23,7 +23,7 @@ from tstlens.model.planted.program import Program, Variable
 
 NOISE = 0.03  # standard deviation of what is added to every weight
 NOISE_IN_SCORES = 0.01  # the same for queries and keys, whose products are large
-BUSY = 0.5  # of the weights of components outside the circuit
+BUSY = 0.35  # of the weights of components outside the circuit
 _UNREAD = 4  # dimensions that they write to
 HARD = 12.0  # a score that leaves e^-12 to all other positions
 
@@ -126,7 +126,7 @@ def draw_compare(n: int, generator: torch.Generator) -> Drawn:
     for channel, (level, window) in enumerate(zip((a, b), COMPARE_WINDOWS, strict=True)):
         rows = series[:, channel, list(window)]
         centred = 0.3 * (rows - rows.mean(1, keepdim=True))
-        series[:, channel, list(window)] = centred + 0.75 * level[:, None]
+        series[:, channel, list(window)] = centred + level[:, None]
     return series, {"a": a, "b": b}
 
 

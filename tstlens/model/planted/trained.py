@@ -205,7 +205,7 @@ def draw_unlike(n: int, generator: torch.Generator) -> Drawn:
     return patches.reshape(n, 1, -1), factors
 
 
-def unlike_model(seed: int, steps: int = 1200, progress: bool = True) -> HookedTST:
+def unlike_model(seed: int, steps: int = 1400, progress: bool = True) -> HookedTST:
     """A post-norm transformer with layer norms, trained to the graph."""
     cfg = HookedTSTConfig(
         n_layers=2,

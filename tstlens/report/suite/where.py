@@ -127,9 +127,7 @@ def _samples(what: Explained) -> Tensor:
 def _embedding(what: Explained, exact: bool) -> Tensor:
     series, references, labels = what.repeated
     find: Any = sweep if exact else attribution
-    found = find(
-        what.model, references, series, "embed", ("pos",), logit(labels), progress=False
-    )
+    found = find(what.model, references, series, "embed", ("pos",), logit(labels), progress=False)
     return -_spread(what, what.averaged(found.effect())[:, None])
 
 
@@ -144,7 +142,7 @@ def _attributed(what: Explained, method: str, unit: Any) -> Tensor:
             baseline=reference,
             unit=unit,
             n_steps=32,
-            n_samples=3,
+            n_samples=1,  # permutations per reference, each walked both ways
             seed=what.seed + number,
             progress=False,
         ).values

@@ -1,0 +1,190 @@
+"""The page that the suite writes: its tables, what they say, and where each method misleads."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from tstlens.data.planted import TruthTable
+
+TITLES = {
+    "where": "Which samples decide?",
+    "component": "Which component does it?",
+    "feature": "Which feature is there?",
+    "state": "Which state is it in?",
+}
+ABOUT = {
+    "where": (
+        "Small transformers trained on tasks in which a motif at a random place decides the class. "
+        "AUPRC: is the ranking of channel x time led by the samples of the motif? Prediction "
+        "difference: fall of the class's probability when as many of the highest-ranked samples "
+        "as decide are replaced by another background. All methods are given the same references: "
+        "backgrounds of training series, which hold no motif, a luxury that real data rarely offer."
+    ),
+    "component": (
+        "Transformers with a known circuit: weights written by hand (all else busy with things "
+        "that hardly anything reads, and noise on every weight), or trained by strict interchange "
+        "intervention. AUROC: are the circuit's edges and nodes ranked first? Faithfulness: what "
+        "as many top edges as the circuit has keep of the logit difference, all others corrupted, "
+        "on other pairs (1 is all of it). CMD: area between that curve over growing circuits and "
+        "1 (0 is best)."
+    ),
+    "feature": (
+        "Activations of 16 dimensions made of 32 sparse directions, two of them active on average. "
+        "MCC: mean absolute correlation of features and latents, matched one to one, on other rows."
+    ),
+    "state": (
+        "Causal transformers that forecast a machine of 36 hidden states, of which a patch alone "
+        "does not tell which. One code per position; what a code stands for is chosen on other "
+        "series. NMI of codes and states; precision: share of positions whose state is the one "
+        "that their code stands for."
+    ),
+}
+MISLEADS = {
+    "where": (
+        "**Causal patching of windows** asks about a window of 8 samples at a time: it cannot say "
+        "which of them matter, it blurs narrow spikes, and where two motifs are both needed or "
+        "either is enough, one window taken away says too much or nothing.",
+        "**Causal patching of single samples** changes too little to be noticed where the model "
+        "averages, and makes edges that no series has.",
+        "**Patching the embedding** has no channels and a position of a convolutional front end "
+        "saw more samples than its cell: scored on channel x time it cannot do well with several "
+        "channels, and where one position alone changes little it says little.",
+        "**Attribution patching at the embedding** adds the error of the linearisation to that.",
+        "**Integrated gradients and GradientSHAP** spread credit over the samples by their size "
+        "and the sign of the weights, so their maps are ragged within a motif; they also depend "
+        "on the references more than any other method here.",
+        "**Permutation SHAP and occlusion** work on patches, so all samples of a patch share a "
+        "score; occlusion gives nothing where another patch says the same.",
+        "**Prediction difference** rewards whatever breaks the model, right or wrong: samples "
+        "outside the mask that confuse it count as much. Read it beside the AUPRC, and beside "
+        "the row of the mask itself.",
+    ),
+    "component": (
+        "**Exact edge patching** goes edge by edge: where two readers back each other up, or an "
+        "edge works only together with another (both keys and values, both inputs of an AND), "
+        "single edges look weak.",
+        "**Edge attribution (EAP)** takes one gradient at the corrupted run: it misses edges into "
+        "keys and queries where attention is saturated, and units that are switched off there. "
+        "EAP-IG mends most of that for five times the passes.",
+        "**Node patching and node attribution** have no edges: between two nodes that matter they "
+        "see an edge whether there is one or not, so circuits made from them need many more edges.",
+        "**The graph itself** is not the best possible row: in a model under noise the edges "
+        "outside do a little as well, and equal scores leave the order beyond it to chance.",
+    ),
+    "feature": (
+        "**A TopK SAE** is told how many features are active; real activations do not say.",
+        "**A random dictionary's** score is far above 0: with as many latents as features some "
+        "correlate with anything. Read every other row against it.",
+        "**PCA, ICA and neurons** have half as many latents as there are features, so their MCC "
+        "cannot pass 1/2.",
+        "**Nothing here shows** that a trained model's activations are sums of sparse features.",
+    ),
+    "state": (
+        "**The prototype of the patch alone** already tells a good part of the state: read NMI "
+        "against that row and not against 0.",
+        "**A codebook tuned with the model** is of another model than the frozen rows: training "
+        "on codes makes it say what it needs in codes.",
+        "**The strongest latent of an SAE** throws most of its code away; an SAE was not made to "
+        "give one symbol per position. The same goes for the strongest neuron.",
+        "**k-means** is the codebook's start: where the two are level, training the table bought "
+        "nothing.",
+    ),
+}
+
+
+def markdown(tables: Sequence[TruthTable], setting: str, made: dict[str, Any]) -> str:
+    """The page.
+
+    Args:
+        tables: one per question.
+        setting: of the suite.
+        made: version and arguments.
+    """
+    lines = [
+        "# Which explanation can you trust?",
+        "",
+        "Every method of tstlens against answers that are known, made by `tstlens benchmark` "
+        f"(setting: {setting}, version {made.get('version', '?')}). Do not edit: run it again.",
+        "",
+        "Cells are means over tasks and seeds, with the 95 % interval over seeds (percentile "
+        "bootstrap) in brackets. With fewer than five seeds an interval is narrower than it should "
+        "be: it cannot reach beyond the seeds. Rows in italics are controls: *trivial* ones need "
+        "no model or no method, the *answer* is what was planted, put in as if a method had "
+        "found it.",
+        "",
+    ]
+    for table in tables:
+        lines += _section(table)
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _section(table: TruthTable) -> list[str]:
+    question = table.question
+    seeds = sorted({score.seed for score in table.scores})
+    lines = [f"## {TITLES[question]}", "", ABOUT[question], ""]
+    lines += [f"Seeds {', '.join(map(str, seeds))}. {_checked(table)}", "", table.to_markdown()]
+    lines += [*_found(table), ""]
+    if len(table.tasks) > 1:
+        for task in table.tasks:
+            lines += [f"### {task}", "", table.to_markdown(task)]
+    lines += ["Where each misleads:", "", *(f"- {text}" for text in MISLEADS[question]), ""]
+    return lines
+
+
+def _checked(table: TruthTable) -> str:
+    if not table.checks:
+        return ""
+    worst = min(table.checks, key=table.checks.__getitem__)
+    text = f"Checked first: lowest {table.checks[worst]:.3f} ({worst})"
+    scored = {(score.task, score.seed) for score in table.scores}
+    left_out = [
+        name for name in table.checks if name.count(",") == 2 and tuple(_place(name)) not in scored
+    ]
+    text += f"; left out: {'; '.join(left_out)}." if left_out else "; none left out."
+    return text
+
+
+def _place(check: str) -> tuple[str, int]:
+    """Task and seed of "accuracy, low-var, seed 1"."""
+    _, task, seed = check.split(", ")
+    return task, int(seed.removeprefix("seed "))
+
+
+SMALLER = frozenset({"CMD"})  # measures of which less is better
+
+
+def _found(table: TruthTable) -> list[str]:
+    """What the table says, in sentences made from its numbers."""
+    sentences = []
+    methods = [method for method in table.methods if table.kind_of(method) == "method"]
+    controls = [m for m in table.methods if table.kind_of(m) in ("trivial", "random")]
+    for measure in table.measures:
+        sign = -1 if measure in SMALLER else 1
+        mean = {
+            method: float(np.mean(values))
+            for method in (*methods, *controls)
+            if len(values := table.values(method, measure))
+        }
+        ranked = sorted((m for m in methods if m in mean), key=lambda m: -sign * mean[m])
+        if not ranked:
+            continue
+        first = ranked[0]
+        text = f"- {measure}: {first} leads ({mean[first]:.2f})"
+        if len(ranked) > 1:
+            text += f", then {ranked[1]} ({mean[ranked[1]]:.2f})"
+            text += f"; last of the methods is {ranked[-1]} ({mean[ranked[-1]]:.2f})"
+        rivals = [m for m in controls if m in mean]
+        if rivals:
+            best = max(rivals, key=lambda m: sign * mean[m])
+            beaten = [m for m in ranked if sign * mean[m] <= sign * mean[best]]
+            text += f". The best control is {best} ({mean[best]:.2f})"
+            text += f", which {_listed(beaten)} did not beat" if beaten else ", behind all of them"
+        sentences.append(text + ".")
+    return sentences
+
+
+def _listed(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
