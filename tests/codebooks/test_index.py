@@ -10,7 +10,8 @@ import pandas as pd
 import pytest
 import torch
 
-from tstlens.codebooks import CodeIndex, CodeNotes
+from tstlens.codebooks import CodebookScores, CodeIndex, CodeNotes
+from tstlens.codebooks.scores import BookScore
 from tstlens.data import RegimeMachine, TimeSeriesData
 from tstlens.errors import (
     ArgumentError,
@@ -328,6 +329,25 @@ def test_figures_hold_the_numbers(model, make_book, data):
     np.testing.assert_allclose(index.figure().data[0].y, used[used > 0])
     with pytest.raises(ArgumentError, match=r"channels in 0..2, got \[5\]"):
         windows.figure(channels=[5])
+
+
+def test_the_figure_of_scores_has_a_bar_per_row_and_hook_point():
+    books = {
+        row: tuple(BookScore(hook, value, 16, 1, 9.0, 4.0, 3.5) for hook in (MLP_OUT, Z))
+        for row, value in (("codebooks", 0.9), ("random tables", -2.5))
+    }
+    task = {"codebooks": {"accuracy": 0.8}, "original": {"accuracy": 0.9}}
+    task["random tables"] = {"accuracy": 0.3}
+    figure = CodebookScores(task, books, "toy test", 6).figure()
+    accuracy, first, second = figure.data
+    assert dict(zip(accuracy.y, accuracy.x, strict=True)) == {
+        row: measures["accuracy"] for row, measures in task.items()
+    }
+    for bars in (first, second):  # the bar that would flatten the others is cut, its number is not
+        assert list(bars.y) == ["codebooks", "random tables"] and list(bars.x) == [0.9, -0.1]
+        assert bars.text[1] == "−2.50"
+    titles = [one.text for one in figure.layout.annotations]
+    assert titles[1:3] == ["explained variance at L0.mlp_out", "explained variance at L1.attn.z"]
 
 
 def test_notes_are_kept_merged_and_refused_when_they_are_none(tmp_path):

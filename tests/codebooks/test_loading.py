@@ -119,3 +119,36 @@ def test_a_codebook_in_another_hook_points_folder_is_refused(saved):
     shutil.copytree(saes / MLP, saes / "blocks.1.hook_mlp_out")
     with pytest.raises(HookError, match=f"this codebook belongs to {MLP}, so at blocks.1"):
         codebooks.load(saved[2])
+
+
+def test_the_shipped_model_scores_what_its_folder_says_and_its_codes_act():
+    model = codebooks.load("japanese-vowels")
+    train, test = (tstlens.load_dataset("JapaneseVowels", split=s) for s in ("train", "test"))
+    folder = tstlens.model.saving.find_checkpoint("japanese-vowels") / "codebooks"
+    recorded = json.loads((folder / "scores.json").read_text())["task"]
+    with torch.no_grad():
+        right = model(test.series, mask=test.mask).argmax(1) == test.labels
+    assert float(right.double().mean()) == pytest.approx(
+        recorded["codebooks"]["accuracy"], abs=2 / 370
+    )
+    assert recorded["original"]["accuracy"] - recorded["codebooks"]["accuracy"] <= 0.02
+    assert recorded["random tables"]["accuracy"] < 0.5  # the task does need these activations
+    label, hook = 3, "blocks.1.hook_normalized_resid_post"
+    ids = model.code_ids(train.series, mask=train.mask)[hook][..., 0]
+    counts = torch.stack([torch.bincount(ids[train.labels == c].flatten(), minlength=64)
+                          for c in range(9)])  # fmt: skip
+    share = counts[label] / counts.sum(0).clamp(min=20)
+    found = codebooks.effects(
+        model,
+        test[test.labels != label],
+        {hook: int(share.argmax())},
+        label=label,
+        doses=[12],
+        n_controls=5,
+        reference=train,
+        progress=False,
+    )
+    row = found.summary().iloc[0]
+    assert row["effect"] > row["control"] + 0.05 and row["p_series"] < 1e-6 and row["d"] > 0
+    assert tstlens.list_checkpoints().count("japanese-vowels") == 1
+    assert "codebooks" not in tstlens.list_checkpoints()

@@ -229,7 +229,7 @@ def test_a_run_in_two_parts_equals_one(double):
         ("embed.hook_scaled", ("channel", "time"), [(0, 25), (1, 3)]),
         ("embed.hook_times", ("channel", "pos"), [(0, 11)]),
         ("head.hook_future", ("channel", "pos"), [(1, 1)]),
-        ("head.block.hook_post", ("channel", "pos"), [(1, 0)]),
+        ("head.patch_block.hook_post", ("channel", "pos"), [(1, 0)]),
         ("head.hook_quantiles", ("channel", "time"), [(1, 2)]),
     ],
 )

@@ -301,7 +301,9 @@ def test_weights_and_a_folder_convert_too(source, model, tmp_path):
     x = with_gaps()
     assert torch.equal(again(x), model(x))
     source.save_pretrained(tmp_path / "timesfm")
-    assert torch.equal(tstlens.convert(timesfm.load(tmp_path / "timesfm"), n_channels=2)(x), model(x))
+    assert torch.equal(
+        tstlens.convert(timesfm.load(tmp_path / "timesfm"), n_channels=2)(x), model(x)
+    )
     assert timesfm.reads({"architectures": ["TimesFmModelForPrediction"]})
     assert not timesfm.reads({"architectures": ["TimesFmModel"]})
     with pytest.raises(ArgumentError, match="give config="):
@@ -326,7 +328,9 @@ def test_near_misses_are_refused(source):
         tstlens.convert(changed)
     changed = copy.deepcopy(source)
     changed.decoder.layers[0].self_attn = torch.nn.Sequential(Mine(config()))
-    with pytest.raises(UnsupportedSourceError, match=r"layers.0.self_attn.0 .*Mine\) is not a part"):
+    with pytest.raises(
+        UnsupportedSourceError, match=r"layers.0.self_attn.0 .*Mine\) is not a part"
+    ):
         tstlens.convert(changed)
     with pytest.raises(UnsupportedSourceError, match="rms_norm_eps: expected 1e-06"):
         tstlens.convert(make(rms_norm_eps=1e-5))

@@ -221,7 +221,9 @@ def test_a_mask_before_a_series_and_missing_values_are_the_same(source, model):
     assert torch.equal(model(x, mask=mask), model(missing))
     assert not torch.equal(model(x), model(missing))
     assert compare(source, model, x, mask).passed
-    with pytest.raises(SeriesValueError, match="only before a series begins, got others in series 1, channel 0"):
+    with pytest.raises(
+        SeriesValueError, match="only before a series begins, got others in series 1, channel 0"
+    ):
         model(x, mask=~mask | (torch.arange(3)[:, None] == 0))
     x[2, 1, 12] = torch.nan
     with pytest.raises(SeriesValueError, match="series 2, channel 1; TimesFM 2.5 takes shorter"):

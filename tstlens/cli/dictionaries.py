@@ -177,3 +177,38 @@ def codebook_fit(
     )
     print(scores.to_dataframe().round(4).to_string(index=False))
     print(f"saved  {folder}")
+
+
+@codebook_app.command("browse")
+def codebook_browse(
+    model: Annotated[
+        str,
+        typer.Argument(
+            help="A shipped checkpoint with codebooks beside it, or a folder that codebook fit "
+            "wrote.",
+            show_default=False,
+        ),
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Option(help="The HTML file; by default <model>-codes.html.", show_default=False),
+    ] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(help="Data set to read; by default the model's own.", show_default=False),
+    ] = None,
+    notes: Annotated[
+        Path | None, typer.Option(help="A file of saved notes on codes.", show_default=False)
+    ] = None,
+    windows: Annotated[int, typer.Option(min=1, help="Windows per code.")] = 9,
+) -> None:
+    """Every code on the raw series, with searches by class: one HTML page that needs no network."""
+    from tstlens import codebooks
+    from tstlens.data import load_described
+
+    loaded = codebooks.load(model)
+    described = {"name": data} if data else loaded.info.get("data") or {}
+    train, test = (load_described(described, split) for split in ("train", "test"))
+    path = out or Path(f"{Path(model).name}-codes.html")
+    codebooks.browse(loaded, train, path, test=test, notes=notes, n_windows=windows)
+    print(f"wrote {path}")

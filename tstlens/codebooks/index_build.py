@@ -312,8 +312,8 @@ def _fitted(
     """A TopK SAE per hook point on the model without codebooks, as :func:`score` fits them."""
     import copy
 
-    from tstlens.codebooks.scores import _saes
+    from tstlens.codebooks.scores import fitted_saes
 
     bare = copy.deepcopy(model)
     bare.reset_saes()
-    return list(_saes(bare, data, books, 1000, seed).values())
+    return list(fitted_saes(bare, data, books, 1000, seed).values())

@@ -27,7 +27,7 @@ from tstlens.codebooks.index_book import IndexedBook
 from tstlens.data import TimeSeriesData
 from tstlens.data.scaling import Scaling
 from tstlens.errors import ConfigVersionError, CorruptFileError, StorageError
-from tstlens.model.storage import _swap_in
+from tstlens.model.storage import swap_in
 
 FORMAT, VERSION = "tstlens code index", 1
 CODES, ARRAYS, CONFIG, TEST = "codes.parquet", "arrays.safetensors", "index.json", "test"
@@ -76,7 +76,7 @@ def save_index(index: CodeIndex, folder: Path) -> Path:
         staging = Path(tempfile.mkdtemp(prefix=f".{place.name}.", dir=place.parent))
         try:
             _fill(staging, index)
-            _swap_in(staging, place)
+            swap_in(staging, place)
         finally:
             shutil.rmtree(staging, ignore_errors=True)
     except OSError as error:

@@ -35,7 +35,7 @@ def load(name: str | Path, *, device: str = "cpu", dtype: torch.dtype | None = N
     Example:
         >>> from tstlens import codebooks
         >>> list(codebooks.load("japanese-vowels").acts_to_codebooks)
-        ['blocks.0.hook_mlp_out', 'blocks.1.hook_mlp_out', 'blocks.2.hook_mlp_out']
+        ['blocks.0.hook_normalized_resid_post', 'blocks.1.hook_normalized_resid_post']
     """
     folder = find_checkpoint(name)
     folder = folder / SHIPPED if (folder / SHIPPED).is_dir() else folder

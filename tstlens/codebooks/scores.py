@@ -164,7 +164,7 @@ def score(
     found["random tables"] = _score_in_place(randomised, data, batch_size)
     if train is not None and sae_steps:
         host = _without(model if original is None else original)
-        saes = _saes(host, train, books, sae_steps, seed)
+        saes = fitted_saes(host, train, books, sae_steps, seed)
         for sae in saes.values():
             host.add_sae(sae, use_error_term=False)
         task["SAEs"] = task_measures(host, *given)
@@ -215,7 +215,7 @@ def _random_table(
     return made
 
 
-def _saes(
+def fitted_saes(
     model: HookedTST, train: TimeSeriesData, books: Mapping[str, Codebook], steps: int, seed: int
 ) -> dict[str, Any]:
     """A TopK SAE per hook point: as many latents as codes, as many active as codes."""

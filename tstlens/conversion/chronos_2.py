@@ -15,7 +15,7 @@
 | ``layer.2`` MLP                              | ``ln3``, ``mlp``, ``hook_mlp_out``                |
 | the block's output                           | ``hook_resid_post``                               |
 | ``encoder.final_layer_norm``                 | ``ln_final``                                      |
-| ``output_patch_embedding``                   | ``head.block``, ``head.hook_quantiles``           |
+| ``output_patch_embedding``                   | ``head.patch_block``, ``head.hook_quantiles``     |
 
 **Groups.** The channels of one series are one group (``group_ids``), and groups do not see each
 other, as ``predict`` does with series of several channels. For channels that are forecast one by
@@ -53,7 +53,12 @@ from tstlens.conversion.comparing import Tap
 from tstlens.conversion.encoder_layers import fill
 from tstlens.conversion.registry import Built, Family, register
 from tstlens.conversion.t5_layers import activation, dotted
-from tstlens.conversion.transformers_source import class_of, rebuilt, refuse_changed_parts
+from tstlens.conversion.transformers_source import (
+    block_weights,
+    class_of,
+    rebuilt,
+    refuse_changed_parts,
+)
 from tstlens.errors import ArgumentError, UnsupportedSourceError
 from tstlens.model import HookedTST, HookedTSTConfig
 from tstlens.model.families.chronos_2 import Chronos2HeadConfig, Chronos2PatchesConfig
@@ -135,13 +140,8 @@ def build(
 @torch.no_grad()
 def _fill_model(model: HookedTST, source: Any) -> None:
     fill(model.embed, {"reg_token": source.shared.weight[source.config.reg_token_id]})
-    blocks: tuple[Any, Any] = (model.embed, model.head)
-    given = (source.input_patch_embedding, source.output_patch_embedding)
-    for part, block in zip(blocks, given, strict=True):
-        names = {"in": "hidden_layer", "out": "output_layer", "skip": "residual_layer"}
-        for ours, theirs in names.items():
-            linear = getattr(block, theirs)
-            fill(part.block, {f"W_{ours}": linear.weight.T, f"b_{ours}": linear.bias})
+    fill(model.embed, block_weights(source.input_patch_embedding))
+    fill(model.head, block_weights(source.output_patch_embedding, "patch_block"))
     per_head = partial(einops.rearrange, head=model.cfg.n_heads)
     for block, layer in zip(model.blocks, source.encoder.block, strict=True):
         time, group, mlp = layer.layer
@@ -253,7 +253,9 @@ def taps(source: Any, model: HookedTST) -> list[Tap]:
                 Tap(f"{here}.{out}", f"{path}.o", by_row, observed_only=True),
             ]
         if patterns:
-            for layer, (name, by_row) in enumerate((("attn", _weights), ("channel_attn", in_groups))):
+            for layer, (name, by_row) in enumerate(
+                (("attn", _weights), ("channel_attn", in_groups))
+            ):
                 path = f"{there}.layer.{layer}.self_attention"
                 pattern = f"{here}.{name}.hook_pattern"
                 found.append(Tap(pattern, path, by_row, observed_only=True))
@@ -267,7 +269,7 @@ def taps(source: Any, model: HookedTST) -> list[Tap]:
     return [
         *found,
         Tap("head.hook_future", "output_patch_embedding", of="input"),
-        Tap("head.block.hook_pre", "output_patch_embedding.hidden_layer"),
+        Tap("head.patch_block.hook_pre", "output_patch_embedding.hidden_layer"),
     ]
 
 

@@ -50,6 +50,7 @@ from tstlens.conversion.t5_layers import (
     showing_patterns,
     stack_taps,
 )
+from tstlens.conversion.transformers_source import block_weights
 from tstlens.errors import ArgumentError, UnsupportedSourceError
 from tstlens.model import HookedTST, HookedTSTConfig
 from tstlens.model.families.chronos_bolt import BoltHeadConfig, BoltPatchesConfig
@@ -113,13 +114,8 @@ def _fill_model(model: HookedTST, source: Any) -> None:
     if source.chronos_config.use_reg_token:
         tokens["reg_token"] = source.shared.weight[source.config.reg_token_id]
     fill(model.embed, tokens)
-    blocks: tuple[Any, Any] = (model.embed, model.head)
-    given = (source.input_patch_embedding, source.output_patch_embedding)
-    for part, block in zip(blocks, given, strict=True):
-        names = {"in": "hidden_layer", "out": "output_layer", "skip": "residual_layer"}
-        for ours, theirs in names.items():
-            linear = getattr(block, theirs)
-            fill(part.block, {f"W_{ours}": linear.weight.T, f"b_{ours}": linear.bias})
+    fill(model.embed, block_weights(source.input_patch_embedding))
+    fill(model.head, block_weights(source.output_patch_embedding))
     fill_stack(model.encoder, model.position_bias, model.encoder_final_ln, source.encoder)
     fill_stack(model.decoder, model.decoder_position_bias, model.decoder_final_ln, source.decoder)
 

@@ -52,7 +52,7 @@ def rebuild(state: Mapping[str, Tensor], config: Any) -> nn.Module:
         state,
         entries,
         f"{MODULE}.{CLASSES[0 if with_head else 1]}",
-        "TimeSeriesTransformerConfig",
+        "transformers.TimeSeriesTransformerConfig",
         "hf-tst",
     )
 
@@ -81,7 +81,9 @@ def block_weights(layer: Any, n_heads: int) -> dict[str, Tensor]:
             )
             weights[f"{name}.b_{letter}"] = linear.bias.unflatten(0, (n_heads, -1))
         out = attention.out_proj
-        weights[f"{name}.W_O"] = einops.rearrange(out.weight, "m (head d) -> head d m", head=n_heads)
+        weights[f"{name}.W_O"] = einops.rearrange(
+            out.weight, "m (head d) -> head d m", head=n_heads
+        )
         weights[f"{name}.b_O"] = out.bias
     for name, linear in (("in", layer.fc1), ("out", layer.fc2)):
         weights |= {f"mlp.W_{name}": linear.weight.T, f"mlp.b_{name}": linear.bias}

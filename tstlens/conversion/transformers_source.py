@@ -123,8 +123,9 @@ def attention_weights(attention: Any, n_heads: int) -> dict[str, Tensor]:
 
 
 def block_weights(block: Any, name: str = "block") -> dict[str, Tensor]:
-    """Weights of a residual block's :class:`~tstlens.model.families.residual_mlp.ResidualMLP`."""
-    names = {"in": "input_layer", "out": "output_layer", "skip": "residual_layer"}
+    """Weights of a :class:`~tstlens.model.families.residual_mlp.ResidualMLP` named ``name``."""
+    first_layer = "input_layer" if hasattr(block, "input_layer") else "hidden_layer"
+    names = {"in": first_layer, "out": "output_layer", "skip": "residual_layer"}
     weights = {}
     for ours, theirs in names.items():
         linear = getattr(block, theirs)

@@ -56,17 +56,21 @@ def draw_truth(result: TruthTable, *, task: str | None = None, title: str | None
                 continue
             shared: dict[str, Any] = {"legendgroup": kind, "name": _NAMES[kind]}
             _seeds(figure, result, list(part["method"]), measure, task, colour, column)
-            low, high = (part[end].fillna(part["mean"]) for end in ("low", "high"))
+            mean = part["mean"].to_numpy()
+            low, high = (
+                np.where(np.isnan(ends), mean, ends)
+                for ends in (part["low"].to_numpy(), part["high"].to_numpy())
+            )
             figure.add_scatter(
-                x=part["mean"],
+                x=mean,
                 y=part["method"],
                 mode="markers",
                 marker={"color": colour, "size": 8},
                 error_x={
                     "type": "data",
                     "symmetric": False,
-                    "array": high - part["mean"],
-                    "arrayminus": part["mean"] - low,
+                    "array": high - mean,
+                    "arrayminus": mean - low,
                     "color": colour,
                     "thickness": 1.5,
                     "width": 0,

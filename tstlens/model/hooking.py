@@ -136,7 +136,7 @@ class CheckedHooks(HookedRootModule):
 
         def save(activation: Tensor, hook: HookPoint, ending: str) -> None:
             name, kept = str(hook.name), activation.detach().to(device)
-            axis = _pos_axis(name)
+            axis = pos_axis(name)
             if axis is not None:
                 kept = positions.apply(kept, dim=axis)
             saved[name + ending] = kept[0] if remove_batch_dim else kept
@@ -198,7 +198,7 @@ class CheckedHooks(HookedRootModule):
         return ""
 
 
-def _pos_axis(name: str) -> int | None:
+def pos_axis(name: str) -> int | None:
     """The axis of (query) positions in an activation, or None where there is none to slice."""
     if name == "hook_series" or name.startswith(("embed.", "head.")):
         return None

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from tstlens.errors import ArgumentError
-from tstlens.model.hooking import _pos_axis
+from tstlens.model.hooking import pos_axis
 from tstlens.model.splice_places import _D_MLP, _D_MODEL, _PER_HEAD
 from tstlens.model.splicing import SplicedDictionaries
 from tstlens.model.state import TrunkState
@@ -67,7 +67,7 @@ class SteeredModel(SplicedDictionaries):
         name, vector, head = self._checked_direction(direction)
         if not isinstance(strength, int | float) or not abs(strength) < float("inf"):
             raise ArgumentError(f"expected strength as a finite number, got {strength!r}")
-        axis = _pos_axis(name)
+        axis = pos_axis(name)
         if pos is not None and axis is None:
             raise ArgumentError(f"pos={pos!r} was given, but {name} has no positions")
         state: dict[str, Tensor | None] = {"mask": None}  # of the run that is going on

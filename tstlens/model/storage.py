@@ -56,7 +56,7 @@ def write_folder(
             _fill(staging, folder, weights, config)
             if write_more is not None:
                 write_more(staging)
-            _swap_in(staging, folder)
+            swap_in(staging, folder)
         finally:
             shutil.rmtree(staging, ignore_errors=True)
     except OSError as error:
@@ -90,7 +90,7 @@ def _fill(staging: Path, folder: Path, weights: dict[str, Tensor], config: dict[
     os.chmod(staging, 0o755)
 
 
-def _swap_in(staging: Path, folder: Path) -> None:
+def swap_in(staging: Path, folder: Path) -> None:
     """Rename ``staging`` to ``folder``; put the old folder back if that fails."""
     if not folder.exists():
         os.replace(staging, folder)

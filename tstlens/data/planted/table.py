@@ -99,9 +99,9 @@ class TruthTable(Result):
         """One value per seed, a mean over tasks where no task is named; NaN where not measured."""
         by_seed: dict[int, list[float]] = {}
         for score in self.scores:
-            if score.method == method and score.measure == measure:
-                if task is None or score.task == task:
-                    by_seed.setdefault(score.seed, []).append(score.value)
+            named = score.method == method and score.measure == measure
+            if named and task in (None, score.task):
+                by_seed.setdefault(score.seed, []).append(score.value)
         return np.array([np.mean(found) for _, found in sorted(by_seed.items())])
 
     def summary(self, task: str | None = None) -> pd.DataFrame:

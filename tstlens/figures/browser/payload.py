@@ -29,7 +29,7 @@ def payload(features: Features, n_windows: int, seed: int = 0) -> dict[str, Any]
     """
     data, activity = features.data, features.activity
     shown = shown_series(features, seed)
-    series, low, step = _quantised(data, shown)
+    series, low, step = quantised(data, shown)
     n_rows = activity.n_channels
     names = list(data.class_names) if data.labels is not None else []
     labels = None if data.labels is None else data.labels.cpu().numpy()
@@ -56,11 +56,11 @@ def payload(features: Features, n_windows: int, seed: int = 0) -> dict[str, Any]
         "cells": [list(cell) for cell in features.cells],
         "raw": {"values": series, "low": low, "step": step, "padding": PADDING},
         "table": _table(features),
-        "properties": _properties(features),
+        "properties": properties_of(features),
         "neighbours": _neighbours(features),
         "effects": _effects(features),
         "classTable": _classes(features),
-        "heat": _activations(features, shown),
+        "heat": activations_of(features, shown),
         "windows": _windows(features, shown, n_windows),
         "mono": {
             "names": [str(name) for name in mono.index],
@@ -91,7 +91,7 @@ def shown_series(features: Features, seed: int) -> np.ndarray:
     return np.sort(order[:room])
 
 
-def _quantised(data: TimeSeriesData, shown: np.ndarray) -> tuple[dict, list[float], list[float]]:
+def quantised(data: TimeSeriesData, shown: np.ndarray) -> tuple[dict, list[float], list[float]]:
     """Raw values as 16-bit steps of each channel's range."""
     values = data.series.cpu().numpy()[shown].astype(np.float64)
     seen = np.ones((len(shown), 1, data.n_time), dtype=bool)
@@ -125,7 +125,8 @@ def _table(features: Features) -> dict[str, Any]:
     return out
 
 
-def _properties(features: Features) -> dict[str, Any] | None:
+def properties_of(features: Features) -> dict[str, Any] | None:
+    """The properties that a latent goes with, as the page draws them; None where not computed."""
     found = features.properties
     if found is None:
         return None
@@ -197,7 +198,7 @@ def _classes(features: Features) -> dict[str, Any] | None:
     }
 
 
-def _activations(features: Features, shown: np.ndarray) -> dict[str, Any]:
+def activations_of(features: Features, shown: np.ndarray) -> dict[str, Any]:
     """Activations of the shown series by latent, as 8-bit shares of the latent's largest."""
     activity = features.activity
     per_series = activity.n_channels * activity.n_pos

@@ -18,9 +18,9 @@ from tstlens.errors import ArgumentError
 from tstlens.figures.browser.pack import packed
 from tstlens.figures.browser.payload import (
     PADDING,
-    _activations,
-    _properties,
-    _quantised,
+    activations_of,
+    properties_of,
+    quantised,
     shown_series,
 )
 from tstlens.saes.reading.activity import Activity
@@ -53,7 +53,7 @@ def payload(
     data = index.data
     features = _as_features(index, seed)
     shown = shown_series(features, seed)
-    values, low, step = _quantised(data, shown)
+    values, low, step = quantised(data, shown)
     labels = None if data.labels is None else data.labels.cpu().numpy()
     names = list(data.class_names) if labels is not None else []
     units = [(book, unit) for book in index.books.values() for unit in range(book.n_units)]
@@ -83,9 +83,9 @@ def payload(
         "spans": [list(span) for span in index.spans],
         "cells": [list(cell) for cell in index.cells],
         "raw": {"values": values, "low": low, "step": step, "padding": PADDING},
-        "heat": _activations(features, shown),
+        "heat": activations_of(features, shown),
         "table": _table(index, units, features.activity, labels),
-        "properties": _properties(features),
+        "properties": properties_of(features),
         "confirmed": None if features.properties is None else _confirmed(features),
         "windowLength": None if features.properties is None else features.properties.window_length,
         "windows": _windows(index, units, shown, n_windows),

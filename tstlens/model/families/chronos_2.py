@@ -180,14 +180,16 @@ class Chronos2Head(nn.Module):
         super().__init__()
         self.cfg = cfg
         n_out = cfg.patch_len * len(cfg.quantiles)
-        self.block = ResidualMLP(d_model, cfg.d_hidden, n_out, cfg.act_fn)
+        self.patch_block = ResidualMLP(d_model, cfg.d_hidden, n_out, cfg.act_fn)
         self.hook_future = HookPoint()  # [row, pos, d_model]
         self.hook_quantiles = HookPoint()  # [batch, channel, horizon, quantile], scaled
 
     def forward(self, residual: Residual, state: TrunkState) -> Output:
         loc, scale = per_channel(state, "loc", "scale")
         n_future = self.cfg.horizon // self.cfg.patch_len
-        out = self.block(self.hook_future(residual[:, -n_future:]))  # [row, pos, quantile * step]
+        out = self.patch_block(
+            self.hook_future(residual[:, -n_future:])
+        )  # [row, pos, quantile * step]
         by_level = out.unflatten(2, (len(self.cfg.quantiles), -1)).transpose(2, 3).flatten(1, 2)
         scaled = self.hook_quantiles(by_level.unflatten(0, (-1, state.n_series_channels)))
         return (scaled.sinh() if self.cfg.arcsinh else scaled) * scale + loc

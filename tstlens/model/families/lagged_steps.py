@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from tstlens.errors import ArgumentError, SeriesShapeError, SeriesValueError
 from tstlens.model.parts import one_of, positive
 
+
 @dataclass(frozen=True)
 class LaggedStepsConfig:
     """The front end of a TimeSeriesTransformer.

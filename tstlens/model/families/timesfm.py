@@ -219,7 +219,9 @@ class TimesFMHead(nn.Module):
 
     def forward(self, residual: Residual, state: TrunkState) -> Output:
         out = self.block(self.hook_pooled(residual[:, -1]))
-        by_step = out.unflatten(1, (self.cfg.horizon, -1)).unflatten(0, (-1, state.n_series_channels))
+        by_step = out.unflatten(1, (self.cfg.horizon, -1)).unflatten(
+            0, (-1, state.n_series_channels)
+        )
         first, last = {"quantiles": (1, None), "point": (0, 1), "both": (0, None)}[self.cfg.output]
         scaled = self.hook_quantiles(by_step[..., first:last])
         loc, scale = per_channel(state, "loc", "scale")

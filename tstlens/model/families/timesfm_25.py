@@ -188,7 +188,7 @@ class _Sum:
 
 
 def running_statistics(patches: Tensor, seen: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation [..., pos, 1] of the observed samples up to the end of each patch.
+    """Mean and standard deviation [..., pos, 1] of observed samples up to the end of each patch.
 
     Patch after patch and in the source's order of operations: where a series is constant, what is
     left of rounding may be scaled up, and any other order would show.
@@ -261,7 +261,7 @@ class TimesFM25Head(nn.Module):
         pooled = self.hook_pooled(residual[:, -1])
 
         def forecast(block: nn.Module, steps: int) -> Tensor:
-            """[mean, quantiles ...] of a block, the mean of both signs: [batch, channel, step, column]."""
+            """What a block forecasts, averaged over signs: [batch, channel, step, column]."""
             by_step = block(pooled).unflatten(1, (steps, -1))
             by_step = by_step.unflatten(0, (-1, state.n_series_channels))
             by_step = by_step * running_scale + running_loc

@@ -133,7 +133,7 @@ def draw_compare(n: int, generator: torch.Generator) -> Drawn:
 @torch.no_grad()
 def compare_model(seed: int) -> HookedTST:
     """Two heads average the windows, the last MLP takes the difference both ways round."""
-    model = _blank(
+    model: Any = _blank(
         _COMPARE_POS,
         seed,
         n_channels=2,
@@ -201,7 +201,7 @@ def draw_same(n: int, generator: torch.Generator) -> Drawn:
 @torch.no_grad()
 def same_model(seed: int) -> HookedTST:
     """A copying head, an MLP that multiplies signs, a moving head."""
-    model = _blank(
+    model: Any = _blank(
         _SAME_POS,
         seed,
         n_channels=1,
@@ -266,7 +266,7 @@ def draw_marked(n: int, generator: torch.Generator) -> Drawn:
 @torch.no_grad()
 def marked_model(seed: int) -> HookedTST:
     """A head that looks for the mark and moves the value beside it; an MLP reads its sign."""
-    model = _blank(
+    model: Any = _blank(
         _MARKED_POS,
         seed,
         n_channels=2,

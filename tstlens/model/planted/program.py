@@ -44,7 +44,8 @@ class Program:
 
     Example:
         >>> both = Variable("L1MLP", lambda v: v["a"] * v["L0H0"], "a and b")
-        >>> program = Program((Variable("L0H0", lambda v: v["b"], "b"), both), {"a": (0,), "b": (1,)})
+        >>> second = Variable("L0H0", lambda v: v["b"], "b")
+        >>> program = Program((second, both), {"a": (0,), "b": (1,)})
         >>> base, source = ({"a": torch.tensor([1]), "b": torch.tensor([b])} for b in (0, 1))
         >>> program.run(base), program.run(base, source, {"L0H0": torch.tensor([True])})
         (tensor([0]), tensor([1]))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -143,7 +144,7 @@ def _weaker_end(graph: ComponentGraph, nodes: Tensor) -> Tensor:
 @torch.no_grad()
 def _changes(what: Asked) -> Tensor:
     """How much each node's output differs between the two series: no effect on anything asked."""
-    model = what.task.model
+    model: Any = what.task.model
     layers = range(model.cfg.n_layers)
     names = ["hook_embed", *(f"blocks.{layer}.attn.hook_z" for layer in layers)]
     names += [f"blocks.{layer}.hook_mlp_out" for layer in layers]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -26,6 +26,7 @@ def state_scores(
     n_fit: int = 2000,
     n_score: int = 400,
     codes_per_state: int = 2,
+    sae_steps: int = 2000,
     progress: bool = True,
 ) -> tuple[list[Score], dict[str, float]]:
     """NMI and precision of codes of a trained model, at one hook point in its middle.
@@ -40,16 +41,17 @@ def state_scores(
         n_fit: series that codes are fitted on.
         n_score: series of each of the two samples of the scores.
         codes_per_state: size of every table.
+        sae_steps: of the SAE's training.
         progress: show a bar.
 
     Returns:
         Scores, and "share of the possible, seed" -> valid-transition mass of the model, from 0
         (what the patch alone allows) to 1 (the best possible).
     """
+    from tstlens import codebooks
+
     scores, checks = [], {}
     for seed in tqdm(seeds, desc="state", disable=not progress):
-        from tstlens import codebooks
-
         machine = RegimeMachine(seed=seed)
         model = codebooks.regime_model(machine, n_pos=_N_POS, seed=seed)
         fit_next_patch(model, machine, n_pos=_N_POS, steps=steps, seed=seed, progress=False)
@@ -64,7 +66,7 @@ def state_scores(
         n_codes = codes_per_state * machine.n_states
         samples = (fitted, choice, report)
         for method, (kind, on_choice, on_report) in _codes(
-            model, machine, samples, n_codes, seed
+            model, machine, samples, n_codes, sae_steps, seed
         ).items():
             found = score_states(
                 on_report, report.states, chosen_on=(on_choice, choice.states), n_shuffles=1
@@ -79,6 +81,7 @@ def _codes(
     machine: RegimeMachine,
     samples: tuple[RegimeSeries, RegimeSeries, RegimeSeries],
     n_codes: int,
+    sae_steps: int,
     seed: int,
 ) -> dict[str, tuple[str, Tensor, Tensor]]:
     """Method -> kind of row, and codes [series, pos] of the last two samples."""
@@ -86,11 +89,11 @@ def _codes(
 
     from tstlens import codebooks, saes
 
-    fitted, *judged = samples
+    fitted, choice, report = samples
     rows = activations(model, fitted, HOOK)
     flat = rows.flatten(0, 1)
-    sae = saes.fit(flat, "topk", d_sae=n_codes, k=4, steps=2000, seed=seed, progress=False)
-    kmeans = KMeans(n_codes, n_init=1, random_state=seed).fit(flat.numpy())
+    sae = saes.fit(flat, "topk", d_sae=n_codes, k=4, steps=sae_steps, seed=seed, progress=False)
+    kmeans = KMeans(n_codes, n_init="auto", random_state=seed).fit(flat.numpy())
     neurons = f"{HOOK.rsplit('.', 1)[0]}.mlp.hook_post"
     hidden = activations(model, fitted, neurons).flatten(0, 1)
     mean, spread = hidden.mean(0), hidden.std(0).clamp(min=1e-6)
@@ -104,10 +107,6 @@ def _codes(
     )  # fmt: skip
     codebooks.fit_regime(tuned, machine, [HOOK], n_series=len(fitted), **options)
 
-    def each(read):
-        with torch.no_grad():
-            return tuple(read(data) for data in judged)
-
     def strongest(data: RegimeSeries) -> Tensor:
         return sae.encode(activations(model, data, HOOK)).argmax(-1)
 
@@ -115,38 +114,36 @@ def _codes(
         found = activations(model, data, HOOK)
         return torch.from_numpy(kmeans.predict(found.flatten(0, 1).numpy())).view(found.shape[:2])
 
-    return {
-        "codebook, tuned with the model": (
-            "method",
-            *each(lambda data: tuned.code_ids(data.series)[HOOK][..., 0]),
-        ),
-        "codebook, model frozen": (
-            "method",
-            *each(lambda data: frozen.code_ids(data.series)[HOOK][..., 0]),
-        ),
-        "k-means": ("method", *each(clusters)),
-        "SAE, strongest latent": ("method", *each(strongest)),
-        "neurons, strongest": (
-            "trivial",
-            *each(lambda data: ((activations(model, data, neurons) - mean) / spread).argmax(-1)),
-        ),
+    def neuron(data: RegimeSeries) -> Tensor:
+        return ((activations(model, data, neurons) - mean) / spread).argmax(-1)
+
+    def codes_of(which: HookedTST) -> Callable[[RegimeSeries], Tensor]:
+        return lambda data: which.code_ids(data.series)[HOOK][..., 0]
+
+    def by_table(data: RegimeSeries) -> Tensor:
+        return torch.cdist(activations(model, data, HOOK), table).argmin(-1)
+
+    readers: dict[str, tuple[str, Callable[[RegimeSeries], Tensor]]] = {
+        "codebook, tuned with the model": ("method", codes_of(tuned)),
+        "codebook, model frozen": ("method", codes_of(frozen)),
+        "k-means": ("method", clusters),
+        "SAE, strongest latent": ("method", strongest),
+        "neurons, strongest": ("trivial", neuron),
         "nearest prototype of the patch": (
             "trivial",
-            *each(lambda data: machine.nearest_prototype(data.patches)),
+            lambda data: machine.nearest_prototype(data.patches),
         ),
-        "random table": (
-            "random",
-            *each(lambda data: torch.cdist(activations(model, data, HOOK), table).argmin(-1)),
-        ),
-        "shuffled k-means": (
-            "random",
-            *(_shuffled(found, generator) for found in each(clusters)),
-        ),
+        "random table": ("random", by_table),
+        "shuffled k-means": ("random", lambda data: _shuffled(clusters(data), generator)),
         "best possible reader": (
             "answer",
-            *each(lambda data: machine.state_probabilities(data).argmax(-1)),
+            lambda data: machine.state_probabilities(data).argmax(-1),
         ),
     }
+    with torch.no_grad():
+        return {
+            method: (kind, read(choice), read(report)) for method, (kind, read) in readers.items()
+        }
 
 
 @torch.no_grad()

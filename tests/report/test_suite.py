@@ -1,0 +1,197 @@
+"""The suite at a size that says nothing about methods, but everything about how it counts."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from sklearn.metrics import roc_auc_score
+
+from tstlens import report
+from tstlens.data import planted
+from tstlens.errors import ArgumentError, UnknownNameError
+from tstlens.model import HeadConfig, HookedTST, HookedTSTConfig, LinearPatchesConfig
+from tstlens.model.planted import component_task
+from tstlens.patching.circuits import edge_sweep
+from tstlens.report.suite import components, where
+from tstlens.report.suite.where import Explained
+
+TINY = {"names": ["same-trend", "marked-sample"], "n_pairs": 12}
+
+
+@pytest.fixture(scope="module")
+def explained():
+    task = planted("low-var", n_train=8, n_time=48)
+    generator = torch.Generator().manual_seed(0)
+    model = HookedTST(
+        HookedTSTConfig(
+            n_layers=1, d_model=8, n_heads=2, d_mlp=16, n_channels=2, n_time=48,
+            embed=LinearPatchesConfig(4, 4), positions="learned",
+            head=HeadConfig("mean", n_classes=4), seed=2,
+        )
+    )  # fmt: skip
+    references, held_out = torch.randn(2, 2, 8, 2, 48, generator=generator)
+    return Explained(model, task, references, held_out, seed=1)
+
+
+def of_class(model, series, labels):
+    return model(series)[torch.arange(len(series)), labels]
+
+
+@pytest.mark.parametrize("away", [True, False])
+def test_windows_equal_a_loop_that_replaces_them_one_by_one(explained, away):
+    model, task = explained.model, explained.task
+    n_time = 48
+    total, count = torch.zeros(task.series.shape), torch.zeros(n_time)
+    for start in range(-6, n_time, 2):
+        at = slice(max(start, 0), min(start + 8, n_time))
+        count[at] += 1
+        for reference in explained.references:
+            run, other = (task.series, reference) if away else (reference, task.series)
+            for channel in range(2):
+                changed = run.clone()
+                changed[:, channel, at] = other[:, channel, at]
+                effect = of_class(model, changed, task.labels) - of_class(model, run, task.labels)
+                total[:, channel, at] += effect[:, None] / 2 * (-1 if away else 1)
+    expected = (total / count).detach()
+    torch.testing.assert_close(where.windows(explained, away), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_every_map_is_of_channel_and_time_and_occlusion_is_patching(explained):
+    found = where.maps(explained)
+    assert {kind for kind, _ in found.values()} == {"method", "trivial", "random", "answer"}
+    for name, (_, values) in found.items():
+        assert values.shape == explained.task.series.shape, name
+        assert values.isfinite().all(), name
+    # A patch replaced by the reference, whoever replaces it.
+    model, task = explained.model, explained.task
+    changed = task.series.clone()
+    fall = torch.zeros(8)
+    for reference in explained.references:
+        changed[:, 1, 8:12] = reference[:, 1, 8:12]
+        fall += of_class(model, task.series, task.labels) - of_class(model, changed, task.labels)
+    occluded = found["occlusion, patches"][1][:, 1, 8:12]
+    torch.testing.assert_close(occluded, (fall / 2)[:, None].expand(-1, 4), rtol=1e-4, atol=1e-5)
+
+
+def test_the_prediction_difference_replaces_as_many_entries_as_decide(explained):
+    task = explained.task
+    found = torch.rand(task.series.shape, generator=torch.Generator().manual_seed(3))
+    falls = []
+    for reference in explained.held_out:
+        for row in range(len(task)):
+            top = found[row].flatten().topk(int(task.mask[row].sum())).indices
+            changed = task.series[row].flatten().clone()
+            changed[top] = reference[row].flatten()[top]
+            both = torch.stack([task.series[row], changed.view(2, -1)])
+            probabilities = explained.model(both).softmax(1)[:, task.labels[row]]
+            falls.append((probabilities[0] - probabilities[1]).item())
+    expected = sum(falls) / len(falls)
+    assert where.prediction_difference(explained, found) == pytest.approx(expected, abs=1e-6)
+
+
+def test_a_model_that_has_not_learned_is_not_scored(explained, monkeypatch):
+    monkeypatch.setattr(where, "explained", lambda *_: (explained, 0.94))
+    scores, checks = where.where_scores(["low-var"], [0], progress=False)
+    assert scores == [] and checks == {"accuracy, low-var, seed 0": 0.94}
+    with pytest.raises(ArgumentError, match="no model passed its check"):
+        report.truth("small", ["where"], where={"names": ["low-var"]}, progress=False)
+
+
+@pytest.fixture(scope="module")
+def found():
+    return report.truth("small", ["component"], seeds=[0, 1], component=TINY, progress=False)
+
+
+def test_the_answer_has_full_marks_and_random_rows_are_at_chance(found):
+    table = found["component"]
+    for measure in ("edge AUROC", "node AUROC"):
+        assert table.values("the graph itself", measure).tolist() == [1, 1]
+        assert 0.2 < table.values("random", measure).mean() < 0.8
+    assert table.values("the graph itself", "faithfulness").mean() > 0.85
+    assert abs(table.values("random", "faithfulness").mean()) < 0.2
+    assert table.values("edge patching, exact", "edge AUROC").mean() > 0.99
+    assert min(table.checks.values()) >= 0.99
+
+
+def test_the_suite_repeats_with_the_seed(found):
+    again = report.truth("small", ["component"], seeds=[0, 1], component=TINY, progress=False)
+    assert again.to_dataframe().equals(found.to_dataframe())
+
+
+def test_auroc_and_edges_are_those_of_a_direct_call():
+    task = component_task("same-trend")
+    what = components.asked(task, 12, 0)
+    metric = components.metric_of(what.pairs)
+    effects = edge_sweep(task.model, *what.runs, metric, progress=False).effect().mean(0)
+    kind, edges, nodes = components.edge_scores(what)["edge patching, exact"]
+    torch.testing.assert_close(edges, effects)
+    names = [edge.name for edge in what.graph.edges]
+    truth = [name in task.graph.edges for name in names]
+    expected = roc_auc_score(truth, effects.abs().numpy())
+    assert components.score_edges(what, edges, nodes)["edge AUROC"] == pytest.approx(expected)
+    by_sender = {
+        node.name: max(
+            abs(value)
+            for name, value in zip(names, effects.tolist(), strict=True)
+            if name.startswith(f"{node.name}->")
+        )
+        for node in what.graph.senders
+    }
+    assert nodes.tolist() == pytest.approx(list(by_sender.values()))
+    assert kind == "method"
+
+
+def test_edges_without_parts_take_the_strongest_part():
+    task = component_task("same-trend")
+    what = components.asked(task, 2, 0)
+    coarse = components.Asked(
+        components.ComponentTask(
+            task.name, task.model, type(task.graph)(task.graph.nodes, ("pos1->L0H1",), False),
+            task.program, "", "", task.draw,
+        ),
+        what.graph, what.pairs, what.judged, 0,
+    )  # fmt: skip
+    names = [edge.name for edge in what.graph.edges]
+    scores = torch.zeros(len(names))
+    scores[names.index("pos1->L0H1.k")] = -3.0
+    scores[names.index("pos1->L0H1.v")] = 2.0
+    sizes, group = coarse.collapsed(scores)
+    assert sizes[group[names.index("pos1->L0H1.q")]] == 3
+    assert coarse.true_edges.sum() == 3
+
+
+def test_the_page_says_who_leads_and_is_written_with_its_numbers(found, tmp_path):
+    path = found.save(tmp_path / "docs" / "truth.md")
+    text = path.read_text()
+    assert "## Which component does it?" in text
+    assert "- edge AUROC: " in text and "The best control is" in text
+    assert "### marked-sample" in text and "none left out" in text
+    assert "Where each misleads:" in text
+    frame = found.to_dataframe()
+    assert len((tmp_path / "docs" / "truth.csv").read_text().splitlines()) == len(frame) + 1
+    assert len(found.figure("component").data) > 4
+
+
+def test_features_and_states_have_their_controls():
+    pytest.importorskip("sae_lens")
+    options = {
+        "feature": {"n_train": 400, "steps": 20},
+        "state": {"steps": 4, "n_fit": 40, "n_score": 40, "sae_steps": 10},
+    }
+    result = report.truth("small", ["feature", "state"], seeds=[0], progress=False, **options)
+    features, states = result["feature"], result["state"]
+    assert features.values("the features themselves", "MCC").tolist() == [1]
+    assert features.values("noise", "MCC")[0] < 0.2
+    assert features.values("PCA", "MCC")[0] <= 0.5
+    reader = states.values("best possible reader", "NMI")[0]
+    assert reader == max(states.summary().query("measure == 'NMI'")["mean"])
+    assert states.values("shuffled k-means", "precision")[0] < 0.2
+
+
+def test_errors_say_what_there_is():
+    with pytest.raises(UnknownNameError, match="did you mean 'small'"):
+        report.truth("smal")
+    with pytest.raises(UnknownNameError, match="this names a part of the suite"):
+        report.truth("small", ["why"])
+    with pytest.raises(ArgumentError, match="seeds: expected at least one"):
+        report.truth("small", ["component"], seeds=[])
