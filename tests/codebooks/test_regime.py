@@ -14,7 +14,7 @@ from tstlens.data.planted import score_states
 from tstlens.errors import ArgumentError, HookError
 
 FIRST, LAST = "blocks.0.hook_resid_post", "blocks.1.hook_resid_post"
-SIZES = {"n_states": 6, "n_edges": 2, "n_prototypes": 4, "patch_len": 4, "noise": 0.1}
+SIZES = {"n_states": 12, "n_edges": 2, "n_prototypes": 4, "patch_len": 4, "noise": 0.1}
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +30,7 @@ def found():
         machine=SIZES,
         model={"n_layers": 2, "d_model": 8, "n_heads": 2, "d_mlp": 16, "n_pos": 6},
         steps=500,
-        n_fit=300,
+        n_fit=400,
         n_score=80,
         min_support=5,
         n_codes=24,
@@ -50,8 +50,9 @@ def spliced(machine):
 
 def test_codes_of_a_trained_model_are_states(found):
     score = found.scores[0]
-    assert score.states[score.best_hook]["all"].nmi > score.references["patch alone"]["all"].nmi
-    assert score.states[score.best_hook]["known"].purity > 0.8
+    patch = score.references["patch alone"]["all"].purity
+    assert score.states[score.best_hook]["all"].purity > patch + 0.1
+    assert score.references["best possible"]["known"].nmi == pytest.approx(1)
     assert score.mass["codebooks"] > score.mass["patch alone"] + 0.05
     assert abs(score.mass["codebooks"] - score.mass["original"]) < 0.06
     for swap in score.swaps:
@@ -98,10 +99,10 @@ def test_the_figure_shows_codes_beside_their_controls(found):
 
 
 def test_an_oracles_codes_are_perfectly_precise_and_random_ones_are_not(machine):
-    samples = tuple(machine.sample(60, 6, seed=s) for s in (1, 2))
+    samples = tuple(machine.sample(120, 6, seed=s) for s in (1, 2))
     states = tuple(data.states for data in samples)
     generator = np.random.default_rng(0)
-    columns = tuple(generator.standard_normal((60 * 6, 5)) for _ in samples)
+    columns = tuple(generator.standard_normal((120 * 6, 5)) for _ in samples)
     hidden = tuple(
         {
             "original": {"noise": values},
@@ -111,7 +112,7 @@ def test_an_oracles_codes_are_perfectly_precise_and_random_ones_are_not(machine)
     )
     score = score_states(states[1], states[1], chosen_on=(states[0], states[0]))
     rows = _precisions("hook", states, samples, score, hidden, 5)
-    assert len(rows) == 12  # six states, each by its one code and by all of them
+    assert len(rows) == 24  # twelve states, each by its one code and by all of them
     assert all(row.precision == row.recall == 1 for row in rows)
     share = [float((states[1] == row.state).double().mean()) for row in rows]
     noise = [row.neurons["original"] for row in rows]
@@ -133,13 +134,15 @@ def test_pairs_differ_in_state_and_both_can_be_known(machine):
 
 def test_divergence_is_that_of_two_coins():
     one, other = torch.tensor([[0.5, 0.5], [1.0, 0.0]]), torch.tensor([[0.5, 0.5], [0.0, 1.0]])
-    assert torch.allclose(divergence(one, other), torch.tensor([0.0, 1.0]).double())
+    assert torch.allclose(
+        divergence(one, other), torch.tensor([0.0, 1.0]).to(divergence(one, other))
+    )
 
 
 def test_a_swap_is_a_run_with_the_sources_codes(machine, spliced):
     """One pair by hand: the k-hot vector of the source put in with a hook."""
-    data = machine.sample(40, 6, seed=4)
-    known = torch.ones(40, 6, dtype=torch.bool)
+    data = machine.sample(16, 6, seed=4)
+    known = torch.ones(16, 6, dtype=torch.bool)
     swap = swap_states(spliced, machine, data, known, 0)[0]
     pairs = _pairs(data.states, known, np.random.default_rng(0))
     name = f"{FIRST}.hook_sae_acts_post"

@@ -346,3 +346,22 @@ def test_near_misses_are_refused(source):
         tstlens.convert(make(context_length=30))
     with pytest.raises(UnsupportedSourceError, match="decode_index=-1"):
         tstlens.convert(make(decode_index=-1))
+
+
+@pytest.mark.saes
+def test_features_are_read_off_one_pass(source, model):
+    import numpy as np
+    from sae_lens import StandardSAE, StandardSAEConfig
+    from sae_lens.saes.sae import SAEMetadata
+
+    from tstlens import saes
+    from tstlens.data import TimeSeriesData
+
+    metadata = SAEMetadata(hook_name="blocks.0.hook_resid_post")
+    sae = StandardSAE(StandardSAEConfig(d_in=16, d_sae=8, metadata=metadata))
+    data = TimeSeriesData.from_numpy(series(batch=12).numpy(), np.arange(12) % 2)
+    with pytest.raises(ArgumentError, match="both_signs=False to read its features"):
+        saes.features(model, sae, data, progress=False)
+    one = tstlens.convert(source, n_channels=2, both_signs=False)
+    found = saes.features(one, sae, data, n_permutations=100, effect_series=0, progress=False)
+    assert found.activity.n_channels == 2

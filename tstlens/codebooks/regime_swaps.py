@@ -129,7 +129,8 @@ def _with_codes_of(
 def _shares(
     model: HookedTST, machine: RegimeMachine, series: Tensor
 ) -> Float[Tensor, "n pos prototype"]:
-    return machine.prototype_shares(model(series)).cpu()
+    with torch.no_grad():
+        return machine.prototype_shares(model(series)).cpu()
 
 
 def _allowed(valid: Tensor, shares: Tensor, states: Tensor) -> Bool[Tensor, " run"]:

@@ -148,7 +148,9 @@ def _refuse(source: Any) -> None:
 def _embed(source: Any) -> LaggedStepsConfig:
     own, scaler = source.config, inner(source).scaler
     scaling: Any = _SCALERS.get(type(scaler).__name__, "none")
-    options = {} if scaling == "none" else {"smallest_scale": float(scaler.minimum_scale)}
+    options: dict[str, Any] = {}
+    if scaling != "none":
+        options["smallest_scale"] = float(scaler.minimum_scale)
     if scaling == "mean" and scaler.default_scale is not None:
         options["default_scale"] = float(scaler.default_scale)
     categories = own.num_static_categorical_features > 0

@@ -4,7 +4,7 @@
 |---------------------------------------------|--------------------------------------------------|
 | ``_forward_transform``                      | ``embed.hook_loc``, ``embed.hook_scale``,        |
 |                                             | ``embed.hook_scaled``; carried by ``TrunkState`` |
-| patches and their padding                   | ``embed.hook_patches``, 1 - ``embed.hook_observed`` |
+| patches and 1 - their padding               | ``embed.hook_patches``, ``embed.hook_observed``  |
 | ``input_ff_layer``                          | ``embed.block`` (``hook_pre``, ``hook_post``)    |
 | ``position_emb`` (off by default)           | ``embed.hook_pos_embed``                         |
 | ``freq_emb``                                | ``embed.W_freq``, ``embed.hook_freq``            |
@@ -269,7 +269,8 @@ def recognises(source: nn.Module) -> bool:
 register(
     Family(
         name="timesfm",
-        summary="TimesFM 2.0 (transformers' TimesFmModelForPrediction), live or weights with config=",
+        summary="TimesFM 2.0 (transformers' TimesFmModelForPrediction), live or weights and "
+        "config=",
         recognises=recognises,
         build=build,
         takes_state_dict=True,

@@ -6,7 +6,7 @@
 |                                             | ``embed.hook_scaled``; carried by ``TrunkState`` |
 | ``_update_running_stats``                   | ``embed.hook_running_loc``,                      |
 |                                             | ``embed.hook_running_scale``; by ``TrunkState``  |
-| patches and their padding                   | ``embed.hook_patches``, 1 - ``embed.hook_observed`` |
+| patches and 1 - their padding               | ``embed.hook_patches``, ``embed.hook_observed``  |
 | ``input_ff_layer``                          | ``embed.block`` (``hook_pre``, ``hook_post``)    |
 | ``layers.{l}``: the input                   | ``blocks.{l}.hook_resid_pre``                    |
 | ``input_layernorm``                         | ``ln1``                                          |
@@ -24,11 +24,15 @@
 | the forecast before the context's scale     | ``head.hook_quantiles``                          |
 
 **Two passes.** The source runs its stack on the scaled series and on its mirror image (times -1)
-and averages both forecasts. Here they are rows of one run: activations of the trunk hold, for each
-series, its channels and then their mirror images, so ``model.by_channel`` gives
+and averages both forecasts. Here both passes are rows of one run: activations of the trunk hold,
+for each series, its channels and then their mirror images, so ``model.by_channel`` gives
 [batch, 2 * channel, ...] and the axis ``channel`` of patching goes on with the mirror images
 (``channel + n_channels`` is the mirror image of ``channel``). A hook sees and edits both. With
-``both_signs=False`` there is one pass, the source called with ``force_flip_invariance=False``.
+``both_signs=False`` there is one pass, the source called with ``force_flip_invariance=False``;
+reading SAE features asks for that, as a feature has one place in a series.
+
+Location and scale of the whole context cancel wherever patches vary: the running ones scale once
+more. So edits at ``embed.hook_loc`` and ``embed.hook_scale`` change nothing there, as in the source.
 
 Covered: the whole config with the default kind of rotary positions, grouped keys and values
 (repeated for each head), series of any length up to the context, padding before a series (``mask``

@@ -15,12 +15,15 @@ _KINDS = {
     "codes": {"color": style.BLUE, "symbol": "circle", "size": 9},
     "control": {"color": style.MUTED, "symbol": "line-ns-open", "size": 13},
     "neuron": {"color": style.ORANGE, "symbol": "diamond-open", "size": 9},
+    "tuned": {"color": style.ORANGE, "symbol": "triangle-up-open", "size": 9},
     "original": {"color": style.INK, "symbol": "circle-open", "size": 9},
 }
+_OUTLINE = {"width": 1, "color": style.PAPER}
 _SAID = {
     "codes": "codes",
     "original": "original model",
     "neuron": "best neuron",
+    "tuned": "same, tuned",
     "control": "control",
 }
 
@@ -69,7 +72,7 @@ def _drawn(scores: tuple[RegimeScore, ...], seeds: tuple[int, ...], title: str |
             rows[point.row] = None
             by_kind[point.kind].append((seed, point))
     figure = go.Figure()
-    for kind in ("control", "neuron", "original", "codes"):
+    for kind in ("control", "tuned", "neuron", "original", "codes"):
         points = by_kind[kind]
         if not points:
             continue
@@ -77,7 +80,7 @@ def _drawn(scores: tuple[RegimeScore, ...], seeds: tuple[int, ...], title: str |
             x=[point.value for _, point in points],
             y=[point.row for _, point in points],
             mode="markers",
-            marker={**_KINDS[kind], "line": {"width": 1.8}},
+            marker={**_KINDS[kind], "line": _OUTLINE if kind == "codes" else {"width": 1.8}},
             opacity=0.9,
             name=_SAID[kind],
             hovertext=[
@@ -112,17 +115,14 @@ def _drawn(scores: tuple[RegimeScore, ...], seeds: tuple[int, ...], title: str |
     shown = f"{low:.2f}" if len(scores) == 1 else f"{low:.2f} to {max(low, best):.2f}"
     heading = f"Codes and hidden states: NMI {shown}" if title == "" else title
     several = f"{len(seeds)} machines and models" if len(seeds) > 1 else f"machine {seeds[0]}"
-    subtitle = (
-        f"{several}. Controls: patch alone (mass, NMI), shuffled codes (purity), random codes "
-        "(swaps)"
-    )
+    subtitle = f"{several}; control: the patch alone (mass, NMI, purity), random codes (swaps)"
     return style.finish(
         figure,
         heading,
         subtitle,
         plot_height=24 * len(order) + 10,
         above=8,
-        below=84,
+        below=112,
         left=style.room_for(order),
     )
 
@@ -134,20 +134,20 @@ def _points(score: RegimeScore) -> Iterator[_Point]:
     if "original" in mass:
         yield _Point(row, "original", mass["original"], "original model")
     yield _Point(row, "codes", mass["codebooks"], "through codes")
-    patch = score.references["patch alone"]["all"].nmi
+    patch = score.references["patch alone"]["all"]
     for hook, by_positions in score.states.items():
         row = f"NMI {_short(hook)}"
-        yield _Point(row, "control", patch, "the patch alone as code")
+        yield _Point(row, "control", patch.nmi, "the patch alone as code")
         yield _Point(row, "codes", by_positions["all"].nmi, "codes and states")
     for hook, by_positions in score.states.items():
         row = f"purity {_short(hook)}"
-        yield _Point(row, "control", by_positions["all"].shuffled_purity, "shuffled codes")
+        yield _Point(row, "control", patch.purity, "the patch alone as code")
         yield _Point(row, "codes", by_positions["all"].purity, "codes")
     for hook in score.states:
         for together, what in ((True, "state"), (False, "code")):
             row = f"precision by {what} {_short(hook)}"
             for name, value in score.precision(hook, together=together).items():
-                kind = "codes" if name == "codes" else "neuron"
+                kind = {"original": "neuron"}.get(name, name)
                 said = "codes" if kind == "codes" else f"best neuron of the {name} model"
                 yield _Point(row, kind, value, said)
     for swap in score.swaps:

@@ -56,11 +56,8 @@ def draw_truth(result: TruthTable, *, task: str | None = None, title: str | None
                 continue
             shared: dict[str, Any] = {"legendgroup": kind, "name": _NAMES[kind]}
             _seeds(figure, result, list(part["method"]), measure, task, colour, column)
-            mean = part["mean"].to_numpy()
-            low, high = (
-                np.where(np.isnan(ends), mean, ends)
-                for ends in (part["low"].to_numpy(), part["high"].to_numpy())
-            )
+            mean, low, high = (np.asarray(part[name], float) for name in ("mean", "low", "high"))
+            low, high = np.where(np.isnan(low), mean, low), np.where(np.isnan(high), mean, high)
             figure.add_scatter(
                 x=mean,
                 y=part["method"],

@@ -65,6 +65,8 @@ LEAVES = {  # last part of a hook name -> axes
     "head.block.hook_pre": ("feature",),
     "head.block.hook_post": ("feature",),
     "head.hook_future": _PER_POS,
+    "patch_block.hook_pre": _PER_POS,
+    "patch_block.hook_post": _PER_POS,
     "spread_block.hook_pre": ("feature",),
     "spread_block.hook_post": ("feature",),
     "head.hook_parameters": ("channel", "time", "feature"),

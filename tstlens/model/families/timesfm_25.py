@@ -25,7 +25,6 @@ from tstlens.errors import ArgumentError, SeriesValueError
 from tstlens.model.families.context import EndingPatches, first_place, root
 from tstlens.model.families.residual_mlp import ResidualMLP
 from tstlens.model.families.timesfm import check_levels, per_channel
-from tstlens.model.norms import listened_to
 from tstlens.model.parts import ActFn, positive
 from tstlens.model.state import TrunkState
 from tstlens.shapes import Mask, Output, Residual, Series

@@ -24,9 +24,11 @@ from tstlens.model.parts import HeadConfig, LinearPatchesConfig, PerStepConfig
 from tstlens.model.planted.handwritten import Drawn
 from tstlens.model.planted.interchange import component_nodes
 from tstlens.model.planted.program import Program, Variable
-from tstlens.model.planted.verification import run_both
+from tstlens.model.planted.verification import run_both, verify
 
 _TRAINING_SEEDS = 2**32  # series for training take seeds from here on
+_MOST_CYCLES = 2  # of training, until the circuit holds
+_N_ASKED, _ENOUGH = 1000, 0.995  # a margin above what is required on other series
 
 
 def fit_interchange(
@@ -88,6 +90,30 @@ def fit_interchange(
             raise ArgumentError(f"lr: the loss is no longer finite at step {len(losses)}; try less")
     model.eval()
     return losses
+
+
+def _fit_until_it_holds(
+    model: HookedTST,
+    program: Program,
+    draw: Callable[[int, torch.Generator], Drawn],
+    steps: int,
+    seed: int,
+    progress: bool,
+) -> None:
+    """Train, and again for as long while the circuit does not hold on series kept for asking."""
+    for cycle in range(_MOST_CYCLES):
+        fit_interchange(
+            model,
+            program,
+            draw,
+            steps=steps,
+            seed=seed + 2 * cycle * _TRAINING_SEEDS,
+            progress=progress,
+        )
+        asking = torch.Generator().manual_seed(2 * _TRAINING_SEEDS + seed)
+        base, source = draw(_N_ASKED, asking), draw(_N_ASKED, asking)
+        if verify(model, program, base, source, seed).worst >= _ENOUGH:
+            return
 
 
 def _some(
@@ -157,7 +183,7 @@ def both_model(seed: int, steps: int = 600, progress: bool = True) -> HookedTST:
         seed=seed,
     )
     model = HookedTST(cfg)
-    fit_interchange(model, both_program(), draw_both, steps=steps, seed=seed, progress=progress)
+    _fit_until_it_holds(model, both_program(), draw_both, steps, seed, progress)
     return model
 
 
@@ -223,5 +249,5 @@ def unlike_model(seed: int, steps: int = 1400, progress: bool = True) -> HookedT
         seed=seed,
     )
     model = HookedTST(cfg)
-    fit_interchange(model, unlike_program(), draw_unlike, steps=steps, seed=seed, progress=progress)
+    _fit_until_it_holds(model, unlike_program(), draw_unlike, steps, seed, progress)
     return model

@@ -54,8 +54,8 @@ MISLEADS = {
         "channels, and where one position alone changes little it says little.",
         "**Attribution patching at the embedding** adds the error of the linearisation to that.",
         "**Integrated gradients and GradientSHAP** spread credit over the samples by their size "
-        "and the sign of the weights, so their maps are ragged within a motif; they also depend "
-        "on the references more than any other method here.",
+        "and the sign of the weights, so their maps are ragged within a motif. Sums over windows "
+        "mend that: compare that row with the causal windows, to see what these owe to smoothing.",
         "**Permutation SHAP and occlusion** work on patches, so all samples of a patch share a "
         "score; occlusion gives nothing where another patch says the same.",
         "**Prediction difference** rewards whatever breaks the model, right or wrong: samples "

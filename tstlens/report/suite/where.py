@@ -78,13 +78,15 @@ def maps(what: Explained) -> dict[str, tuple[str, Tensor]]:
     """Method -> kind of row and map [series, channel, time], larger where it matters more."""
     series = what.task.series
     generator = torch.Generator().manual_seed(what.seed + 17)
+    gradients = _attributed(what, "integrated_gradients", "time")
     return {
         "causal patching, windows taken away": ("method", windows(what, away=True)),
         "causal patching, windows put in": ("method", windows(what, away=False)),
         "causal patching, single samples": ("method", _samples(what)),
         "causal patching, embedding": ("method", _embedding(what, exact=True)),
         "attribution patching, embedding": ("method", _embedding(what, exact=False)),
-        "integrated gradients": ("method", _attributed(what, "integrated_gradients", "time")),
+        "integrated gradients": ("method", gradients),
+        "integrated gradients, sums over windows": ("method", over_windows(gradients)),
         "GradientSHAP": ("method", _gradient_shap(what)),
         "permutation SHAP, patches": ("method", _attributed(what, "permutation_shap", "patch")),
         "occlusion, patches": ("method", _attributed(what, "occlusion", "patch")),
@@ -115,6 +117,20 @@ def windows(what: Explained, away: bool) -> Tensor:
         total[:, :, at] += found.effect()[:, :, None]
         count[at] += 1
     return what.averaged(total / count) * (-1 if away else 1)
+
+
+def over_windows(values: Tensor) -> Tensor:
+    """What `windows` would make of effects that add up: sums over windows, a mean per sample.
+
+    It tells what a lead of windows owes to smoothing alone.
+    """
+    n_time = values.shape[2]
+    total, count = torch.zeros_like(values), torch.zeros(n_time)
+    for start in range(_STEP - _WINDOW, n_time, _STEP):
+        at = slice(max(start, 0), min(start + _WINDOW, n_time))
+        total[:, :, at] += values[:, :, at].sum(2, keepdim=True)
+        count[at] += 1
+    return total / count
 
 
 def _samples(what: Explained) -> Tensor:

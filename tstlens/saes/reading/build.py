@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from tstlens.data import TimeSeriesData
+from tstlens.errors import ArgumentError
 from tstlens.model import HookedTST
 from tstlens.saes.checks import check_at_least, check_data
 from tstlens.saes.reading.activity import Activity, activity_of
@@ -71,7 +72,8 @@ def features(
         Tables, windows and figures of all latents.
 
     Raises:
-        ArgumentError: no series, a dictionary without a hook, or positions without a place in time.
+        ArgumentError: no series, a dictionary without a hook, positions without a place in time, or
+            a trunk that holds mirrored series too.
         SeriesShapeError: the activation is not the dictionary's.
 
     Source: Bricken et al. 2023 (reading features from their top examples).
@@ -85,6 +87,11 @@ def features(
     check_at_least(1, batch_size=batch_size)
     check_at_least(0, effect_series=effect_series)
     sae = by_head(model, sae)
+    if getattr(model.cfg.embed, "n_signs", 1) > 1:
+        raise ArgumentError(
+            "this model's trunk holds every channel and its mirror image, and a feature has one "
+            "place in a series: convert the source with both_signs=False to read its features"
+        )
     place = place_of(model, sae)
     read = {"place": place, "batch_size": batch_size, "progress": progress}
     activity = activity_of(model, sae, data, **read)
