@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from scipy.spatial.distance import jensenshannon
 
 from tstlens import codebooks
 from tstlens.codebooks.regime_score import _precisions, score_regime
@@ -132,7 +133,12 @@ def test_pairs_differ_in_state_and_both_can_be_known(machine):
         assert bool((known[series, pos] & known[source, pos] & known[other, pos]).all())
 
 
-def test_divergence_is_that_of_two_coins():
+def test_divergence_is_scipys_and_that_of_two_coins():
+    drawn = torch.rand(2, 20, 5, generator=torch.Generator().manual_seed(0)).double()
+    drawn = drawn.masked_fill(drawn < 0.2, 0)
+    drawn = drawn / drawn.sum(-1, keepdim=True)
+    expected = jensenshannon(*drawn.numpy(), base=2, axis=-1) ** 2
+    assert np.allclose(divergence(*drawn), expected)
     one, other = torch.tensor([[0.5, 0.5], [1.0, 0.0]]), torch.tensor([[0.5, 0.5], [0.0, 1.0]])
     assert torch.allclose(
         divergence(one, other), torch.tensor([0.0, 1.0]).to(divergence(one, other))

@@ -89,7 +89,7 @@ def sweep_error(
 def splicing_changes_then_restores(
     model: HookedTST, series: Tensor, hook: str
 ) -> tuple[bool, bool]:
-    """Whether an SAE at a hook point changes the output, and taking it out restores every bit."""
+    """Whether an SAE and a codebook at a hook point each change the output, and leave no trace."""
     from sae_lens import StandardSAE, StandardSAEConfig
     from sae_lens.saes.sae import SAEMetadata
 
@@ -102,7 +102,8 @@ def splicing_changes_then_restores(
     model.add_sae(StandardSAE(config))
     changed = not torch.allclose(model(series), before)
     model.reset_saes()
-    return changed, torch.equal(model(series), before)
+    coded, restored = coding_changes_then_restores(model, series, hook)
+    return changed and coded, torch.equal(model(series), before) and restored
 
 
 def coding_changes_then_restores(model: HookedTST, series: Tensor, hook: str) -> tuple[bool, bool]:

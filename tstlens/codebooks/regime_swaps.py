@@ -146,10 +146,9 @@ def _last(model: HookedTST, hook: str) -> bool:
 
 def divergence(one: Float[Tensor, "run p"], other: Float[Tensor, "run p"]) -> Float[Tensor, " run"]:
     """Jensen-Shannon divergence in bits, 0 to 1."""
-    from scipy.spatial.distance import jensenshannon
-
-    distance = jensenshannon(one.numpy(), other.numpy(), base=2, axis=-1)
-    return torch.from_numpy(np.nan_to_num(np.asarray(distance)) ** 2)
+    middle = (one + other) / 2
+    gained = torch.special.xlogy(one, one / middle) + torch.special.xlogy(other, other / middle)
+    return torch.nan_to_num(gained).double().sum(-1).clamp(min=0) / (2 * np.log(2))
 
 
 def code_divergence(

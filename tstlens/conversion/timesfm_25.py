@@ -32,7 +32,8 @@ for each series, its channels and then their mirror images, so ``model.by_channe
 reading SAE features asks for that, as a feature has one place in a series.
 
 Location and scale of the whole context cancel wherever patches vary: the running ones scale once
-more. So edits at ``embed.hook_loc`` and ``embed.hook_scale`` change nothing there, as in the source.
+more. So edits at ``embed.hook_loc`` and ``embed.hook_scale`` change nothing there, as in the
+source.
 
 Covered: the whole config with the default kind of rotary positions, grouped keys and values
 (repeated for each head), series of any length up to the context, padding before a series (``mask``

@@ -114,7 +114,7 @@ def _drawn(scores: tuple[RegimeScore, ...], seeds: tuple[int, ...], title: str |
     low = min(max(one["all"].nmi for one in score.states.values()) for score in scores)
     shown = f"{low:.2f}" if len(scores) == 1 else f"{low:.2f} to {max(low, best):.2f}"
     heading = f"Codes and hidden states: NMI {shown}" if title == "" else title
-    several = f"{len(seeds)} machines and models" if len(seeds) > 1 else f"machine {seeds[0]}"
+    several = f"{len(seeds)} machines and models" if len(seeds) > 1 else f"machine {min(seeds)}"
     subtitle = f"{several}; control: the patch alone (mass, NMI, purity), random codes (swaps)"
     return style.finish(
         figure,
@@ -122,7 +122,7 @@ def _drawn(scores: tuple[RegimeScore, ...], seeds: tuple[int, ...], title: str |
         subtitle,
         plot_height=24 * len(order) + 10,
         above=8,
-        below=112,
+        below=118,
         left=style.room_for(order),
     )
 

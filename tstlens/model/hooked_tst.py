@@ -372,7 +372,8 @@ class HookedTST(
             raise ArgumentError("this model's front end has no live batch norm to fold")
         folded = copy.deepcopy(self)
         folded.reset_hooks(including_permanent=True)
-        folded.cfg.embed = dataclasses.replace(self.cfg.embed, batch_norm="folded")
+        embed: Any = self.cfg.embed
+        folded.cfg.embed = dataclasses.replace(embed, batch_norm="folded")
         folded.parity = None
         stem: Any = folded.embed
         for stage in stem.stages:
