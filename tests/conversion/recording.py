@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import importlib.metadata as metadata
+import inspect
 import re
 from collections import defaultdict
 from pathlib import Path
@@ -80,9 +81,7 @@ class Recorder:
         parity = self._check(model, source, trials, source_name)
         name = self._family
         if parity.passed and name in families():
-            kind = type(source)
-            package = kind.__module__.split(".")[0]
-            self.sources[name].add(f"{source_name}{_version(package)}")
+            self.sources[name].add(f"{source_name}{_provenance(type(source))}")
             cfg = model.cfg.to_dict()
             self.configs[name].add(str(sorted(cfg.items(), key=str)))
             self.parity[name].append((parity.max_rel, parity.max_rel_float64))
@@ -148,13 +147,15 @@ def _flat(cfg: dict[str, Any]) -> list[tuple[str, Any]]:
     return flat
 
 
-def _version(package: str) -> str:
-    if package in ("tests", "tstlens", "builtins"):
-        return ""
-    try:
-        return f" ({package} {metadata.version(package)})"
-    except metadata.PackageNotFoundError:
-        return ""
+def _provenance(kind: type) -> str:
+    """Whose code a source runs: a package with its version, or the tests' own restatement."""
+    file = Path(inspect.getsourcefile(kind.forward) or "")  # type: ignore[attr-defined]
+    if "tests" in file.parts:
+        return " (restated in the tests)"
+    package = kind.__module__.split(".")[0]
+    distributions = metadata.packages_distributions().get(package, [])
+    known = [name for name in distributions if name != "tstlens"]
+    return f" ({known[0]} {metadata.version(known[0])})" if known else ""
 
 
 def _escaped(text: str) -> str:

@@ -483,9 +483,7 @@ def test_a_subclass_or_a_replaced_part_is_refused():
         tstlens.convert(source)
     source = a_source()
     source.model.scaler.register_forward_hook(lambda module, args, out: (out[0] * 2, *out[1:]))
-    with pytest.raises(
-        ParityError, match="DIFFERENT.*first activation that differs.*_scaled"
-    ):
+    with pytest.raises(ParityError, match="DIFFERENT.*first activation that differs.*_scaled"):
         tstlens.convert(source)
 
 

@@ -20,7 +20,7 @@ def swap_states(
     model: HookedTST,
     machine: RegimeMachine,
     data: RegimeSeries,
-    known: Bool[Tensor, "n pos"],
+    known: Bool[Tensor, "n some_pos"],
     seed: int,
 ) -> tuple[StateSwap, ...]:
     """Swap codes between series in different states: each codebook alone, then all together.
@@ -29,7 +29,8 @@ def swap_states(
         model: with codebooks on.
         machine: what wrote the series.
         data: the series.
-        known: where the state can be known; both series of a swap are, at the position swapped.
+        known: where the state can be known, of all positions or the first ones; both series of a
+            swap are, at the position swapped.
         seed: of the pairs.
     """
     hooks = list(model.acts_to_codebooks)
@@ -44,7 +45,7 @@ def _pairs(
 ) -> list[tuple[int, Int[Tensor, "way run"]]]:
     """Per position: series, source in another state, and a random one in none of the two."""
     found = []
-    for pos in range(1, states.shape[1]):
+    for pos in range(1, known.shape[1]):
         rows = known[:, pos].nonzero()[:, 0].cpu().numpy()
         if len(rows) < 3:
             continue
@@ -155,14 +156,15 @@ def code_divergence(
     model: HookedTST,
     machine: RegimeMachine,
     data: RegimeSeries,
-    ids: Int[Tensor, "n pos"],
+    ids: Int[Tensor, "n some_pos"],
     seed: int,
 ) -> tuple[float, float]:
     """Mean divergence between forecasts at positions that share a code, and at random ones.
 
-    Pairs are drawn so that each position is as likely to be the first of a pair as any other.
+    Only the first positions count, as many as there are ids. Pairs are drawn so that each is as
+    likely to be the first of a pair as any other.
     """
-    shares = _shares(model, machine, data.series).flatten(0, 1)
+    shares = _shares(model, machine, data.series)[:, : ids.shape[1]].flatten(0, 1)
     codes = ids.flatten().cpu().numpy()
     generator = np.random.default_rng(seed)
     first = generator.integers(len(codes), size=N_PAIRS)

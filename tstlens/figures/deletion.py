@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
@@ -100,7 +102,8 @@ def draw_deletion_insertion(result: DeletionInsertion, *, title: str | None = ""
     figure.update_yaxes(range=ends, zeroline=False, nticks=6)
     figure.update_xaxes(zeroline=False)
     figure.update_xaxes(title={"text": "units replaced, or put back (%)"}, row=2, col=1)
-    for note in figure.select_annotations():
+    notes: list[Any] = list(figure.select_annotations())
+    for note in notes:
         note.update(x=0, xanchor="left", font={"size": 12, "color": style.INK})
     figure.update_layout(legend={"y": 1 + 22 / height, "yanchor": "bottom"})
     above = style.label_above(figure, quantity(result.measure, result.measure_unit, "value"), 52)

@@ -148,9 +148,8 @@ def test_interchange_training_moves_the_variables_where_they_belong():
     before, after = verified(untrained), verified(trained)
     for name in ("none", "L0H0", "L0H2", "L1MLP", "all outside"):
         assert after.accuracy[name] > max(0.78, before.accuracy[name] + 0.1), (before, after)
-    again = both_model(0, steps=3, progress=False)
-    once_more = both_model(0, steps=3, progress=False)
-    for a, b in zip(again.parameters(), once_more.parameters(), strict=True):
+    again = both_model(0, steps=1, progress=False)
+    for a, b in zip(again.parameters(), untrained.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=0)
 
 

@@ -143,7 +143,10 @@ def _checked(table: TruthTable) -> str:
     left_out = [
         name for name in table.checks if name.count(",") == 2 and tuple(_place(name)) not in scored
     ]
-    text += f"; left out: {'; '.join(left_out)}." if left_out else "; none left out."
+    if left_out:
+        text += f"; left out: {'; '.join(left_out)}, so the mean of that seed is over other tasks."
+    else:
+        text += "; none left out."
     return text
 
 
@@ -172,9 +175,12 @@ def _found(table: TruthTable) -> list[str]:
         if not ranked:
             continue
         first = ranked[0]
-        text = f"- {measure}: {first} leads ({mean[first]:.2f})"
-        if len(ranked) > 1:
-            text += f", then {ranked[1]} ({mean[ranked[1]]:.2f})"
+        level = [m for m in ranked if f"{mean[m]:.2f}" == f"{mean[first]:.2f}"]
+        text = f"- {measure}: {_listed(level)} {'lead' if level[1:] else 'leads'} "
+        text += f"({mean[first]:.2f})"
+        if len(ranked) > len(level):
+            following = ranked[len(level)]
+            text += f", then {following} ({mean[following]:.2f})"
             text += f"; last of the methods is {ranked[-1]} ({mean[ranked[-1]]:.2f})"
         rivals = [m for m in controls if m in mean]
         if rivals:

@@ -1,0 +1,35 @@
+"""``tstlens benchmark``: every method against an answer that is known."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tstlens.cli.apps import app
+
+
+@app.command()
+def benchmark(
+    setting: Annotated[
+        str, typer.Option(help="small (minutes) or full (more tasks and seeds).")
+    ] = "small",
+    question: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="where, component, feature or state; repeat for more, all if not given.",
+            show_default=False,
+        ),
+    ] = None,
+    out: Annotated[Path, typer.Option(help="The Markdown page to write.")] = Path("truth.md"),
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress bar.")] = False,
+) -> None:
+    """Score explanations, circuits, features and codes on tasks with planted answers."""
+    from tstlens.report import truth
+
+    given = {"questions": tuple(question)} if question else {}
+    found = truth(setting, progress=not quiet, **given)
+    found.save(out)
+    print(found.to_markdown())
+    print(f"wrote {out}")
