@@ -96,7 +96,7 @@ def test_any_size_converts(
 @pytest.mark.parametrize(
     "activation",
     [nn.ReLU(), nn.GELU(), nn.GELU("tanh"), nn.SiLU(), nn.functional.silu, torch.relu],
-    ids=str,
+    ids=["ReLU", "GELU", "tanh GELU", "SiLU", "silu", "relu"],
 )
 def test_activations_given_as_functions_or_modules_convert(encoder, ends, activation):
     source, parts, series = encoder(activation=activation), ends(), torch.randn(2, 3, 5)
