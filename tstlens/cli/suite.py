@@ -27,9 +27,9 @@ def benchmark(
 ) -> None:
     """Score explanations, circuits, features and codes on tasks with planted answers."""
     from tstlens.report import truth
+    from tstlens.report.suite.build import QUESTIONS
 
-    given = {"questions": tuple(question)} if question else {}
-    found = truth(setting, progress=not quiet, **given)
+    found = truth(setting, question or QUESTIONS, progress=not quiet)
     found.save(out)
     print(found.to_markdown())
     print(f"wrote {out}")
