@@ -1,4 +1,4 @@
-"""Whether the circuits that are trained in hold, over five seeds (about 20 CPU seconds each)."""
+"""Whether the circuits that are trained in hold, over five seeds (15 to 80 CPU seconds each)."""
 
 from __future__ import annotations
 

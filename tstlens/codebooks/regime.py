@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
 from typing import Any
 
 from tstlens.codebooks.fitting import FittedCodebooks, fit
@@ -104,11 +103,8 @@ def fit_regime(
         raise ArgumentError("expected a model of series of one length: see regime_model")
     n_pos = model.cfg.n_time // machine.patch_len
     data = machine.sample(n_series, n_pos + 1, seed=TRAINING_SEED + seed)
-    read = replace(  # all but the last patch, which is forecast only
-        data, series=data.series[..., : -machine.patch_len], states=data.states[:, :n_pos]
-    )
     chosen = {**FIT, "seed": seed, "progress": progress, **options}
-    return fit(model, read, hooks, target=data.next_patches, **chosen)
+    return fit(model, data.inputs, hooks, target=data.next_patches, **chosen)
 
 
 def regime_experiment(

@@ -47,6 +47,12 @@ class RegimeSeries(TimeSeriesData):
         """What a forecaster at each position but the last should say: the patch after it."""
         return self.patches[:, 1:]
 
+    @property
+    def inputs(self) -> RegimeSeries:
+        """All but the last patch: what a forecaster reads that is asked for `next_patches`."""
+        series = self.series[..., : -self.patch_len]
+        return replace(self, series=series, states=self.states[:, :-1])
+
     def __getitem__(self, index: Any) -> RegimeSeries:
         rows = row_indices(index, len(self)).to(self.series.device)
         return replace(self, series=self.series[rows], states=self.states[rows])

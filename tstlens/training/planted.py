@@ -190,7 +190,8 @@ def fit_next_patch(
     Args:
         model: ``model(series)`` gives [batch, pos, patch_len], or [batch, pos, prototype] logits.
         machine: what writes the series.
-        n_pos: patches of a series.
+        n_pos: patches that the model reads; it is asked for the next one at every position, so
+            series are drawn one patch longer.
         target: ``"patch"`` (mean squared error of the next patch, noise included) or
             ``"prototype"`` (cross-entropy of its prototype).
         steps: of AdamW.
@@ -223,10 +224,9 @@ def fit_next_patch(
     """
     if target not in TARGETS:
         raise UnknownNameError(target, TARGETS, "this names what fit_next_patch predicts")
-    for name, value in (("steps", steps), ("batch_size", batch_size), ("n_pos", n_pos - 1)):
+    for name, value in (("steps", steps), ("batch_size", batch_size), ("n_pos", n_pos)):
         if value < 1:
-            least, got = (2, n_pos) if name == "n_pos" else (1, value)
-            raise ArgumentError(f"{name}: expected at least {least}, got {got}")
+            raise ArgumentError(f"{name}: expected at least 1, got {value}")
     device = device_of(model) or torch.device("cpu")
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.98), weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
@@ -240,7 +240,7 @@ def fit_next_patch(
         if at == 0:
             n = batch_size * min(_BLOCK, steps - step)
             drawn_with = _TRAINING_SEEDS * (seed + 1) + step
-            block = machine.sample(n, n_pos, seed=drawn_with).to(device)
+            block = machine.sample(n, n_pos + 1, seed=drawn_with).to(device)
         loss = _loss(model, machine, block[at * batch_size : (at + 1) * batch_size], target)
         optimizer.zero_grad()
         loss.backward()
@@ -257,7 +257,7 @@ def fit_next_patch(
 def _loss(
     model: Callable[..., Tensor], machine: RegimeMachine, data: RegimeSeries, target: str
 ) -> Tensor:
-    output = _output(model, machine, data, target)[:, :-1]
+    output = _output(model, machine, data.inputs, target)
     if target == "patch":
         return F.mse_loss(output, data.next_patches)
     following = machine.prototype_of.to(data.states.device)[data.states[:, 1:]]
