@@ -211,3 +211,48 @@ def test_what_a_surrogate_cannot_be_made_of_is_refused(no_shape_checks):
         probing.surrogate(model, data, 1, n_windows=9)
     with pytest.raises(ArgumentError, match="the same for all"):
         probing.surrogate(model, data, None, measure=lambda out: out[:, 0] * 0)
+
+
+def test_the_prediction_difference_is_a_point_of_the_deletion_curve():
+    model, x, scores = tiny(), series(), torch.randn(6, 2, 4)
+    mask = torch.ones(6, 8, dtype=torch.bool)
+    mask[:3, 4:] = False  # four observed units instead of eight
+    x = torch.where(mask[:, None], x, 0)
+    bases = torch.randn(2, 6, 2, 8, dtype=torch.float64)
+    found = probing.prediction_difference(
+        model, x, 1, scores, n_top=mask.sum(1) // 2, replacement=bases, unit="patch", mask=mask
+    )
+    falls = []
+    for base in bases:
+        curve = probing.deletion_insertion(
+            model, x, 1, scores, baseline=base, unit="patch", mask=mask, **OPTIONS
+        ).deletion
+        falls.append(curve[:, 0] - curve[:, 2])  # half of the observed units
+    np.testing.assert_allclose(found, np.mean(falls, 0), atol=1e-12)
+    assert found.abs().min() > 1e-6
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "words"),
+    [
+        ({"n_top": 9}, ArgumentError, r"n_top: expected from 1 to .* \(at least 8\), got 9 to 9"),
+        ({"n_top": torch.tensor([0, 1, 1])}, ArgumentError, "got 0 to 1"),
+        ({"n_top": torch.tensor([1])}, SeriesShapeError, r"one per series \[3\], got \[1\]"),
+        (
+            {"replacement": torch.zeros(2, 8)},
+            SeriesShapeError,
+            r"\[3, 2, 8\], or a set .* \[2, 8\]",
+        ),
+        ({"attribution": torch.full((3, 2, 4), torch.nan)}, ArgumentError, "got NaN"),
+        ({"unit": None}, ArgumentError, "does not say its unit"),
+    ],
+)
+def test_a_prediction_difference_that_cannot_be_taken_is_refused(changes, error, words):
+    options = {
+        "attribution": torch.randn(3, 2, 4),
+        "n_top": 2,
+        "replacement": torch.zeros(3, 2, 8, dtype=torch.float64),
+        "unit": "patch",
+    } | changes
+    with pytest.raises(error, match=words):
+        probing.prediction_difference(tiny(), series(3), 1, **options)

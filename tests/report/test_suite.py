@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 from sklearn.metrics import roc_auc_score
 
+import tstlens.training.planted as recipes
 from tstlens import report
 from tstlens.data import planted
 from tstlens.errors import ArgumentError, UnknownNameError
@@ -86,7 +89,7 @@ def test_the_prediction_difference_replaces_as_many_entries_as_decide(explained)
             probabilities = explained.model(both).softmax(1)[:, task.labels[row]]
             falls.append((probabilities[0] - probabilities[1]).item())
     expected = sum(falls) / len(falls)
-    assert where.prediction_difference(explained, found) == pytest.approx(expected, abs=1e-6)
+    assert where.lost_probability(explained, found) == pytest.approx(expected, abs=1e-6)
 
 
 def test_a_model_that_has_not_learned_is_not_scored(explained, monkeypatch):
@@ -113,11 +116,36 @@ def test_the_answer_has_full_marks_and_random_rows_are_at_chance(found):
     assert min(table.checks.values()) >= 0.99
 
 
-def test_the_suite_repeats_with_the_seed(found):
+def test_a_seed_says_the_same_whatever_else_is_asked(found):
     one = {**TINY, "names": ["same-trend"]}
     again = report.truth("small", ["component"], seeds=[1], component=one, progress=False)
     before = found.to_dataframe().query("task == 'same-trend' and seed == 1")
     assert again.to_dataframe().equals(before.reset_index(drop=True))
+
+
+def test_every_part_repeats_with_its_seed_and_another_seed_says_something_else(monkeypatch):
+    pytest.importorskip("sae_lens")
+    recipe = recipes.PLANTED_RECIPES["low-var"]
+    short = {"n_train": 64, "training": {**recipe.training, "epochs": 1}}
+    shortened = dataclasses.replace(recipe, **short)
+    monkeypatch.setitem(recipes.PLANTED_RECIPES, "low-var", shortened)
+    monkeypatch.setattr(where, "LEARNED", 0.0)
+    options = {
+        "where": {"names": ["low-var"], "n_series": 3, "n_references": 2},
+        "component": {"names": ["same-trend"], "n_pairs": 4},
+        "feature": {"n_train": 400, "steps": 10},
+        "state": {"steps": 4, "n_fit": 40, "n_score": 40, "sae_steps": 10},
+    }
+    runs = []
+    for seed in (3, 3, 4):
+        torch.rand(7)  # what was drawn before must not matter
+        found = report.truth("small", seeds=[seed], progress=False, **options)
+        runs.append(found.to_dataframe().drop(columns="seed"))
+    one, again, other = runs
+    assert set(one["question"]) == set(report.suite.build.QUESTIONS)
+    assert again.equals(one)
+    for question, part in one.groupby("question"):
+        assert not part.equals(other[other["question"] == question]), question
 
 
 def test_sums_over_windows_are_what_windows_make_of_effects_that_add_up(explained, monkeypatch):

@@ -179,7 +179,7 @@ def _references(
         tuple(read(data) for data in (choice, report))
         for read in (
             lambda data: machine.nearest_prototype(data.patches),
-            lambda data: machine.state_probabilities(data).argmax(-1),
+            lambda data: machine.state_probabilities(data).round(decimals=9).argmax(-1),
         )
     )
     return {

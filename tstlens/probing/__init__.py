@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from tstlens.probing.attribution.compute import attribute
     from tstlens.probing.attribution.deletion import deletion_insertion
     from tstlens.probing.attribution.deletion_result import DeletionInsertion
+    from tstlens.probing.attribution.difference import prediction_difference
     from tstlens.probing.attribution.result import InputAttribution
     from tstlens.probing.attribution.surrogates import Surrogate, surrogate
     from tstlens.probing.clusters_effect import ClusterEffect, cluster_effect
@@ -55,6 +56,7 @@ __all__ = [
     "direction",
     "dose_response",
     "latent_direction",
+    "prediction_difference",
     "probe",
     "random_directions",
     "separability",
@@ -90,6 +92,7 @@ _HOME = {
     "direction": "directions",
     "dose_response": "steering_dose",
     "latent_direction": "directions",
+    "prediction_difference": "attribution.difference",
     "probe": "probes",
     "random_directions": "directions",
     "separability": "separability_map",

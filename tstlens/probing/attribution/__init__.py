@@ -10,6 +10,7 @@ from tstlens.probing.attribution.agreement import AttributionAgreement
 from tstlens.probing.attribution.compute import METHODS, attribute
 from tstlens.probing.attribution.deletion import deletion_insertion
 from tstlens.probing.attribution.deletion_result import DeletionInsertion
+from tstlens.probing.attribution.difference import prediction_difference
 from tstlens.probing.attribution.result import InputAttribution
 from tstlens.probing.attribution.surrogates import Surrogate, surrogate
 
@@ -21,5 +22,6 @@ __all__ = [
     "Surrogate",
     "attribute",
     "deletion_insertion",
+    "prediction_difference",
     "surrogate",
 ]

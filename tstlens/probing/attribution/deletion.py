@@ -108,7 +108,7 @@ def deletion_insertion(
             "expected n_points of at least 2, n_random and rows_per_pass of at least 1, got "
             f"{n_points}, {n_random} and {rows_per_pass}"
         )
-    scores, cells, own_unit, method = _scores(model, attribution, series, unit)
+    scores, cells, own_unit, method = scores_of(model, attribution, series, unit)
     base, name = _baseline(attribution, baseline, series, mask, background)
     seen = seen_units(mask, cells, len(series), series.shape[2])[:, None].expand(scores.shape)
     if bool((scores.isnan() & seen).any()):
@@ -117,9 +117,9 @@ def deletion_insertion(
         )
     fractions = tuple(float(x) for x in np.linspace(0, 1, n_points + 1))
     generator = torch.Generator().manual_seed(seed)
-    own = _ranks(scores, seen)
+    own = ranks(scores, seen)
     shuffled = [
-        _ranks(torch.rand(scores.shape, generator=generator, dtype=torch.float64), seen)
+        ranks(torch.rand(scores.shape, generator=generator, dtype=torch.float64), seen)
         for _ in range(n_random)
     ]
     run = _Run(model, measured, series, base, mask, targets, cells, seen, rows_per_pass)
@@ -213,16 +213,17 @@ def _loose(cells: Cells, n_time: int) -> Tensor:
     return unit_of_sample(cells, n_time) == len(cells)
 
 
-def _ranks(scores: Tensor, seen: Tensor) -> Tensor:
+def ranks(scores: Tensor, seen: Tensor) -> Tensor:
     """Place of every unit of a series, the highest score first; units not seen come last."""
     flat = scores.double().masked_fill(~seen, -torch.inf).flatten(1)
     order = flat.argsort(dim=1, descending=True, stable=True)
     return order.argsort(dim=1).view(scores.shape)
 
 
-def _scores(
+def scores_of(
     model: HookedTST, attribution: InputAttribution | Tensor, series: Tensor, unit: Unit | None
 ) -> tuple[Tensor, Cells, str, str]:
+    """Scores of every unit, the units' cells, what a unit is, and the method that gave them."""
     if isinstance(attribution, InputAttribution):
         if unit is not None and unit != attribution.unit:
             raise ArgumentError(

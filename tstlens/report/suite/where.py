@@ -15,7 +15,7 @@ from tstlens.data import PlantedTask, score_where
 from tstlens.data.planted import Score
 from tstlens.model import HookedTST
 from tstlens.patching import Site, attribution, logit, sweep
-from tstlens.probing import attribute
+from tstlens.probing import attribute, prediction_difference
 from tstlens.training import fit_planted
 
 LEARNED = 0.95  # accuracy from which a model has an answer that a method can be right about
@@ -190,24 +190,18 @@ def _spread(what: Explained, values: Tensor) -> Tensor:
     return values.repeat_interleave(lengths, dim=2).expand(-1, n_channels, -1)
 
 
-@torch.no_grad()
-def prediction_difference(what: Explained, found: Tensor) -> float:
-    """Fall of the true class's probability when the top entries become another background's.
-
-    As many entries are replaced as decide in that series.
-    """
-    scores = found.abs().flatten(1)
-    n_top = what.task.mask.flatten(1).sum(1)
-    order = torch.argsort(scores, dim=1, descending=True, stable=True)
-    rank = torch.argsort(order, dim=1)
-    gone = (rank < n_top[:, None]).view_as(what.task.mask)
-    rows = torch.arange(len(scores))
-    before = what.model(what.task.series).softmax(1)[rows, what.task.labels]
-    falls = []
-    for reference in what.held_out:
-        changed = torch.where(gone, reference, what.task.series)
-        falls.append(before - what.model(changed).softmax(1)[rows, what.task.labels])
-    return float(torch.stack(falls).mean())
+def lost_probability(what: Explained, found: Tensor) -> float:
+    """Prediction difference with as many entries replaced, by another background, as decide."""
+    falls = prediction_difference(
+        what.model,
+        what.task.series,
+        what.task.labels,
+        found.abs(),
+        n_top=what.task.mask.flatten(1).sum(1),
+        replacement=what.held_out,
+        unit="time",
+    )
+    return float(falls.mean())
 
 
 def where_scores(
@@ -242,7 +236,7 @@ def where_scores(
         for method, (kind, found) in maps(what).items():
             values = {
                 "AUPRC": score_where(found, what.task.mask).mean,
-                "prediction difference": prediction_difference(what, found),
+                "prediction difference": lost_probability(what, found),
             }
             scores += [
                 Score(name, method, measure, seed, value, kind) for measure, value in values.items()
