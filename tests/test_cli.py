@@ -42,6 +42,11 @@ def test_an_error_made_on_purpose_is_one_line_and_exit_code_1():
     [
         (["report", "gunpoint", "--data", "NoSuchData"], "unknown data set 'NoSuchData'"),
         (["report", "gunpoint", "--out", "a.pdf"], "expected out to end in .html"),
+        (["report", "gunpoint", "--out", f"{__file__}/a.html"], "cannot be written: "),
+        (["sweep", "gunpoint", "--out", "s", "--split", "best"], "expected split in"),
+        (["sweep", "gunpoint", "--out", "s", "--site", "zz"], "unknown site 'zz'"),
+        (["sweep", "gunpoint", "--out", "s", "--site", "z", "--metric", "loss"], "unknown name"),
+        (["sweep", "gunpoint", "--out", "s", "--data", "JapaneseVowels"], "channel"),
         (["train"], "give either a data set"),
         (["train", "GunPoint", "--recipe", "gunpoint"], "give either a data set"),
         (["train", "--recipe", "gun-point"], "unknown name 'gun-point'; did you mean 'gunpoint'"),
@@ -61,6 +66,10 @@ def test_bad_arguments_are_named(monkeypatch, capsys, tmp_path, arguments, messa
 def test_help_is_there(monkeypatch, capsys, command):
     code, out, _ = run(monkeypatch, capsys, *command, "--help")
     assert code == 0 and "Usage" in out
+
+
+def test_the_version_is_printed(monkeypatch, capsys):
+    assert run(monkeypatch, capsys, "--version") == (0, f"tstlens {tstlens.__version__}\n", "")
 
 
 def test_help_loads_nothing_heavy():

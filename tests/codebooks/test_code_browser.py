@@ -157,7 +157,7 @@ def texts(page, selector):
 def test_a_click_opens_a_code_with_its_prototype_windows_and_classes(page, index):
     active = sum(int((book.support > 0).sum()) for book in index.books.values())
     assert len(texts(page, "#latents tbody tr")) == active
-    unit = int(page.run("document.querySelector('#latents tbody tr').dataset.unit"))
+    unit = int(page.run("document.querySelector('#latents tbody tr').dataset.row"))
     hook, of_hook = units_of(index)[unit]
     group, head, code = index.books[hook].named(of_hook)
     page.click("#latents tbody tr td:nth-child(3)")

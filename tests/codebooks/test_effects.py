@@ -96,7 +96,7 @@ def test_banning_everywhere_equals_the_context(model, make_book, data):
     with model.ban_codes({MLP_OUT: code}):
         expected = np.log(chance(model(data.series, mask=data.mask)))
     np.testing.assert_allclose(found.values[0], expected, rtol=1e-5)
-    assert found.measure == "log probability of class 2 (nats)"
+    assert found.measure == "log probability of class c (label 2) (nats)"
     assert np.abs(found.effect()).max() > 1e-6
 
 
@@ -146,6 +146,7 @@ def test_the_summary_is_scipys_test_of_the_paired_differences():
 
 def test_the_frame_and_the_figure_hold_the_numbers():
     result = made([0.1, 0.3], [[0.0, 0.1], [0.2, 0.0]])
+    assert "force" in repr(result) and "by positions {3: +0.2}, 2 controls" in repr(result)
     frame = result.to_dataframe()
     assert len(frame) == 6
     row = frame[(frame.control == 1) & (frame.series == 0)].iloc[0]

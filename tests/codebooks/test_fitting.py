@@ -255,7 +255,7 @@ def test_a_forecaster_is_fitted_to_its_targets():
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"hooks": MLP}, "expected several hook points, got one; give hooks="),
+        ({"hooks": MLP}, "expected hooks as a sequence of names, got"),
         ({"hooks": [MLP, MLP]}, "expected one or more different hook points"),
         ({"gradient": "task"}, "gradient='task' is for train_model=True"),
         ({"ema": 0.9}, "give gradient='reconstruction'; got ema=0.9"),

@@ -16,6 +16,7 @@ import tstlens
 from tests.codebooks.test_fitting import MLP, Z, make_data, make_model
 from tstlens import codebooks
 from tstlens.errors import CorruptFileError, HookError, StorageError, UnknownCheckpointError
+from tstlens.model import seal_checkpoint
 
 
 @pytest.fixture
@@ -90,12 +91,17 @@ def damaged(folder: Path, name: str, content: bytes | None) -> None:
         ("cfg.json", b"{", "holds no SAE that sae-lens can load"),
     ],
 )
-def test_damaged_tables_are_refused(saved, name, content, said):
+@pytest.mark.parametrize("sealed", [False, True])
+def test_damaged_tables_are_refused(saved, name, content, said, sealed):
     folder = saved[2] / "saes" / MLP
     if content == "half":
         whole = (folder / name).read_bytes()
         content = whole[: len(whole) // 2]
     damaged(folder, name, content)
+    if sealed:
+        seal_checkpoint(saved[2])
+    elif content is not None:
+        said = f"{name} is truncated or was altered: its SHA-256 is"
     with pytest.raises(CorruptFileError, match=said):
         codebooks.load(saved[2])
 
@@ -104,6 +110,7 @@ def test_a_table_of_another_size_than_its_config_is_refused(saved):
     path = saved[2] / "saes" / MLP / "cfg.json"
     config = json.loads(path.read_text())
     path.write_text(json.dumps({**config, "n_codes": 7, "d_sae": 7}))
+    seal_checkpoint(saved[2])
     with pytest.raises(CorruptFileError, match="holds no SAE that sae-lens can load"):
         codebooks.load(saved[2])
 

@@ -250,6 +250,17 @@ def test_a_subclass_or_a_lone_layer_is_not_recognised(encoder, ends):
             tstlens.convert(source, **ends())
 
 
+def test_of_a_model_around_an_encoder_the_error_says_how_the_encoder_converts(encoder, ends):
+    class Classifier(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.trunk = encoder()
+
+    with pytest.raises(UnknownFamilyError, match=r"convert\(model.trunk, embed=.* example="):
+        tstlens.convert(Classifier())
+    tstlens.convert(Classifier().trunk, **ends())
+
+
 def test_a_source_that_computes_something_else_fails_the_parity_check(encoder, ends):
     source = encoder()
     source.layers[0].register_forward_hook(lambda layer, args, out: out * 1.01)

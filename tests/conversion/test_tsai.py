@@ -22,6 +22,7 @@ from tests.conversion.claims import (
 from tests.conversion.sources import tsai as sources
 from tstlens import patching
 from tstlens.conversion import compare
+from tstlens.errors import NonlinearResidualError
 from tstlens.model import HookedTST
 
 GRID: list[tuple[str, dict[str, Any]]] = [
@@ -38,7 +39,10 @@ GRID: list[tuple[str, dict[str, Any]]] = [
     ("TSTPlus", {"max_seq_len": 7, "norm": "LayerNorm"}),
     ("TSTPlus", {"one_position": True, "n_heads": 2, "key_padding_mask": False}),
     ("TSTPlus", {"conv": {"kernel_size": 5, "stride": 2, "padding": 2}, "n_layers": 3}),
+    ("TSTPlus", {"pre_norm": True, "n_layers": 3}),
+    ("TSTPlus", {"pre_norm": True, "norm": "LayerNorm", "res_attention": False}),
     ("PatchTST", {}),
+    ("PatchTST", {"pre_norm": True, "affine": True}),
     ("PatchTST", {"affine": True, "act": "relu"}),
     ("PatchTST", {"revin": False, "individual": True}),
     ("PatchTST", {"subtract_last": True, "affine": True, "res_attention": False}),
@@ -90,6 +94,7 @@ def hints(kind: str, options: dict[str, Any]) -> dict[str, Any]:
         told["n_heads"] = 4
     else:
         told["res_attention"] = options.get("res_attention", True)
+        told["pre_norm"] = options.get("pre_norm", False)
     if kind == "PatchTST":
         told |= {"stride": options.get("stride", 4), "revin": options.get("revin", True)}
     if "max_seq_len" in options:
@@ -129,7 +134,8 @@ def test_every_activation_agrees_with_the_sources(kind, options):
     last = model.cfg.n_layers - 1
     for point in ("attn.hook_pattern", "hook_attn_out", "hook_mlp_out"):
         assert f"blocks.{last}.{point}" in names
-    assert f"blocks.{last}.hook_normalized_resid_post" in names
+    leaving = "hook_resid_post" if options.get("pre_norm") else "hook_normalized_resid_post"
+    assert f"blocks.{last}.{leaving}" in names
     _, cache = model.run_with_cache(series)
     assert mean_entropy(cache["pattern", 0]) < 0.8
 
@@ -209,14 +215,43 @@ def test_positions_lie_where_their_samples_are():
             assert not torch.equal(cache["hook_embed"][:, pos], again["hook_embed"][:, pos])
 
 
+def test_with_pre_norm_every_norm_stands_where_the_stream_meets_it():
+    """By hand, from the source's modules: what enters a block is what its attention reads."""
+    source = restated("TSTPlus", pre_norm=True, res_attention=False, n_layers=2)
+    model = tstlens.convert(source)
+    series = torch.randn(3, CHANNELS, TIME)
+    read: dict[str, torch.Tensor] = {}
+    layers = source.backbone.encoder.layers
+    for number, layer in enumerate(layers):
+        for name, module in (("attention", layer.self_attn), ("mlp", layer.ff[0])):
+            module.register_forward_pre_hook(
+                lambda _, given, key=(number, name): read.update({key: given[0].detach()})
+            )
+    source(series.clone())
+    _, cache = model.run_with_cache(series)
+    for number in range(2):
+        torch.testing.assert_close(cache["resid_pre", number], read[number, "attention"])
+        mid = cache["resid_mid", number]
+        torch.testing.assert_close(model.blocks[number].ln1(mid), read[number, "mlp"])
+    leaves = cache["blocks.1.hook_normalized_resid_post"]
+    assert torch.equal(leaves, cache["resid_post", 1])  # no norm after the last layer
+    residual, state = model.embed_series(series)
+    torch.testing.assert_close(residual, cache["resid_pre", 0])
+    assert torch.equal(model(residual, start_at_layer=0, state=state), model(series))
+    with pytest.raises(NonlinearResidualError):
+        cache.decompose_resid()
+
+
 ONE_OF_EACH = [
     ("TST", {"conv": {"kernel_size": 3, "stride": 2}, "y_range": (0, 2)}),
     ("TSTPlus", {"bn": True}),
     ("PatchTST", {"affine": True, "individual": True}),
+    ("PatchTST", {"pre_norm": True}),
 ]
+EACH = ["TST", "TSTPlus", "PatchTST", "PatchTST with pre_norm"]
 
 
-@pytest.mark.parametrize(("kind", "options"), ONE_OF_EACH, ids=["TST", "TSTPlus", "PatchTST"])
+@pytest.mark.parametrize(("kind", "options"), ONE_OF_EACH, ids=EACH)
 def test_every_hook_is_live_and_saving_keeps_everything(kind, options, tmp_path):
     model = tstlens.convert(restated(kind, **options))
     series = torch.randn(3, CHANNELS, TIME)
@@ -228,7 +263,7 @@ def test_every_hook_is_live_and_saving_keeps_everything(kind, options, tmp_path)
 
 
 @pytest.mark.saes
-@pytest.mark.parametrize(("kind", "options"), ONE_OF_EACH, ids=["TST", "TSTPlus", "PatchTST"])
+@pytest.mark.parametrize(("kind", "options"), ONE_OF_EACH, ids=EACH)
 def test_dictionaries_go_in_and_come_out_bit_by_bit(kind, options):
     model = tstlens.convert(restated(kind, **options))
     series = torch.randn(3, CHANNELS, TIME)
@@ -237,9 +272,10 @@ def test_dictionaries_go_in_and_come_out_bit_by_bit(kind, options):
     assert coding_changes_then_restores(model, series, hook) == (True, True)
 
 
+@pytest.mark.parametrize("pre_norm", [False, True])
 @pytest.mark.parametrize("site", ["resid_pre", "z", "mlp_out", "attn_out"])
-def test_sweeps_equal_the_serial_loop_with_scores_handed_on(site):
-    model = tstlens.convert(restated("PatchTST")).double()
+def test_sweeps_equal_the_serial_loop_with_scores_handed_on(site, pre_norm):
+    model = tstlens.convert(restated("PatchTST", pre_norm=pre_norm)).double()
     clean, corrupted = torch.randn(2, 3, CHANNELS, TIME, dtype=torch.float64)
     metric = patching.mse(torch.randn(3, CHANNELS, 7, dtype=torch.float64), horizon=slice(0, 4))
     entries = [(0, 0, 0), (1, 2, 3), (0, 1, 4)]

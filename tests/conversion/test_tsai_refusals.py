@@ -30,7 +30,6 @@ def tampered(kind: str, change: Any, **options: Any) -> Any:
 @pytest.mark.parametrize(
     ("make", "words"),
     [
-        (lambda: restated("TSTPlus", pre_norm=True), "pre_norm=True.*replaces the residual stream"),
         (lambda: restated("PatchTST", decomposition=True), "decomposition=True.*two trunks"),
         (lambda: restated("TSTPlus", padding_var=1), "padding_var=1 is not covered"),
         (lambda: restated("TSTPlus", attn_mask=torch.ones(2, 2)), "(?s)attn_mask=.*not covered"),
@@ -69,7 +68,6 @@ def tampered(kind: str, change: Any, **options: Any) -> Any:
         ),
     ],
     ids=[
-        "pre_norm",
         "decomposition",
         "padding_var",
         "attn_mask",
@@ -148,7 +146,7 @@ def state(kind: str, change: Any = None, **options: Any) -> dict[str, torch.Tens
             "19 samples make 19 positions, and W_pos has 20",
         ),
         (lambda: state("TST", max_seq_len=8), {"n_heads": 4}, ArgumentError, "give n_time="),
-        (lambda: state("TST"), {"pre_norm": True}, UnsupportedSourceError, "pre_norm=True"),
+        (lambda: state("TST"), {"pre_norm": True}, UnsupportedSourceError, "TST has none"),
         (lambda: state("PatchTST", decomposition=True), {}, UnsupportedSourceError, "two trunks"),
         (
             lambda: state("PatchTST", lambda s: [s.pop(k) for k in list(s) if "revin" in k]),

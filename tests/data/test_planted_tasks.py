@@ -176,7 +176,7 @@ def test_other_sizes_are_taken_or_refused():
         planted("low-var", n_time=20)
     with pytest.raises(ArgumentError, match="expected at least 1 series, got 0"):
         planted("low-var", n_train=0)
-    with pytest.raises(ArgumentError, match="seed: expected 0 or more, got -1"):
+    with pytest.raises(ArgumentError, match="expected seed as an integer of at least 0, got -1"):
         planted("low-var", seed=-1)
 
 

@@ -237,7 +237,7 @@ def test_its_series_are_data_like_any_other():
         ({"n_edges": 9}, "n_edges: expected 2 to 8"),
         ({"patch_len": 8}, "patch_len: expected at least n_prototypes=9"),
         ({"noise": -1.0}, "noise: expected 0 or more"),
-        ({"seed": -1}, "seed: expected 0 or more"),
+        ({"seed": -1}, "RegimeMachine.seed as an integer of at least 0, got -1"),
         ({"edge_probabilities": (0.5, 0.5)}, "expected 3 positive numbers that add up to 1"),
     ],
 )
@@ -248,7 +248,7 @@ def test_machines_that_cannot_be_are_refused(sizes, words):
 
 def test_calls_that_cannot_be_are_refused(no_shape_checks):
     machine = RegimeMachine()
-    with pytest.raises(ArgumentError, match="expected at least 1, got 0 and 4"):
+    with pytest.raises(ArgumentError, match="expected n as an integer of at least 1, got 0"):
         machine.sample(0, 4)
     with pytest.raises(SeriesShapeError, match=r"expected patches \[..., patch_len=12\]"):
         machine.nearest_prototype(torch.zeros(3, 9))

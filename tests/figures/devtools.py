@@ -168,6 +168,13 @@ class Browser:
         if text:
             self.send("Input.insertText", text=text)
 
+    def press(self, *keys: str) -> None:
+        """Real key presses, such as "ArrowDown", "Enter" or "/"."""
+        for key in keys:
+            text = {"Enter": "\r"}.get(key, key if len(key) == 1 else "")
+            self.send("Input.dispatchKeyEvent", type="keyDown", key=key, code=key, text=text)
+            self.send("Input.dispatchKeyEvent", type="keyUp", key=key, code=key)
+
     def close(self) -> None:
         """End the browser that this object started."""
         if hasattr(self, "socket"):

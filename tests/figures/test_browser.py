@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from scipy.sparse import csc_matrix, hstack
 from scipy.sparse import random as random_sparse
 
 from tests.figures.devtools import Browser, find_chromium
@@ -254,7 +255,7 @@ def test_text_from_the_data_stays_text(opened):
 def test_rows_are_series_and_channels_where_channels_are_independent(opened):
     features = features_of(n_latents=6, channel_independent=True)
     page = opened(features)
-    page.run("location.hash = document.querySelector('#latents tbody tr').dataset.latent")
+    page.run("location.hash = document.querySelector('#latents tbody tr').dataset.row")
     page.wait("document.querySelector('canvas') !== null")
     assert page.run("document.querySelector('canvas').height") == 27
     assert "channel" in page.run("document.querySelector('figcaption').textContent")
@@ -287,13 +288,116 @@ def test_two_thousand_latents_open_quickly(opened):
         hook="blocks.0.hook_mlp_out",
     )
     page = opened(features)
-    assert len(column(page, 0)) == 100  # drawn a hundred at a time
+    assert len(column(page, 0)) == 50  # drawn fifty at a time
     page.click("#more")
-    assert len(column(page, 0)) == 200
+    assert len(column(page, 0)) == 100
     timed = "(() => { const t = performance.now(); %s; return performance.now() - t; })()"
     sort = page.run(timed % "document.querySelector(\"th[data-key='max'] button\").click()")
     first = page.run(timed % "openLatent(1234)")
     again = page.run(timed % "openLatent(77)")
     print(f"2,000 latents: sort {sort:.0f} ms, first latent {first:.0f} ms, next {again:.0f} ms")
     assert sort < 2000 and first < 4000 and again < 2000
+    assert page.errors == []
+
+
+def many(opened, n=130):
+    """A page of ``n`` latents, copies of a few."""
+    from tstlens.saes.reading import Activity
+
+    small = features_of(n_latents=10)
+    activity = small.activity
+    values = csc_matrix(hstack([activity.values] * (n // 10)))
+    shape = activity.n_series, activity.n_channels, activity.n_pos
+    features = dataclasses.replace(
+        small,
+        activity=Activity(values, activity.observed, *shape),
+        directions=np.random.default_rng(0).standard_normal((n, 8)).astype(np.float32),
+        classes=None,
+        properties=None,
+        effects=None,
+    )
+    return opened(features)
+
+
+def focused(page):
+    """The text of the link that has the focus, else the id of the element."""
+    return page.run(
+        "document.activeElement.tagName === 'A' ? document.activeElement.textContent"
+        " : document.activeElement.id || document.activeElement.tagName"
+    )
+
+
+def test_a_long_table_comes_in_parts_and_says_how_much_is_left(opened):
+    page = many(opened)
+    page.click("#alive")  # silent ones too
+    foot = "document.getElementById('foot').innerText.replace(/\\s+/g, ' ').trim()"
+    assert len(column(page, 0)) == 50
+    assert page.run(foot) == "The first 50 of 130. Show 50 more Show all 130"
+    page.click("#more")
+    assert len(column(page, 0)) == 100 and focused(page) == column(page, 0)[50]
+    assert page.run(foot) == "The first 100 of 130. Show 30 more"
+    page.click("#more")
+    assert len(column(page, 0)) == 130 and page.run(foot) == "All 130."
+    page.type("#search", "no such latent")
+    assert page.run(foot) == "No latents match the filter."
+    page.type("#search", "")
+    assert len(column(page, 0)) == 50
+    page.click("#all")
+    assert len(set(column(page, 0))) == 130 and focused(page) == column(page, 0)[50]
+    assert page.errors == []
+
+
+def test_everything_is_reached_with_the_keyboard(opened):
+    page = many(opened)
+    page.click("#alive")
+    page.run("document.activeElement.blur()")
+    page.press("/")
+    assert focused(page) == "search" and page.run("document.activeElement.value") == ""
+    page.press("ArrowDown", "ArrowDown", "ArrowDown")
+    rows = column(page, 0)
+    assert focused(page) == rows[2]
+    page.press("End")
+    assert focused(page) == rows[49]
+    page.press("ArrowDown")  # draws the next part
+    assert len(column(page, 0)) == 100 and focused(page) == column(page, 0)[50]
+    page.press("Enter")
+    page.wait("!document.querySelector('#latent').hidden")
+    heading = "document.querySelector('#latent h2').textContent"
+    rows = column(page, 0)
+    assert page.run(heading) == f"Latent {rows[50]}" and focused(page) == "H2"
+    for key, at in (("ArrowRight", 51), ("ArrowRight", 52), ("ArrowLeft", 51)):
+        page.press(key)
+        page.wait(f"{heading} === 'Latent {rows[at]}'")
+    page.press("Escape")
+    page.wait("document.querySelector('#latent').hidden")
+    assert len(column(page, 0)) == 100 and focused(page) == rows[51]
+    page.press("Home", "ArrowUp")
+    assert focused(page) == "search"
+    page.type("#search", "12")
+    assert column(page, 0) == ["12"]
+    page.press("Escape")
+    assert len(column(page, 0)) == 50
+    assert page.errors == [] and all(url.startswith("file:") for url in page.requests)
+
+
+def test_latents_of_single_heads_have_a_column_and_are_found_by_head(opened):
+    from tstlens.saes.reading import features
+
+    model, data = made.per_step(), made.labelled(n=30)
+    width = model.cfg.d_model // model.cfg.n_heads
+    sae = made.random_dictionary(width, 6, "blocks.0.attn.hook_z", threshold=0.2)
+    found = features(model, sae, data, n_permutations=100, effect_series=0, progress=False)
+    table = found.table()
+    page = opened(found)
+    page.click("#alive")
+    assert page.run("document.querySelectorAll('#latents th')[1].textContent") == "head"
+    shown = dict(zip(column(page, 0), column(page, 1), strict=True))
+    assert shown == {str(i): str(int(table["head"][i])) for i in table.index}
+    page.type("#search", "head 1")
+    assert {int(i) for i in column(page, 0)} == set(table.index[table["head"] == 1])
+    first = column(page, 0)[0]
+    page.run(f"location.hash = '{first}'")
+    page.wait("!document.querySelector('#latent').hidden")
+    facts = page.run("document.querySelector('.facts').textContent")
+    assert facts.startswith(f"latent {int(first) % 6} at head 1 · ")
     assert page.errors == []

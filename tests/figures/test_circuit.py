@@ -99,7 +99,7 @@ def test_nothing_to_draw_is_said(planted):
     _, _, _, circuit = planted
     with pytest.raises(ArgumentError, match="choose a larger budget"):
         circuit.choose(threshold=1e9).figure()
-    with pytest.raises(ArgumentError, match="levels of at least 1"):
+    with pytest.raises(ArgumentError, match="levels as an integer of at least 1"):
         circuit.figure(levels=0)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tstlens.errors import HookError, UnknownHookError
+from tstlens.errors import ArgumentError, HookError, UnknownHookError
 
 
 def assert_clean(model):
@@ -129,7 +129,7 @@ def test_an_exception_inside_a_backward_hook_leaves_no_hook(make_model, series):
 
 def test_a_failed_backward_of_incl_bwd_leaves_no_hook(make_model, series):
     model = make_model()
-    with pytest.raises(RuntimeError, match="grad can be implicitly created only for scalar"):
+    with pytest.raises(ArgumentError, match="incl_bwd=True needs one number to differentiate"):
         model.run_with_cache(series, incl_bwd=True)
     assert_clean(model)
 

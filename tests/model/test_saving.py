@@ -23,8 +23,10 @@ from tstlens.model import (
     Parity,
     describe_checkpoint,
     list_checkpoints,
+    seal_checkpoint,
     storage,
 )
+from tstlens.model.saving import checkpoints_folder
 
 PARITY = Parity(1e-7, 2e-7, 1e-5, 1e-15, 2e-15, 1e-10, ("random [8, 3, 12]",), "a.Source")
 
@@ -99,9 +101,12 @@ def test_truncated_or_altered_weights_are_refused(saved, damage):
         HookedTST.from_pretrained(folder)
 
 
-def rewrite(folder, change):
+def rewrite(folder, change, sealed=False):
+    """Change what config.json says; in a folder from before its own sum was kept, or in one now."""
     record = json.loads((folder / "config.json").read_text())
     change(record)
+    if not sealed:
+        record.pop("config_sha256")
     (folder / "config.json").write_text(json.dumps(record))
 
 
@@ -145,6 +150,68 @@ def test_a_config_that_is_no_json_is_refused(saved, text):
         HookedTST.from_pretrained(folder)
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda r: r["config"].update(act_fn="gelu"),
+        lambda r: r["config"].update(eps=1e-6),
+        lambda r: r["config"].update(causal=True),
+        lambda r: r["info"].update(scaling="standard"),
+        lambda r: r.update(files={}) if r["files"] else r.update(files={"saes/x/cfg.json": ""}),
+    ],
+)
+def test_a_config_that_would_give_other_results_is_refused_until_it_is_sealed(
+    saved, series, change
+):
+    model, folder = saved
+    rewrite(folder, change, sealed=True)
+    words = r"config.json was altered: the SHA-256 of what it says is \w{12}….*seal_checkpoint\('"
+    for read in (HookedTST.from_pretrained, describe_checkpoint):
+        with pytest.raises(CorruptFileError, match=words):
+            read(folder)
+    assert seal_checkpoint(folder) == folder
+    again = HookedTST.from_pretrained(folder)
+    assert again(series).shape == model(series).shape
+
+
+def test_the_layout_of_a_config_is_free_and_old_folders_load(saved, series):
+    model, folder = saved
+    record = json.loads((folder / "config.json").read_text())
+    assert list(record)[:4] == ["format", "format_version", "weights_sha256", "files"]
+    (folder / "config.json").write_text(json.dumps(dict(reversed(record.items())), indent=7))
+    assert torch.equal(HookedTST.from_pretrained(folder)(series), model(series))
+    old = {k: v for k, v in record.items() if k not in ("files", "config_sha256")}
+    (folder / "config.json").write_text(json.dumps(old))
+    assert torch.equal(HookedTST.from_pretrained(folder)(series), model(series))
+    seal_checkpoint(folder)
+    assert json.loads((folder / "config.json").read_text()) == record
+
+
+def test_what_is_no_model_cannot_be_sealed(saved, tmp_path):
+    with pytest.raises(StorageError, match="expected config.json"):
+        seal_checkpoint(tmp_path)
+    _, folder = saved
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(StorageError, match=r"expected model.safetensors in .*, found none"):
+        seal_checkpoint(folder)
+
+
+@pytest.mark.parametrize("name", list_checkpoints())
+def test_shipped_checkpoints_record_everything_that_they_load(name):
+    import hashlib
+
+    folder = checkpoints_folder() / name
+    for model in (folder, folder / "codebooks"):
+        if not model.is_dir():
+            continue
+        record = describe_checkpoint(model)
+        assert "config_sha256" in record
+        parts = {*model.glob("saes/*/cfg.json"), *model.glob("saes/*/sae_weights.safetensors")}
+        assert {model / part for part in record["files"]} == parts
+        for part, digest in record["files"].items():
+            assert hashlib.sha256((model / part).read_bytes()).hexdigest() == digest
+
+
 def test_weights_that_are_no_safetensors_are_refused_even_with_the_right_digest(saved):
     import hashlib
 
@@ -179,7 +246,7 @@ def fail_after_save_file(monkeypatch, error):
     def digest(*args, **kwargs):
         raise error
 
-    monkeypatch.setattr(storage.hashlib, "sha256", digest)
+    monkeypatch.setattr(storage, "sealed", digest)
 
 
 def fail_at_replace(number, before):

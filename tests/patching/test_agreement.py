@@ -65,5 +65,5 @@ def test_results_of_different_things_are_refused():
         patching.agreement(one, result([[1.0, 2.0]], metric="probability"))
     with pytest.raises(ArgumentError, match="over the same coords"):
         patching.agreement(one, result([[1.0, 2.0, 3.0]]))
-    with pytest.raises(ArgumentError, match="expected k of at least 1, got 0"):
+    with pytest.raises(ArgumentError, match="expected k as an integer of at least 1, got 0"):
         patching.agreement(one, one, k=0)

@@ -264,7 +264,7 @@ def test_errors_name_what_is_wrong(pre_norm):
     runs = (case.model, case.clean, case.corrupted)
     with pytest.raises(UnknownSiteError, match=r"did you mean 'L0H1->L1H0.k'"):
         edge_sweep(*runs, metric, edges=["L0H1->L1H0.kk"], progress=False)
-    with pytest.raises(ArgumentError, match="expected a sequence of edges"):
+    with pytest.raises(ArgumentError, match=r"try edges=\('L0H1->output',\)"):
         edge_sweep(*runs, metric, edges="L0H1->output", progress=False)
     with pytest.raises(ArgumentError, match="steps of 0 or more, got -1"):
         edge_attribution(*runs, metric, steps=-1)

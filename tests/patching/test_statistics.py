@@ -219,7 +219,7 @@ def test_what_cannot_be_summarised_is_said():
         patching.summary(one.mean("pair"))
     with pytest.raises(ArgumentError, match=r"one entry of by per pair \[10\], got 3"):
         patching.summary(one, torch.zeros(3, dtype=torch.long))
-    with pytest.raises(ArgumentError, match="expected a level between 0 and 1"):
+    with pytest.raises(ArgumentError, match="expected level as a number between 0 and 1"):
         patching.summary(one, level=95.0)
     with pytest.raises(ArgumentError, match="expected n_boot of at least 100, got 10"):
         patching.summary(one, n_boot=10)

@@ -30,6 +30,19 @@ def test_every_function_of_transformer_lens_is_offered() -> None:
         assert name in patching.__all__
 
 
+@pytest.mark.parametrize("name", ["hook_z", "attn.hook_z"])
+def test_a_site_may_be_named_as_its_hook_is(pre_norm: Case, name: str) -> None:
+    case = pre_norm
+    target = torch.zeros(len(case.clean), dtype=torch.int64)
+    call = (case.model, case.clean, case.corrupted)
+    for axes in (("layer", "head"), ("layer", "pos")):
+        options = {"axes": axes, "metric": patching.log_prob(target), "progress": False}
+        ours = patching.sweep(*call, site=name, **options)
+        short = patching.sweep(*call, site="z", **options)
+        assert ours.site == "z" and ours.values.equal(short.values)
+    assert patching.Site("mlp.hook_post", layer=0) == patching.Site("mlp_post", layer=0)
+
+
 @pytest.mark.parametrize("name", SINGLE)
 def test_a_function_gives_what_transformer_lens_gives(case: Case, name: str) -> None:
     _, cache = case.model.run_with_cache(case.clean)

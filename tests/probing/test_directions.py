@@ -199,7 +199,7 @@ def test_few_series_have_no_interval_and_no_doses_are_refused():
         model, a[:4].double(), way, [1.0], target=0, n_random=1, progress=False
     )
     assert np.isnan(result.low).all()
-    for doses in ([], [0.0], [float("inf")]):
+    for doses in ([], [0.0]):
         with pytest.raises(ArgumentError, match="strengths other than 0"):
             probing.dose_response(model, a.double(), way, doses, target=0, progress=False)
     with pytest.raises(ArgumentError, match="needs a target"):

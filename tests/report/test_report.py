@@ -19,6 +19,8 @@ import tstlens
 from tstlens import patching, report
 from tstlens.data import TimeSeriesData
 from tstlens.errors import ArgumentError, LabelError, StorageError, UnknownCheckpointError
+from tstlens.report.account import _times_claim
+from tstlens.report.findings import Finding
 from tstlens.training import evaluate
 
 
@@ -142,6 +144,32 @@ def test_the_page_prints_the_numbers_of_the_json(numbers, page):
             assert f"<td>{row['label']}</td>" in body
     assert "What can mislead" in body and "saturate" in body
     assert f"seed {numbers['made']['seed']}" in body
+
+
+def test_time_steps_that_are_level_are_named_together():
+    def claim(means, first, few=False):
+        top = [
+            Finding(f"sample {pos}", {"pos": pos}, mean, 0.9 * mean, 1.1 * mean, 0.5, 9, 9, 0.1,
+                    0.2, 0.5, None, first)
+            for pos, mean in means
+        ]  # fmt: skip
+        cells = [(pos, pos + 1) for pos in range(30)]
+        return _times_claim(
+            {
+                "strongest": {"inputs": [one.to_dict() for one in top]},
+                "sweeps": {"inputs": {"time_cells": cells}},
+                "sentences": {"inputs": ""},
+                "few": few,
+                "n_pairs": 9,
+            }
+        )
+
+    level = claim([(20, 0.93), (21, 0.93), (17, 0.87), (19, 0.87), (18, 0.86)], 0, few=True)
+    assert "restoring samples 17–21 helps" in level["claim"]
+    assert "In no single pair is it the strongest" in level["evidence"]
+    alone = claim([(4, 3.0), (12, 0.4), (9, 0.3)], 7)
+    assert alone["claim"] == "The evidence enters most strongly at sample 4."
+    assert "strongest in 7 of 9 pairs" in alone["evidence"]
 
 
 def test_class_names_are_text_and_never_markup(page):

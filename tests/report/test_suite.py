@@ -211,10 +211,19 @@ def test_the_page_says_who_leads_and_is_written_with_its_numbers(found, tmp_path
     assert "## Which component does it?" in text
     assert "- edge AUROC: " in text and "The best control is" in text
     assert "### marked-sample" in text and "none left out" in text
+    assert "Lowest accuracy under interchange interventions: 1.000 to 1.000." in text
+    assert ".png" not in text
     assert "Where each misleads:" in text
     frame = found.to_dataframe()
     assert len((tmp_path / "docs" / "truth.csv").read_text().splitlines()) == len(frame) + 1
     assert len(found.figure("component").data) > 4
+
+
+@pytest.mark.browser
+def test_the_page_shows_the_figures_that_were_drawn_beside_it(found, tmp_path):
+    text = found.save(tmp_path / "page.md", images=True).read_text()
+    assert "(page-component.png)" in text
+    assert (tmp_path / "page-component.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_features_and_states_have_their_controls():

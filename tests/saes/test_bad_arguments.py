@@ -7,7 +7,7 @@ import torch
 
 from tests.saes import hand_made as made
 from tstlens import patching, saes
-from tstlens.errors import ArgumentError, StorageError
+from tstlens.errors import ArgumentError, InputError, StorageError
 
 HOOK, Z = "blocks.0.hook_mlp_out", "blocks.0.attn.hook_z"
 
@@ -32,16 +32,16 @@ def sae(model, data):
     ("options", "message"),
     [
         ({"steps": 0}, "steps as an integer of at least 1, got 0"),
-        ({"steps": 2.5}, "steps as an integer of at least 1, got 2.5"),
+        ({"steps": 2.5}, "steps as an integer, got 2.5"),
         ({"batch_size": 0}, "batch_size as an integer of at least 1, got 0"),
         ({"seed": "x"}, "seed as an integer of at least 0, got 'x'"),
-        ({"lr": -1.0}, "lr must be a positive number, got -1.0"),
-        ({"lr": "x"}, "lr must be a positive number, got 'x'"),
+        ({"lr": -1.0}, "lr as a positive number, got -1.0"),
+        ({"lr": "x"}, "lr as a positive number, got 'x'"),
         ({"checkpoint_every": 0}, "checkpoint_every as an integer of at least 1, got 0"),
         ({"hook": Z, "head": "foo"}, "head 'joined', 'each' or a head's number, got 'foo'"),
         ({"hook": Z, "head": 5}, r"a head in 0..1, got 5"),
         ({"hook_out": "blocks.1.hook_mlp_out"}, "'topk' gives back what it reads"),
-        ({"memory_mb": -1}, "memory_mb must be a positive number, got -1"),
+        ({"memory_mb": -1}, "memory_mb as a positive number, got -1"),
     ],
 )
 def test_bad_arguments_of_training(model, data, no_shape_checks, options, message):
@@ -65,7 +65,7 @@ def test_rows_that_cannot_be_fitted(no_shape_checks, rows, message):
 
 def test_streams(model, data, tmp_path, no_shape_checks):
     for options, message in (
-        ({"shard_mb": 0.0}, "shard_mb must be a positive number"),
+        ({"shard_mb": 0.0}, "shard_mb as a positive number"),
         ({"series_per_pass": 0}, "series_per_pass as an integer of at least 1, got 0"),
     ):
         with pytest.raises(ArgumentError, match=message):
@@ -97,12 +97,12 @@ def test_a_pass_holds_a_quarter_of_the_memory_at_most(model):
 
 def test_readers(model, data, sae, no_shape_checks):
     calls = {
-        "expected TimeSeriesData, got Tensor": lambda: saes.score(model, sae, data.series),
+        "data as a TimeSeriesData, got Tensor": lambda: saes.score(model, sae, data.series),
         "at least one series, got none": lambda: saes.score(model, sae, data[:0]),
         "batch_size as an integer of at least 1": lambda: saes.score(
             model, sae, data, batch_size=0
         ),
-        "got Tensor; TimeSeriesData": lambda: saes.features(model, sae, data.series),
+        "got Tensor float32 .*; wrap series": lambda: saes.features(model, sae, data.series),
         "effect_series as an integer of at least 0, got -1": lambda: saes.features(
             model, sae, data, effect_series=-1
         ),
@@ -126,5 +126,5 @@ def test_readers(model, data, sae, no_shape_checks):
         ),
     }
     for message, call in calls.items():
-        with pytest.raises(ArgumentError, match=message):
+        with pytest.raises(InputError, match=message):
             call()

@@ -11,6 +11,7 @@ from torch import nn
 import tstlens
 from tstlens import saes
 from tstlens.errors import CorruptFileError, StateDictError, UnknownCheckpointError
+from tstlens.model import seal_checkpoint
 
 MLP_OUT = "blocks.0.hook_mlp_out"
 
@@ -90,8 +91,34 @@ def test_an_sae_saved_with_its_model_loads_again(model, data, tmp_path):
     with pytest.raises(UnknownCheckpointError, match=f"did you mean '{MLP_OUT}'"):
         saes.load(tmp_path / "model", "blocks.1.hook_mlp_out")
     (tmp_path / "model" / "saes" / MLP_OUT / "sae_weights.safetensors").write_bytes(b"no")
+    seal_checkpoint(tmp_path / "model")
     with pytest.raises(CorruptFileError, match="holds no SAE"):
         saes.load(tmp_path / "model", MLP_OUT)
+
+
+def test_a_dictionary_that_its_model_was_not_saved_with_is_refused(model, data, tmp_path):
+    folder = tmp_path / "model"
+    small = {"d_sae": 16, "k": 2, "steps": 2, "batch_size": 64, "progress": False}
+    model.add_sae(saes.train(model, data, MLP_OUT, **small))
+    model.save_pretrained(folder)
+    own = folder / "saes" / MLP_OUT
+    config = json.loads((own / "cfg.json").read_text())
+    (own / "cfg.json").write_text(json.dumps({**config, "k": 3}))  # valid, and other results
+    words = r"cfg.json is truncated or was altered: its SHA-256 is \w{12}…, .*config.json records"
+    for given in ((folder, MLP_OUT), (own,)):
+        with pytest.raises(CorruptFileError, match=words + ".*seal_checkpoint"):
+            saes.load(*given)
+    seal_checkpoint(folder)
+    assert saes.load(folder, MLP_OUT).cfg.k == 3
+    model.reset_saes()
+    other = saes.train(model, data, MLP_OUT, seed=1, **small)
+    other.save_model(own)
+    with pytest.raises(CorruptFileError, match="is truncated or was altered"):
+        saes.load(folder, MLP_OUT)
+    seal_checkpoint(folder)
+    assert torch.equal(saes.load(folder, MLP_OUT).W_dec, other.W_dec)
+    other.save_model(tmp_path / "elsewhere")  # in no model's folder: nothing to compare with
+    assert torch.equal(saes.load(tmp_path / "elsewhere").W_dec, other.W_dec)
 
 
 @pytest.mark.parametrize("hook", [MLP_OUT, "blocks.1.hook_normalized_resid_post"])

@@ -37,6 +37,7 @@ def test_scores_are_the_numbers_by_hand(model, data, sae):
     assert row.l0 == pytest.approx(float((latents != 0).float().sum(1).mean()))
     np.testing.assert_allclose(row.density, (latents != 0).float().mean(0), atol=1e-6)
     assert row.n_dead == int(((latents != 0).sum(0) == 0).sum())
+    assert f"trained: explained variance {float(explained):.3f}, l0 3.0" in repr(scores)
 
 
 def test_the_task_is_measured_raw_with_the_activation_kept_spliced_and_ablated(model, data, sae):

@@ -219,7 +219,7 @@ def test_a_killed_harvest_goes_on_where_it_was(tmp_path, repository):
 def test_errors_say_what_is_wrong(model, data):
     with pytest.raises(ArgumentError, match="batch_size as an integer of at least 1, got 0"):
         ActivationStream(model, data, MLP_OUT, batch_size=0)
-    with pytest.raises(ArgumentError, match=r"memory_mb must be a positive number, got 0"):
+    with pytest.raises(ArgumentError, match=r"memory_mb as a positive number, got 0"):
         ActivationStream(model, data, MLP_OUT, memory_mb=0.0)
     with pytest.raises(ArgumentError, match=r"head in 0\.\.1, got 2"):
         ActivationStream(model, data, Z, head=2)

@@ -23,6 +23,9 @@ def benchmark(
         ),
     ] = None,
     out: Annotated[Path, typer.Option(help="The Markdown page to write.")] = Path("truth.md"),
+    images: Annotated[
+        bool, typer.Option("--images", help="Draw the figures too; needs Chrome or Chromium.")
+    ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress bar.")] = False,
 ) -> None:
     """Score explanations, circuits, features and codes on tasks with planted answers."""
@@ -30,6 +33,6 @@ def benchmark(
     from tstlens.report.suite.build import QUESTIONS
 
     found = truth(setting, question or QUESTIONS, progress=not quiet)
-    found.save(out)
+    found.save(out, images=images)
     print(found.to_markdown())
     print(f"wrote {out}")

@@ -28,7 +28,9 @@ from sae_lens.registry import SAE_CLASS_REGISTRY, register_sae_class
 from torch import Tensor, nn
 from torch.nn.functional import mse_loss, normalize
 
+from tstlens.arguments import checked
 from tstlens.codebooks.config import CodebookConfig
+from tstlens.data.validate import usable_device
 from tstlens.errors import ArgumentError, SeriesShapeError
 
 _EPS = 1e-5  # of the inner norm, as torch's LayerNorm
@@ -92,6 +94,7 @@ class Codebook(SAE[CodebookConfig]):
                 f"n_groups={cfg.n_groups}; 0 asks the hook point: model.add_codebooks(config, "
                 "hooks=[...])"
             )
+        usable_device(cfg.device)
         super().__init__(cfg, use_error_term)
         self._statistics: tuple[Tensor, Tensor] | None = None
 
@@ -126,6 +129,7 @@ class Codebook(SAE[CodebookConfig]):
         """None to speak of: codes are active or not."""
         return nn.Identity()
 
+    @checked
     @torch.no_grad()
     def sample(self, activations: Float[Tensor, "... d_in"], seed: int = 0) -> Codebook:
         """Make the table of activations drawn without replacement, each over k; in place.
@@ -137,7 +141,9 @@ class Codebook(SAE[CodebookConfig]):
         Raises:
             ArgumentError: fewer activations than codes.
         """
-        rows = self._parts(activations.reshape(-1, activations.shape[-1]))[0]  # [row, group, d]
+        rows = self._parts(self._checked(activations).reshape(-1, activations.shape[-1]))[
+            0
+        ]  # [row, group, d]
         if len(rows) < self.n_codes:
             raise ArgumentError(
                 f"expected at least n_codes={self.n_codes} activations to draw from, got "
@@ -149,6 +155,7 @@ class Codebook(SAE[CodebookConfig]):
             self.table[group] = rows[drawn.to(rows.device), group] / self.k
         return self
 
+    @checked
     @torch.no_grad()
     def set_k(self, k: int) -> Codebook:
         """Change how many codes are active; the table is scaled so that their sum is as before."""
@@ -176,6 +183,7 @@ class Codebook(SAE[CodebookConfig]):
         inner = torch.einsum("...gd,gcd->...gc", given, table)
         return 2 * inner - given.pow(2).sum(-1, keepdim=True) - table.pow(2).sum(-1)
 
+    @checked
     def trace(self, x: Float[Tensor, "... d_in"]) -> Snap:
         """Activations through the codebook, hooks and all, with what happened on the way."""
         with torch.autocast(x.device.type, enabled=False):  # codes as in full precision
@@ -196,6 +204,7 @@ class Codebook(SAE[CodebookConfig]):
             output = output + self.hook_sae_error((x - self._plain(x)).detach())
         return self.hook_sae_output(output)
 
+    @checked
     def encode(self, x: Float[Tensor, "... d_in"]) -> Float[Tensor, "... latent"]:
         """The k-hot vector, group after group."""
         with torch.autocast(x.device.type, enabled=False):
@@ -204,6 +213,7 @@ class Codebook(SAE[CodebookConfig]):
             self._statistics = (mean, scale) if self.cfg.normalize else None
             return self._look_up(given)[1]
 
+    @checked
     def decode(
         self, acts: Float[Tensor, "... latent"], given: Float[Tensor, "... d_in"] | None = None
     ) -> Float[Tensor, "... d_in"]:
@@ -231,6 +241,7 @@ class Codebook(SAE[CodebookConfig]):
                 )
         return self._sum(acts, mean, scale)
 
+    @checked
     def ids(
         self,
         acts: Float[Tensor, "*place latent"],
@@ -248,7 +259,8 @@ class Codebook(SAE[CodebookConfig]):
             Numbers within a group, 0..n_codes - 1; -1 at padded positions, and where an
             intervention left fewer than k codes.
         """
-        acts = self._by_group(acts.detach())
+        acts = self._by_group(acts).detach()
+        _check_keep(keep, acts)
         if similarities is None:
             order = -torch.arange(self.n_codes, device=acts.device, dtype=acts.dtype).expand_as(
                 acts
@@ -261,6 +273,7 @@ class Codebook(SAE[CodebookConfig]):
             ids = ids.masked_fill(~keep[..., None, None], -1)
         return ids.squeeze(-2) if self.n_groups == 1 else ids
 
+    @checked
     @torch.no_grad()
     def usage(
         self, acts: Float[Tensor, "*place latent"], keep: Bool[Tensor, "*place"] | None = None
@@ -272,6 +285,7 @@ class Codebook(SAE[CodebookConfig]):
             keep: [...], False at positions that do not count, such as padding.
         """
         active = self._by_group(acts) != 0
+        _check_keep(keep, active)
         if keep is not None:
             active = active & keep[..., None, None]
         return active.flatten(0, -3).sum(0) if active.ndim > 2 else active.long()
@@ -351,6 +365,10 @@ class Codebook(SAE[CodebookConfig]):
         return (summed.unflatten(-1, (self.n_groups, -1)) * scale + mean).flatten(-2)
 
     def _by_group(self, acts: Tensor) -> Tensor:
+        latents = self.n_groups * self.n_codes
+        if not isinstance(acts, Tensor) or acts.shape[-1:] != (latents,):
+            got = list(acts.shape) if isinstance(acts, Tensor) else type(acts).__name__
+            raise SeriesShapeError(f"expected a k-hot vector [..., latent={latents}], got {got}")
         return acts.unflatten(-1, (self.n_groups, self.n_codes))
 
     @torch.no_grad()
@@ -364,3 +382,11 @@ class Codebook(SAE[CodebookConfig]):
 
 if CodebookConfig.architecture() not in SAE_CLASS_REGISTRY:
     register_sae_class(CodebookConfig.architecture(), Codebook, CodebookConfig)
+
+
+def _check_keep(keep: Tensor | None, acts: Tensor) -> None:
+    if keep is not None and (keep.shape != acts.shape[:-2] or keep.dtype != torch.bool):
+        raise SeriesShapeError(
+            f"expected keep as bool {list(acts.shape[:-2])}, one per place, got {keep.dtype} "
+            f"{list(keep.shape)}"
+        )

@@ -8,6 +8,8 @@ from typing import Any, Literal, get_args
 
 from sae_lens.saes.sae import SAEConfig, SAEMetadata
 
+from tstlens.arguments import check_fields
+from tstlens.data.validate import check_dtype_name, usable_device
 from tstlens.errors import ArgumentError
 
 Similarity = Literal["cosine", "inner_product", "euclidean"]
@@ -70,7 +72,12 @@ class CodebookConfig(SAEConfig):
         return "codebook"
 
     def __post_init__(self) -> None:
-        super().__post_init__()
+        check_fields(self)
+        try:
+            super().__post_init__()
+        except ValueError as error:
+            raise ArgumentError(f"sae-lens refuses this configuration: {error}") from error
+        check_dtype_name(self.dtype)
         for name, least in (("d_in", 0), ("n_codes", 1), ("k", 1), ("n_groups", 0)):
             if getattr(self, name) < least:
                 raise ArgumentError(f"expected {name} >= {least}, got {getattr(self, name)}")
@@ -129,6 +136,7 @@ class CodebookConfig(SAEConfig):
 
     def build(self) -> Any:
         """A new codebook of this config."""
+        usable_device(self.device)
         from tstlens.codebooks.codebook import Codebook
 
         return Codebook(self)

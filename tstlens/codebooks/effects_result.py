@@ -45,6 +45,14 @@ class CodeEffects(Result):
     control_frequency: Float[np.ndarray, " control"]
     made: dict[str, Any] = field(default_factory=dict)
 
+    def __repr__(self) -> str:
+        means = zip(self.doses, self.effect().mean(1), strict=True)
+        by_dose = ", ".join(f"{dose}: {change:+.3g}" for dose, change in means)
+        return (
+            f"CodeEffects({self.action} {self.codes}, {len(self.baseline)} series, change of the "
+            f"{self.measure} by positions {{{by_dose}}}, {len(self.controls)} controls)"
+        )
+
     def effect(self) -> Float[np.ndarray, "dose series"]:
         """Change of the measure by the intervention."""
         return self.values - self.baseline

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from torch import Tensor
 
+from tstlens.arguments import checked
 from tstlens.codebooks.codebook import Codebook
 from tstlens.codebooks.config import CodebookConfig, GradientMode, Similarity
 from tstlens.codebooks.fitting_run import FitRun, Settings
@@ -31,6 +32,7 @@ class FittedCodebooks(dict[str, Codebook]):
         settings: the arguments of the fit, as plain JSON values.
     """
 
+    @checked
     def __init__(
         self, books: dict[str, Codebook], history: list[dict[str, Any]], settings: dict[str, Any]
     ) -> None:
@@ -44,6 +46,7 @@ class FittedCodebooks(dict[str, Codebook]):
         return pd.DataFrame(self.history)
 
 
+@checked
 def fit(
     model: HookedTST,
     data: TimeSeriesData,
@@ -116,7 +119,8 @@ def fit(
         progress: show a bar.
 
     Returns:
-        Hook point -> codebook, with ``history``.
+        Hook point -> codebook, with ``history``. They are on the model too:
+        ``model.save_pretrained(folder)`` keeps both, and :func:`load` reads them.
 
     Raises:
         HookError: codebooks are on the model already.
@@ -156,6 +160,14 @@ def fit(
         )
     if train_model and data.labels is None and target is None:
         raise ArgumentError("expected data with labels, or target= for a forecaster, got neither")
+    if target is not None and (not train_model or len(target) != len(data)):
+        raise ArgumentError(
+            f"target= holds the true values of the {len(data)} series, for train_model=True; got "
+            f"{len(target)} with train_model={train_model}"
+        )
+    for name, weight in (("reconstruction", reconstruction), ("commitment", commitment)):
+        if weight < 0:
+            raise ArgumentError(f"expected {name} of 0 or more, got {weight}")
     k_start = k if k_start is None else k_start
     settings = Settings(
         hooks=tuple(names),

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from jaxtyping import Float
 
+from tstlens.arguments import checked
 from tstlens.codebooks.comparing import (
     ChangedCodes,
     CommonCodes,
@@ -66,6 +67,7 @@ class CodeIndex(PagedResult):
     made: dict[str, Any] = field(default_factory=dict)
 
     @staticmethod
+    @checked
     def build(
         model: HookedTST,
         data: TimeSeriesData,
@@ -80,6 +82,7 @@ class CodeIndex(PagedResult):
         memory: float = 2.0,
         batch_size: int = 256,
         seed: int = 0,
+        sae_steps: int = 1000,
         progress: bool = True,
     ) -> CodeIndex:
         """Run series through a model with codebooks and keep where every code is active.
@@ -93,7 +96,8 @@ class CodeIndex(PagedResult):
             test: series that searches report on, with the same classes.
             hooks: of which codebooks; None for all.
             saes: SAEs that read the same hook points, to compare codes with; ``"fit"`` trains a
-                TopK SAE per hook point, with as many latents and as many active as the codebook.
+                TopK SAE per hook point on the activations that the codebook there reads (the other
+                codebooks stay in), with as many latents and as many active as the codebook.
             neurons: keep, to compare codes with, every dimension of the activation that a codebook
                 reads and every hidden neuron of the MLP in its block.
             columns: name -> [series, pos], what is known of every position, such as the state of a
@@ -101,15 +105,17 @@ class CodeIndex(PagedResult):
                 :class:`~tstlens.data.RegimeSeries` come in as ``state`` by themselves.
             test_columns: the same of ``test``.
             spans: (first, one past last) sample of every position, for front ends of your own.
-            memory: GiB that neurons and latents of one split may take.
+            memory: GiB that neurons of one split may take.
             batch_size: series per forward pass.
             seed: of SAEs that are fitted.
+            sae_steps: training steps of each of them.
             progress: show progress bars.
 
         Raises:
             HookError: no codebook is on the model, one is switched off or has no positions.
             UnknownHookError: no codebook at one of ``hooks``.
-            ArgumentError: no series, columns that do not fit, or more memory needed than allowed.
+            ArgumentError: no series, columns that do not fit, more memory needed than allowed, or
+                a trunk that holds mirrored series too.
 
         Example:
             >>> from tstlens import HookedTST, codebooks, load_dataset
@@ -138,9 +144,11 @@ class CodeIndex(PagedResult):
             memory=memory,
             batch_size=batch_size,
             seed=seed,
+            sae_steps=sae_steps,
             progress=progress,
         )
 
+    @checked
     def save(self, folder: str | Path) -> Path:
         """Write the index to a folder, atomically: ``codes.parquet`` and what belongs to it.
 
@@ -155,6 +163,7 @@ class CodeIndex(PagedResult):
         return save_index(self, Path(folder))
 
     @staticmethod
+    @checked
     def load(folder: str | Path) -> CodeIndex:
         """The index that :meth:`save` wrote, checked against its recorded SHA-256 sums.
 
@@ -177,6 +186,7 @@ class CodeIndex(PagedResult):
         """Codes at all hook points, counted once per table and head."""
         return sum(book.n_units for book in self.books.values())
 
+    @checked
     def book(self, hook: str) -> IndexedBook:
         """The activations at one hook point.
 
@@ -187,6 +197,7 @@ class CodeIndex(PagedResult):
             raise UnknownHookError(hook, self.books, "Only these are in the index")
         return self.books[hook]
 
+    @checked
     def search(
         self,
         predicate: Callable[[Any], Any] | None = None,
@@ -204,7 +215,18 @@ class CodeIndex(PagedResult):
         min_samples: int = 8,
         seed: int = 0,
     ) -> CodeSearch:
-        """Codes that are active where something holds, by precision; see :func:`search_codes`."""
+        """Codes that are active where something holds, by precision.
+
+        One of ``predicate`` (a function of windows to bool: ``lambda w: w.slope > 0.1``), ``label``
+        (a class, index or name) and ``mask`` (bool [series, pos]) says what is looked for. Codes
+        are picked on this index and reported on other series, beside the most precise neuron, the
+        SAE latent and shuffled series.
+
+        Args, returns and what can mislead: :func:`tstlens.codebooks.search.search_codes`.
+
+        Example:
+            >>> index.search(label="3", n=5)  # doctest: +SKIP
+        """
         from tstlens.codebooks.search import search_codes
 
         return search_codes(
@@ -224,6 +246,7 @@ class CodeIndex(PagedResult):
             seed=seed,
         )
 
+    @checked
     def windows(
         self,
         hook: str,
@@ -256,6 +279,7 @@ class CodeIndex(PagedResult):
         unit, sizes = book.unit(code, group, head), (self.n_channels, self.n_pos)
         return windows_of(book, self.data, self.spans, sizes, unit, n, per_series)
 
+    @checked
     def similar(
         self,
         hook: str,
@@ -270,10 +294,12 @@ class CodeIndex(PagedResult):
         unit = self.book(hook).unit(code, group, head)
         return similar_codes(self.books, hook, unit, by=by, n=n)
 
+    @checked
     def changes(self, series: int, other: int) -> ChangedCodes:
         """Codes that differ between two series; see :func:`changed_codes`."""
         return changed_codes(self, series, other)
 
+    @checked
     def common(
         self,
         series: Sequence[int] | None = None,

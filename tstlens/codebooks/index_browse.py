@@ -5,12 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from tstlens.arguments import checked
 from tstlens.codebooks.index import CodeIndex
 from tstlens.codebooks.notes import CodeNotes
 from tstlens.data import TimeSeriesData
 from tstlens.model import HookedTST
 
 
+@checked
 def browse(
     model: HookedTST,
     data: TimeSeriesData,

@@ -16,6 +16,7 @@ from tstlens.codebooks.index_book import IndexedBook
 from tstlens.data import RegimeSeries, TimeSeriesData
 from tstlens.errors import ArgumentError, HookError, SeriesShapeError
 from tstlens.model import HookedTST
+from tstlens.model.passes import require_one_pass
 from tstlens.saes.reading.place import on_device
 from tstlens.saes.reading.windows import Spans, cells_of, spans_of
 
@@ -44,11 +45,15 @@ def build_index(
     memory: float,
     batch_size: int,
     seed: int,
+    sae_steps: int,
     progress: bool,
 ) -> CodeIndex:
     """What :meth:`CodeIndex.build` does."""
     if batch_size < 1:
         raise ArgumentError(f"batch_size must be at least 1, got {batch_size}")
+    if sae_steps < 1:
+        raise ArgumentError(f"sae_steps must be at least 1, got {sae_steps}")
+    require_one_pass(model, "to index its codes")
     books = model.acts_to_codebooks
     if hooks is not None:
         names = [hooks] if isinstance(hooks, str) else list(hooks)
@@ -57,8 +62,8 @@ def build_index(
     if test is not None and data.labels is not None and test.labels is not None:
         _check_classes(data, test)
     if saes == "fit":
-        saes = _fitted(model, data, books, seed)
-    others = _saes_by_hook(books, saes)
+        saes = _fitted(model, data, books, sae_steps, seed, progress)
+    others = saes if isinstance(saes, dict) else _saes_by_hook(books, saes)
     made: list[CodeIndex] = []
     for split, known in ((test, test_columns), (data, columns)):
         if split is None:
@@ -181,15 +186,14 @@ class _Run:
         del start
         sae = self.saes[hook]
         weights = next(iter(sae.parameters()))
-        given = activation
-        joins = getattr(sae, "hook_z_reshaping_mode", False)
-        if given.ndim == 4 and not joins:
-            given = given.flatten(2)
-        if getattr(sae.cfg, "d_in", None) != given.flatten(2).shape[-1]:
+        given = activation.flatten(2)  # heads side by side, as a codebook of all heads reads them
+        if getattr(sae.cfg, "d_in", None) != given.shape[-1]:
             raise SeriesShapeError(
-                f"expected an SAE of width {given.flatten(2).shape[-1]} at {hook}, got "
+                f"expected an SAE of width {given.shape[-1]} at {hook}, got "
                 f"d_in={getattr(sae.cfg, 'd_in', None)}"
             )
+        if getattr(sae, "hook_z_reshaping_mode", False):  # sae-lens joins them itself
+            given = given.unflatten(2, (self.model.cfg.n_heads, -1))
         latents = sae.encode(given.to(weights)).flatten(0, 1).float().cpu().numpy()
         self.latents[hook].append(csr_matrix(latents))
 
@@ -272,7 +276,7 @@ def _columns(
     columns = {}
     for name, values in found.items():
         array = values.cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
-        if not name.isidentifier() or name in RESERVED:
+        if not str(name).isidentifier() or name in RESERVED:
             raise ArgumentError(
                 f"expected columns with a name of their own that can follow a dot, got {name!r}"
             )
@@ -307,13 +311,26 @@ def _saes_by_hook(books: Mapping[str, Any], saes: Iterable[Any]) -> dict[str, An
 
 
 def _fitted(
-    model: HookedTST, data: TimeSeriesData, books: Mapping[str, Any], seed: int
-) -> list[Any]:
-    """A TopK SAE per hook point on the model without codebooks, as :func:`score` fits them."""
+    model: HookedTST,
+    data: TimeSeriesData,
+    books: Mapping[str, Any],
+    steps: int,
+    seed: int,
+    progress: bool,
+) -> dict[str, Any]:
+    """A TopK SAE per hook point, of the activations that the codebook there reads.
+
+    The other codebooks stay in: behind them activations are not those of the model alone.
+    """
     import copy
 
     from tstlens.codebooks.scores import fitted_saes
 
-    bare = copy.deepcopy(model)
-    bare.reset_saes()
-    return list(fitted_saes(bare, data, books, 1000, seed).values())
+    found: dict[str, Any] = {}
+    for hook, book in books.items():
+        host = copy.deepcopy(model)
+        head = host._spliced[hook].head
+        host.reset_saes(hook)
+        given: dict[str, Any] = {"heads": {} if head is None else {hook: head}}
+        found |= fitted_saes(host, data, {hook: book}, steps, seed, progress=progress, **given)
+    return found

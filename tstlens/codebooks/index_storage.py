@@ -115,6 +115,7 @@ def _fill(staging: Path, index: CodeIndex) -> None:
         "cells": [list(cell) for cell in index.cells],
         "n_channels": index.n_channels,
         "n_pos": index.n_pos,
+        "neurons": list(index.neurons),  # in order: the first of equally good rivals is named
         "saes": {name: list(values.shape) for name, values in index.saes.items()},
         "data": {
             "name": data.name,
@@ -178,7 +179,7 @@ def load_index(folder: Path) -> CodeIndex:
             )
     try:
         return _assembled(folder, record, load_file(folder / ARRAYS))
-    except (SafetensorError, KeyError, TypeError, IndexError) as error:
+    except (SafetensorError, KeyError, TypeError, IndexError, AttributeError, ValueError) as error:
         raise CorruptFileError(f"{folder} holds no whole index: {error!r}") from error
 
 
@@ -229,6 +230,7 @@ def _assembled(folder: Path, record: dict[str, Any], arrays: dict[str, Any]) -> 
         scaling=scale,
     )
     sizes = record["n_channels"], record["n_pos"]
+    neurons = part("neurons/")
     saes = {}
     for name, shape in record["saes"].items():
         parts = tuple(arrays[f"saes/{name}/{one}"].numpy() for one in ("data", "indices", "indptr"))
@@ -240,7 +242,7 @@ def _assembled(folder: Path, record: dict[str, Any], arrays: dict[str, Any]) -> 
         cells=tuple((a, b) for a, b in record["cells"]),
         n_channels=sizes[0],
         n_pos=sizes[1],
-        neurons=part("neurons/"),
+        neurons={name: neurons[name] for name in record.get("neurons", neurons)},
         saes=saes,
         columns=part("columns/"),
         test=load_index(folder / TEST) if record["test"] else None,

@@ -11,15 +11,18 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from tstlens.arguments import checked
 from tstlens.codebooks.effects_result import CodeEffects
 from tstlens.data import TimeSeriesData
 from tstlens.errors import ArgumentError, HookError
 from tstlens.model import HookedTST
+from tstlens.model.passes import require_one_pass
 
 ByGroup = dict[str, dict[int, list[int]]]
 Measure = Literal["probability", "log_probability", "forecast"] | Callable[[Tensor], Tensor]
 
 
+@checked
 @torch.no_grad()
 def effects(
     model: HookedTST,
@@ -77,7 +80,8 @@ def effects(
         Values, controls and baseline; ``summary()`` has effect sizes and tests.
 
     Raises:
-        ArgumentError: nothing to measure, an impossible dose, or too few codes for controls.
+        ArgumentError: nothing to measure, an impossible dose, too few codes for controls, or a
+            trunk that holds mirrored series too.
         UnknownHookError, HookError: no codebook there, or one that is switched off.
 
     Example:
@@ -94,7 +98,8 @@ def effects(
         raise ArgumentError(f"expected action='force' or 'ban', got {action!r}")
     if n_controls < 1:
         raise ArgumentError(f"n_controls must be at least 1, got {n_controls}")
-    read, name = _measure(model, measure, label)
+    require_one_pass(model, "to measure what codes do")
+    read, name = _measure(model, measure, label, data.class_names)
     asked = model.codes_by_group(codes, group, head)
     shared_head = head if _shared(model, asked) else None
     usage = _frequencies(model, data if reference is None else reference, list(asked), batch_size)
@@ -157,7 +162,10 @@ def effects(
 
 
 def _measure(
-    model: HookedTST, measure: Measure | None, label: int | None
+    model: HookedTST,
+    measure: Measure | None,
+    label: int | None,
+    names: Sequence[str] | None = None,
 ) -> tuple[Callable[[Tensor], Tensor], str]:
     if callable(measure):
         return measure, getattr(measure, "__name__", "measure")
@@ -178,7 +186,10 @@ def _measure(
             f"got {label}"
         )
     log = kind == "log_probability"
-    name = f"{'log ' if log else ''}probability of class {label}{' (nats)' if log else ''}"
+    called = str(label)
+    if names is not None and label < len(names) and names[label] != called:
+        called = f"{names[label]} (label {label})"
+    name = f"{'log ' if log else ''}probability of class {called}{' (nats)' if log else ''}"
 
     def read(output: Tensor) -> Tensor:
         chance = output.log_softmax(-1)[:, label]

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from tstlens.arguments import checked
 from tstlens.errors import UnknownCheckpointError
 from tstlens.model import HookedTST
 from tstlens.model.saving import find_checkpoint
@@ -15,6 +16,7 @@ from tstlens.saes.loading import load as load_dictionary
 SHIPPED = "codebooks"  # folder of a checkpoint that holds it tuned, with codebooks
 
 
+@checked
 def load(name: str | Path, *, device: str = "cpu", dtype: torch.dtype | None = None) -> HookedTST:
     """A model that was fitted together with codebooks, with them on.
 

@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from tstlens.arguments import checked
 from tstlens.codebooks.fitting import FittedCodebooks, fit
 from tstlens.codebooks.loading import SHIPPED
 from tstlens.codebooks.scores import CodebookScores, score
@@ -21,6 +22,7 @@ from tstlens.saes.loading import FOLDER
 SCORES, README = "scores.json", "README.md"
 
 
+@checked
 def make_codebooks(
     model: HookedTST | str | Path,
     hooks: list[str],

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tstlens.arguments import checked
 from tstlens.errors import ArgumentError, ConfigVersionError, CorruptFileError, StorageError
 from tstlens.files import write_text
 
@@ -35,10 +36,12 @@ class CodeNotes:
 
     texts: Mapping[str, str] = field(default_factory=dict)
 
+    @checked
     def get(self, hook: str, code: int, *, group: int = 0, head: int | None = None) -> str | None:
         """The note on a code, or None."""
         return self.texts.get(key_text(hook, group, head, code))
 
+    @checked
     def add(
         self, text: str, hook: str, code: int, *, group: int = 0, head: int | None = None
     ) -> CodeNotes:
@@ -49,6 +52,7 @@ class CodeNotes:
         kept = {name: value for name, value in self.texts.items() if name != key}
         return CodeNotes({**kept, key: text} if text.strip() else kept)
 
+    @checked
     def merge(self, other: CodeNotes) -> CodeNotes:
         """Both; where a code has two different notes, this one's comes first and both are kept."""
         texts = dict(self.texts)
@@ -59,12 +63,14 @@ class CodeNotes:
                 texts[key] = f"{mine}\n{text}"
         return CodeNotes(texts)
 
+    @checked
     def save(self, path: str | Path) -> Path:
         """Write them as JSON, atomically; the page imports the file."""
         record = {"format": FORMAT, "format_version": VERSION, "notes": dict(self.texts)}
         return write_text(Path(path), json.dumps(record, indent=2, ensure_ascii=False) + "\n")
 
     @staticmethod
+    @checked
     def load(path: str | Path) -> CodeNotes:
         """Notes that :meth:`save` or the page's export wrote.
 

@@ -6,6 +6,7 @@ import copy
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from tstlens.arguments import checked
 from tstlens.codebooks.fitting import FittedCodebooks, fit
 from tstlens.codebooks.regime_result import RegimeExperiment
 from tstlens.codebooks.regime_score import score_regime
@@ -34,6 +35,7 @@ FIT: dict[str, Any] = {
 }
 
 
+@checked
 def regime_model(
     machine: RegimeMachine,
     *,
@@ -77,6 +79,7 @@ def regime_model(
     return HookedTST(config, head=NextPatchHead(d_model, machine.patch_len, seed))
 
 
+@checked
 def fit_regime(
     model: HookedTST,
     machine: RegimeMachine,
@@ -107,6 +110,7 @@ def fit_regime(
     return fit(model, data.inputs, hooks, target=data.next_patches, **chosen)
 
 
+@checked
 def regime_experiment(
     seeds: Iterable[int] = (0, 1, 2),
     *,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tstlens.arguments import checked
 from tstlens.data.planted import StateScore
 from tstlens.results import Result
 
@@ -119,6 +120,7 @@ class RegimeScore(Result):
         """The hook point whose codes tell most about the states."""
         return max(self.states, key=lambda hook: self.states[hook]["all"].nmi)
 
+    @checked
     def precision(self, hook: str, *, together: bool = True) -> dict[str, float]:
         """Mean precision at a hook point: of ``"codes"`` and of the best neurons by model.
 

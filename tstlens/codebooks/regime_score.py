@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import replace
 
 import numpy as np
 import torch
 from jaxtyping import Bool
 from torch import Tensor
 
+from tstlens.arguments import checked
 from tstlens.codebooks.codebook import Codebook
 from tstlens.codebooks.regime_result import CodePrecision, RegimeScore
 from tstlens.codebooks.regime_swaps import code_divergence, swap_states
@@ -24,6 +24,7 @@ from tstlens.training import score_next_patch
 KNOWN = 0.99  # probability of a state, given all patches so far, from which it counts as known
 
 
+@checked
 @torch.no_grad()
 def score_regime(
     model: HookedTST,
@@ -35,9 +36,6 @@ def score_regime(
     seed: int = 0,
 ) -> RegimeScore:
     """Whether codes are the states of the machine that a model learned to forecast.
-
-    The last position of every series is left out, as :func:`fit_next_patch` trains no forecast
-    there.
 
     It answers: do codes stand for hidden states, more precisely than any neuron, does the model
     still forecast through them, and does it *use* them as states (it should forecast what may
@@ -83,15 +81,14 @@ def score_regime(
         machine.sample(n_series, n_pos, seed=2**20 + 2 * seed + which, split=split)
         for which, split in enumerate(("choice", "report"))
     )
-    seen = tuple(_but_last(data) for data in (choice, report))
-    known = tuple(machine.state_probabilities(data).amax(-1) >= KNOWN for data in seen)
+    known = tuple(machine.state_probabilities(data).amax(-1) >= KNOWN for data in (choice, report))
     ids = tuple(
-        {hook: found[:, :-1, 0] for hook, found in model.code_ids(data.series).items()}
+        {hook: found[..., 0] for hook, found in model.code_ids(data.series).items()}
         for data in (choice, report)
     )
     states = {
         hook: _against_states(
-            (ids[0][hook], ids[1][hook]), (seen[0].states, seen[1].states), known, seed
+            (ids[0][hook], ids[1][hook]), (choice.states, report.states), known, seed
         )
         for hook in books
     }
@@ -100,12 +97,12 @@ def score_regime(
     for hook in books:
         pair = (ids[0][hook], ids[1][hook])
         codes += _precisions(
-            hook, pair, (seen[0], seen[1]), states[hook]["all"], activations, min_support
+            hook, pair, (choice, report), states[hook]["all"], activations, min_support
         )
     return RegimeScore(
         mass=_masses(model, original, machine, (choice, report), seed),
         states=states,
-        references=_references(machine, seen[0], seen[1], known, seed),
+        references=_references(machine, choice, report, known, seed),
         codes=tuple(codes),
         swaps=swap_states(model, machine, report, known[1], seed),
         divergence={
@@ -143,12 +140,6 @@ def _check(
         )
     if n_series < 2:
         raise ArgumentError(f"n_series: expected at least 2, got {n_series}")
-
-
-def _but_last(data: RegimeSeries) -> RegimeSeries:
-    """Without the last patch: ``fit_next_patch`` trains no forecast there."""
-    patch = data.patch_len
-    return replace(data, series=data.series[..., :-patch], states=data.states[:, :-1])
 
 
 def _against_states(
@@ -198,7 +189,7 @@ def _masses(
     choice, report = samples
 
     def of(which: HookedTST) -> float:
-        return score_next_patch(which, machine, report).valid_mass[:-1].mean()
+        return score_next_patch(which, machine, report).valid_mass.mean()
 
     mass = {"codebooks": of(model)}
     with model.snapping(False):
@@ -212,7 +203,7 @@ def _masses(
         with bare.codebooks(untuned):
             mass["original, codebooks untuned"] = of(bare)
     score = score_next_patch(model, machine, report)
-    mass |= {"best possible": score.best[:-1].mean(), "patch alone": score.patch_only[:-1].mean()}
+    mass |= {"best possible": score.best.mean(), "patch alone": score.patch_only.mean()}
     return {name: float(value) for name, value in {**mass, "chance": score.chance}.items()}
 
 
@@ -237,7 +228,7 @@ def _neurons(
     found = {}
     for name, (which, hooks) in read.items():
         _, cache = which.run_with_cache(data.series, names_filter=hooks)
-        found[name] = {hook: cache[hook][:, :-1].flatten(0, -2).cpu().numpy() for hook in hooks}
+        found[name] = {hook: cache[hook].flatten(0, -2).cpu().numpy() for hook in hooks}
     return found
 
 

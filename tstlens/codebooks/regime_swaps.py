@@ -20,7 +20,7 @@ def swap_states(
     model: HookedTST,
     machine: RegimeMachine,
     data: RegimeSeries,
-    known: Bool[Tensor, "n some_pos"],
+    known: Bool[Tensor, "n pos"],
     seed: int,
 ) -> tuple[StateSwap, ...]:
     """Swap codes between series in different states: each codebook alone, then all together.
@@ -29,8 +29,7 @@ def swap_states(
         model: with codebooks on.
         machine: what wrote the series.
         data: the series.
-        known: where the state can be known, of all positions or the first ones; both series of a
-            swap are, at the position swapped.
+        known: where the state can be known; both series of a swap are, at the position swapped.
         seed: of the pairs.
     """
     hooks = list(model.acts_to_codebooks)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from tstlens.arguments import checked
 from tstlens.codebooks.codebook import Codebook
 from tstlens.codebooks.reviving import perplexity
 from tstlens.codebooks.starting import activations, start
@@ -18,6 +19,7 @@ from tstlens.data import TimeSeriesData
 from tstlens.errors import ArgumentError, HookError
 from tstlens.model import HookedTST
 from tstlens.results import Result
+from tstlens.saes.checks import check_data
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -71,6 +73,13 @@ class CodebookScores(Result):
     n_series: int
     made: dict[str, Any] = field(default_factory=dict)
 
+    def __repr__(self) -> str:
+        each = "; ".join(
+            f"{row}: {', '.join(f'{name} {value:.3f}' for name, value in measures.items())}"
+            for row, measures in self.task.items()
+        )
+        return f"CodebookScores({self.n_series} series of {self.data}; {each})"
+
     def to_dataframe(self) -> pd.DataFrame:
         """One row per row and hook point; rows without dictionaries have one with an empty hook."""
         import pandas as pd
@@ -93,6 +102,7 @@ class CodebookScores(Result):
         }
 
 
+@checked
 def score(
     model: HookedTST,
     data: TimeSeriesData,
@@ -138,6 +148,9 @@ def score(
     """
     from tstlens.saes.scoring import task_measures
 
+    for split in (data, train):
+        if split is not None:
+            check_data(split)
     books = model.acts_to_codebooks
     if not books:
         raise HookError("no codebook is on the model: model.add_codebook(codebook, hook=...)")
@@ -216,25 +229,50 @@ def _random_table(
 
 
 def fitted_saes(
-    model: HookedTST, train: TimeSeriesData, books: Mapping[str, Codebook], steps: int, seed: int
+    model: HookedTST,
+    train: TimeSeriesData,
+    books: Mapping[str, Codebook],
+    steps: int,
+    seed: int,
+    *,
+    heads: Mapping[str, int] | None = None,
+    progress: bool = False,
 ) -> dict[str, Any]:
-    """A TopK SAE per hook point: as many latents as codes, as many active as codes."""
-    from tstlens import saes
+    """A TopK SAE per hook point: as many latents as codes, as many active as codes.
 
-    return {
-        hook: saes.train(
+    Heads that share a codebook's table count as so many tables: their SAE reads them joined.
+
+    Args:
+        model: to read activations off, without anything at these hook points.
+        train: series.
+        books: hook point -> codebook.
+        steps: training steps.
+        seed: of the weights and the order of activations.
+        heads: hook point -> the one head that the codebook there replaces.
+        progress: show a bar per SAE.
+    """
+    from tstlens import saes
+    from tstlens.saes.harvest import ActivationRows, Heads
+
+    found = {}
+    for hook, book in books.items():
+        head: Heads = heads[hook] if heads and hook in heads else "joined"
+        rows, _ = ActivationRows(model, train, [hook], head=head)(torch.arange(1))
+        n_tables = book.n_groups * (rows[hook].shape[1] // book.cfg.d_in)
+        n_latents = book.n_codes * n_tables
+        found[hook] = saes.train(
             model,
             train,
             hook=hook,
             sae="topk",
-            d_sae=book.cfg.d_sae,
-            k=min(book.k * book.n_groups, book.cfg.d_sae),
+            d_sae=n_latents,
+            k=min(book.k * n_tables, n_latents),
             steps=steps,
             seed=seed,
-            progress=False,
+            head=head,
+            progress=progress,
         )
-        for hook, book in books.items()
-    }
+    return found
 
 
 @torch.no_grad()

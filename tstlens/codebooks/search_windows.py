@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float
 
+from tstlens.arguments import checked
 from tstlens.codebooks.index_windows import cut
 from tstlens.data import TimeSeriesData
 from tstlens.data.window_properties import BANDS, SHORTEST, of_window, widened, windows
@@ -49,6 +50,7 @@ class SearchWindows:
         channel: of which channel; None for the mean, or for the one that is read.
     """
 
+    @checked
     def __init__(
         self,
         data: TimeSeriesData,
@@ -66,6 +68,7 @@ class SearchWindows:
     def __len__(self) -> int:
         return len(self._data) * self._rows * len(self._spans)
 
+    @checked
     def of(self, channel: int) -> SearchWindows:
         """The same windows, seen in one channel."""
         if self._rows > 1:
@@ -81,6 +84,7 @@ class SearchWindows:
             self._data, self._spans, self._rows, self._columns, self._shortest, int(channel)
         )
 
+    @checked
     def distance(self, motif: Any, normalize: bool = False) -> Float[np.ndarray, " window"]:
         """Root mean square difference from a motif, of as many samples around the same centre.
 

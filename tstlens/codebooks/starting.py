@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tstlens.arguments import checked
 from tstlens.codebooks.codebook import Codebook
 from tstlens.codebooks.config import CodebookConfig
 from tstlens.data import TimeSeriesData
@@ -22,6 +23,7 @@ Start = Literal["kmeans", "sample", "normal"]
 MOST_ROWS = 50_000  # activations that k-means reads
 
 
+@checked
 def start(
     model: HookedTST,
     data: TimeSeriesData,

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tstlens.arguments import checked
 from tstlens.model import HookedTST, Parity
 
 TOLERANCE = 1e-5  # of the output's scale, float32: rebuilt transformers land at 1e-7 to 5e-6
@@ -62,6 +63,7 @@ def series_trials(
     return tuple(inputs)
 
 
+@checked
 def check_parity(
     model: HookedTST, source: nn.Module, trials: Sequence[Trial], source_name: str
 ) -> Parity:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor, nn
 
+from tstlens.arguments import checked
 from tstlens.conversion import registry
 from tstlens.conversion.checking import TOLERANCE, eval_mode, relative_difference
 from tstlens.errors import ArgumentError, UnsupportedSourceError
@@ -112,6 +113,7 @@ class Comparison(Result):
         )
 
 
+@checked
 @torch.no_grad()
 def compare(
     source: nn.Module,
@@ -151,6 +153,9 @@ def compare(
             f"family {family.name!r} does not say where its source computes which activation; "
             "give run= and taps= when registering it"
         )
+    model.check_series(model.with_covariates(series), mask)
+    if not len(series):
+        raise ArgumentError("expected at least one series to compare on, got none")
     taps = tuple(family.taps(source, model))
     seen: dict[tuple[str, str], list[Any]] = {}
     places = dict.fromkeys((tap.module_path, tap.of) for tap in taps)

@@ -8,14 +8,16 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from tstlens.arguments import checked
 from tstlens.conversion.checking import check_parity
 from tstlens.conversion.comparing import compare
 from tstlens.conversion.folders import read_source
 from tstlens.conversion.registry import Built, Family, choose
-from tstlens.errors import ArgumentError, ParityError, TstlensError
+from tstlens.errors import ArgumentError, ParityError, StateDictError, TstlensError
 from tstlens.model import HookedTST, saving
 
 
+@checked
 def convert(
     source: nn.Module | Mapping[str, Tensor] | str | Path,
     family: str | None = None,
@@ -32,7 +34,9 @@ def convert(
             (or hub id) with a ``config.json``, for families that have such a format.
         family: which family to convert as; needed for a state dict. See :func:`families`.
         **hints: what the weights alone cannot tell (``n_heads`` for a state dict), or modules that
-            belong to the model (``embed`` and ``head`` of a bare encoder).
+            belong to the model (``embed``, ``head`` and a series ``example`` of a bare
+            ``torch.nn.TransformerEncoder``). docs/families.md lists them by family; the error for
+            a hint that a family does not take names those that it takes.
 
     Returns:
         The converted model, in eval mode, with ``.parity`` set.
@@ -56,6 +60,13 @@ def convert(
     """
     if isinstance(source, str | Path):
         source, family = read_source(source, family)
+    if isinstance(source, Mapping):
+        for name, tensor in source.items():
+            if not isinstance(name, str) or not isinstance(tensor, Tensor):
+                raise StateDictError(
+                    f"expected a state dict of tensors by name, got {type(tensor).__name__} for "
+                    f"{name!r}; try torch.as_tensor on arrays, and the inner dict of a nested one"
+                )
     chosen = choose(source, family)
     unknown = sorted(set(hints) - set(chosen.hints))
     if unknown:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -89,8 +90,12 @@ def _read_weights(path: Path) -> Mapping[str, Tensor]:
         else:
             weights = torch.load(path, weights_only=True, map_location="cpu")
     except Exception as error:  # torch and safetensors raise a dozen kinds for a file that is none
+        # torch's own words end in the advice to load the file unsafely.
+        unsafe = isinstance(error, pickle.UnpicklingError)
+        why = "it is damaged, or holds more than tensors" if unsafe else str(error) or "it is empty"
         raise CorruptFileError(
-            f"{path} holds no weights that can be loaded safely: {error}"
+            f"{path} holds no weights that can be loaded safely: {why}; save them again with "
+            "torch.save(source.state_dict(), path)"
         ) from error
     for wrapped in ("state_dict", "model_state_dict", "model"):
         if isinstance(weights, Mapping) and isinstance(weights.get(wrapped), Mapping):

@@ -129,7 +129,12 @@ def norm_entries(entries: Mapping[str, Tensor], name: str, norm: object) -> dict
 
 
 def fill_layer(
-    block: nn.Module, entries: Entries, prefix: str, names: LayerNames, n_heads: int
+    block: nn.Module,
+    entries: Entries,
+    prefix: str,
+    names: LayerNames,
+    n_heads: int,
+    norms: Mapping[str, str] | None = None,
 ) -> None:
     """Copy one encoder layer into a block; biases that the source lacks are zero.
 
@@ -139,6 +144,7 @@ def fill_layer(
         prefix: of the layer in them, with the last dot.
         names: what its parts are called.
         n_heads: heads that the projections hold.
+        norms: our norms -> the source's, in full, where they are not the layer's own two.
     """
     weights: dict[str, Tensor] = {}
     for ours, theirs in {"Q": names.q, "K": names.k, "V": names.v}.items():
@@ -160,8 +166,10 @@ def fill_layer(
         weights[f"mlp.W_{part}"] = weight.T
         if bias is not None:
             weights[f"mlp.b_{part}"] = bias
-    for ours, theirs in {"ln1": names.norm1, "ln2": names.norm2}.items():
-        found = norm_entries(entries, prefix + theirs, block.get_submodule(ours))
+    if norms is None:
+        norms = {"ln1": prefix + names.norm1, "ln2": prefix + names.norm2}
+    for ours, theirs in norms.items():
+        found = norm_entries(entries, theirs, block.get_submodule(ours))
         weights |= {f"{ours}.{leaf}": tensor for leaf, tensor in found.items()}
     try:
         fill(block, weights)
@@ -254,6 +262,7 @@ class Restated(nn.Module):
         act_fn: str,
         residual_attention: bool = False,
         keep: Tensor | None = None,
+        pre_norm: bool = False,
     ) -> Tensor:
         """Post-norm encoder layers, one after the other.
 
@@ -265,10 +274,12 @@ class Restated(nn.Module):
             act_fn: of the MLP.
             residual_attention: each layer adds the scores of the one before.
             keep: bool [row, pos], False at keys that are hidden.
+            pre_norm: the norms stand before their sublayers, on the stream itself.
         """
         before, layer = None, 0
         while f"{prefix}{layer}.{names.q}.weight" in self:
             at = f"{prefix}{layer}."
+            x = self.norm(x, at + names.norm1) if pre_norm else x
             q, k, v = (
                 self.linear(x, at + name).unflatten(2, (n_heads, -1)).transpose(1, 2)
                 for name in (names.q, names.k, names.v)
@@ -280,9 +291,10 @@ class Restated(nn.Module):
                 q, k, v, scale, keep, before if residual_attention else None
             )
             before, layer = scores, layer + 1
-            x = self.norm(x + self.linear(context, at + names.o), at + names.norm1)
-            hidden = ACT[act_fn](self.linear(x, at + names.mlp_in))
-            x = self.norm(x + self.linear(hidden, at + names.mlp_out), at + names.norm2)
+            x = x + self.linear(context, at + names.o)
+            x = self.norm(x, at + (names.norm2 if pre_norm else names.norm1))
+            x = x + self.linear(ACT[act_fn](self.linear(x, at + names.mlp_in)), at + names.mlp_out)
+            x = x if pre_norm else self.norm(x, at + names.norm2)
         return x
 
 

@@ -144,9 +144,21 @@ def choose(source: object, name: str | None) -> Family:
             _class_name(source),
             families(),
             "No family recognises this class; a subclass that overrides forward is not recognised "
-            "either, because its outputs may differ",
+            f"either, because its outputs may differ{_encoder_inside(source)}",
         )
     return matching[0]
+
+
+def _encoder_inside(source: nn.Module) -> str:
+    """What to do with a model of one's own around torch's encoder; empty for others."""
+    for name, module in source.named_modules():
+        if type(module) is nn.TransformerEncoder:
+            return (
+                f". It holds a torch.nn.TransformerEncoder, which converts: convert(model.{name}, "
+                "embed=<module from series to positions>, head=<module from positions to "
+                "outputs>, example=<some series>)"
+            )
+    return ""
 
 
 def family_reading(config: Mapping[str, Any], name: str | None) -> Family:

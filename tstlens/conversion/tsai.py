@@ -17,12 +17,13 @@ input of the head's linear map          ``head.hook_pooled``, position-major (ts
 
 Covered: batch or layer norm, no biases in TST's attention, residual attention (scores handed from
 layer to layer), every kind of positions, ``max_seq_len`` and plain ``Conv1d`` inputs (zeros at the
-ends), heads that flatten or pool, with ``bn`` and ``y_range``, individual heads, RevIN with and
+ends), ``pre_norm`` (each norm's output replaces the stream, which makes of a layer's first norm the
+end of the block before: ``ln_embed``, then ``blocks.L.ln2`` of the next layer's; the last block has
+none, ``hook_resid_post`` is what leaves a layer there), heads that flatten or pool, with ``bn`` and ``y_range``, individual heads, RevIN with and
 without ``affine`` and ``subtract_last``, NaN and padding masks of TSTPlus (steps without any
 observed channel are hidden as keys and zero in the head).
 
-Refused: ``pre_norm=True`` (the norm's output replaces the stream, so the stream is no sum of what
-layers write), ``decomposition=True`` (two trunks), ``custom_head``, ``attn_mask``,
+Refused: ``decomposition=True`` (two trunks), ``custom_head``, ``attn_mask``,
 ``padding_var``, ``key_padding_mask=-1``, ``d_v`` other than ``d_k``, even ``Conv1d`` widths with
 ``padding="same"`` and causal ones in live models, activations beyond ReLU, GELU and SiLU.
 
@@ -45,6 +46,7 @@ from tstlens.conversion.named_layers import (
     fill_layer,
     flatten_by_pos,
     linear,
+    norm_entries,
     run_model,
 )
 from tstlens.conversion.registry import Built, Family, register
@@ -55,12 +57,11 @@ from tstlens.conversion.tsai_config import (
     TsaiOptions,
     config_of,
     kind_of,
-    refuse_pre_norm,
     stack_of,
 )
 from tstlens.conversion.tsai_live import read_live
 from tstlens.conversion.tsai_source import RestatedTsai, layer_names, taps
-from tstlens.errors import ArgumentError
+from tstlens.errors import ArgumentError, UnsupportedSourceError
 from tstlens.model import HookedTST
 from tstlens.model.families.revin import RevINPatchesConfig
 
@@ -92,7 +93,7 @@ def build(
             default).
         act_fn: of the MLPs and the head; ``"gelu"``.
         res_attention: scores are handed from layer to layer (TSTPlus, PatchTST); True.
-        pre_norm: the option of the same name; only False is covered.
+        pre_norm: the option of the same name (TSTPlus, PatchTST); False.
         n_time: samples of a series. Needed for ``max_seq_len`` inputs (their padding depends on
             it); elsewhere any length that gives the model's positions is taken where not given.
         n_channels: channels of a PatchTST whose state dict has no RevIN weights.
@@ -115,10 +116,10 @@ def build(
     }  # fmt: skip
     told = {name: value for name, value in told.items() if value is not None}
     if isinstance(source, Mapping):
-        if told.pop("pre_norm", False):
-            refuse_pre_norm()
         state: Mapping[str, Tensor] = source
         options = TsaiOptions(kind_of(source), n_time=n_time)
+        if told.get("pre_norm") and options.kind == "TST":
+            raise UnsupportedSourceError("pre_norm=True is for TSTPlus and PatchTST; TST has none")
         for name, value in told.items():
             setattr(options, name, value)
         options.head_act_fn = options.act_fn
@@ -164,8 +165,15 @@ def _fill(model: HookedTST, entries: Entries, options: TsaiOptions, head: str) -
     fill(model.pos_embed, {"W_pos": positions.expand(-1, cfg.d_model)})
     stack = stack_of(options.kind)
     names = layer_names(options.kind, entries, f"{stack}0.")
+    if cfg.norm_embed:
+        fill(model.ln_embed, norm_entries(entries, f"{stack}0.{names.norm1}", model.ln_embed))
     for layer, block in enumerate(model.blocks):
-        fill_layer(block, entries, f"{stack}{layer}.", names, cfg.n_heads)
+        norms = None
+        if options.pre_norm:  # the next norm of the stream ends ours, whichever layer holds it
+            norms = {"ln1": f"{stack}{layer}.{names.norm2}"}
+            if layer + 1 < cfg.n_layers:
+                norms["ln2"] = f"{stack}{layer + 1}.{names.norm1}"
+        fill_layer(block, entries, f"{stack}{layer}.", names, cfg.n_heads, norms)
     fill(model.head, _head_weights(model, entries, head))
 
 

@@ -47,14 +47,7 @@ class TsaiOptions:
     revin_eps: float = 1e-5
     eps: float = 1e-5
     takes_missing: bool = True
-
-
-def refuse_pre_norm() -> None:
-    """Raise :class:`UnsupportedSourceError` for ``pre_norm=True``."""
-    raise UnsupportedSourceError(
-        "pre_norm=True is not covered: there each norm's output replaces the residual stream "
-        "(src = norm(src)), so no sum of what the layers write exists"
-    )
+    pre_norm: bool = False
 
 
 def kind_of(state: Mapping[str, Tensor]) -> str:
@@ -118,6 +111,8 @@ def config_of(
         positions="learned",
         act_fn=options.act_fn,  # type: ignore[arg-type]
         norm_position="post",
+        norm_embed=options.pre_norm,
+        last_norm=not options.pre_norm,
         normalization_type="BN" if batch_norm else "LN",
         eps=options.eps,
         attn_scale=None if scale is None else 1 / scale,

@@ -10,7 +10,6 @@ from typing import Any
 from torch import nn
 
 from tstlens.conversion.named_layers import activation_name
-from tstlens.conversion.tsai_config import refuse_pre_norm
 from tstlens.errors import UnsupportedSourceError
 
 
@@ -62,8 +61,6 @@ def _layers(layers: list[Any], kind: str) -> dict[str, Any]:
 
 
 def _layer(layer: Any, kind: str) -> dict[str, Any]:
-    if getattr(layer, "pre_norm", False):
-        refuse_pre_norm()
     names = ("batchnorm_attn", "batchnorm_ffn") if kind == "TST" else ("norm_attn", "norm_ffn")
     norms = [_norm(getattr(layer, name)) for name in names]
     if norms[0].eps != norms[1].eps or type(norms[0]) is not type(norms[1]):
@@ -72,6 +69,7 @@ def _layer(layer: Any, kind: str) -> dict[str, Any]:
         "n_heads": layer.self_attn.n_heads,
         "act_fn": activation_name(layer.ff[1], "the MLP's activation"),
         "eps": norms[0].eps,
+        "pre_norm": bool(getattr(layer, "pre_norm", False)),
     }
 
 

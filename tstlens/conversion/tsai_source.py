@@ -94,6 +94,7 @@ class RestatedTsai(Restated):
             self.options.act_fn,
             self.residual,
             keep,
+            self.options.pre_norm,
         )
 
     def _missing(self, series: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -170,6 +171,8 @@ def taps(source: Any, model: HookedTST) -> list[Tap]:
     if kind == "PatchTST" and source.model.revin:
         found.append(Tap("embed.hook_scaled", "model.revin_layer"))
         found.append(Tap("head.hook_scaled", "model.head", lambda x: x.flatten(0, 1)))
+    # Where norms come first, a layer's next norm belongs to the layer that follows it in the source.
+    leaving = "hook_normalized_resid_post" if model.cfg.last_norm else "hook_resid_post"
     stack = f"{prefix}layers." if kind == "PatchTST" else f"{prefix}encoder.layers."
     for layer in range(model.cfg.n_layers):
         ours, theirs = f"blocks.{layer}.", f"{stack}{layer}"
@@ -178,7 +181,7 @@ def taps(source: Any, model: HookedTST) -> list[Tap]:
             Tap(f"{ours}hook_attn_out", f"{theirs}.self_attn", lambda out: out[0]),
             Tap(f"{ours}mlp.hook_pre", f"{theirs}.ff.0"),
             Tap(f"{ours}hook_mlp_out", f"{theirs}.ff"),
-            Tap(f"{ours}hook_normalized_resid_post", theirs, _first),
+            Tap(f"{ours}{leaving}", theirs, _first),
         ]
     return found
 

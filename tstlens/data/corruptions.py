@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tstlens.arguments import checked
 from tstlens.data.indexing import row_indices
 from tstlens.data.pairs import Pairs
 from tstlens.data.series import TimeSeriesData
@@ -26,6 +27,7 @@ __all__ = ["corrupt_with_mean", "corrupt_with_noise", "corrupt_with_sample", "co
 Where = int | slice | Sequence[int] | None
 
 
+@checked
 def corrupt_with_mean(
     series: Tensor | TimeSeriesData,
     target: int | Tensor | None = None,
@@ -59,6 +61,7 @@ def corrupt_with_mean(
     return batch.pairs(mean.expand_as(batch.series), {})
 
 
+@checked
 def corrupt_with_noise(
     series: Tensor | TimeSeriesData,
     target: int | Tensor | None = None,
@@ -97,6 +100,7 @@ def corrupt_with_noise(
     return batch.pairs(matched, {"seed": seed})
 
 
+@checked
 def corrupt_with_sample(
     series: Tensor | TimeSeriesData,
     donor: Tensor | TimeSeriesData,
@@ -145,6 +149,7 @@ def corrupt_with_sample(
     return batch.pairs(other.to(batch.series.device).expand_as(batch.series), {})
 
 
+@checked
 def corrupt_with_shift(
     series: Tensor | TimeSeriesData,
     samples: int,

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from tstlens.arguments import checked
 from tstlens.data.loading import load_dataset
 from tstlens.data.scaling import Scaling
 from tstlens.data.series import TimeSeriesData
 from tstlens.errors import ArgumentError
 
 
+@checked
 def load_described(described: Mapping[str, Any], split: str) -> TimeSeriesData:
     """A split of the data set that a checkpoint's ``info["data"]`` describes.
 
@@ -33,6 +35,10 @@ def load_described(described: Mapping[str, Any], split: str) -> TimeSeriesData:
             "(on the command line: --data JapaneseVowels)"
         )
     scaling = described.get("scaling")
+    if scaling is not None and not isinstance(scaling, str | Mapping):
+        raise ArgumentError(
+            f"expected scaling as a kind, a dict of statistics or None, got {scaling!r}"
+        )
     data = load_dataset(
         str(described["name"]),
         split=split,

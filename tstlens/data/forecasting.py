@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from tstlens.arguments import checked
 from tstlens.errors import ArgumentError, DownloadError, UnknownDatasetError
 
 if TYPE_CHECKING:
@@ -96,6 +97,7 @@ def recorded_series() -> dict[str, str]:
     return {name: known.summary for name, known in _KNOWN.items()}
 
 
+@checked
 def load_forecasting(
     name: str,
     split: str = "test",

@@ -6,6 +6,7 @@ module loaded. `TimeSeriesData.from_pandas` documents the layouts.
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from typing import TYPE_CHECKING, Any
 
 from tstlens.errors import ArgumentError, LabelError, SeriesShapeError
@@ -40,6 +41,11 @@ def series_of_frame(
         LabelError: a series with two labels.
         SeriesShapeError: two values for one place, or channels of unequal length.
     """
+    if not hasattr(frame, "columns"):
+        raise ArgumentError(
+            f"expected a pandas DataFrame, got {type(frame).__name__}; for arrays use "
+            "TimeSeriesData.from_numpy or from_arrays"
+        )
     if series is None:
         for key, given in {"time": time, "channel": channel, "value": value}.items():
             if given is not None:
@@ -129,5 +135,5 @@ def _stack_channels(
 
 
 def _require(frame: pd.DataFrame, column: Any) -> None:
-    if column not in frame.columns:
+    if not isinstance(column, Hashable) or column not in frame.columns:
         raise ArgumentError(f"expected a column {column!r}, got columns {list(frame.columns)[:20]}")

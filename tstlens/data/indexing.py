@@ -27,7 +27,13 @@ def row_indices(index: Any, n: int) -> Tensor:
     """
     if isinstance(index, slice):
         return torch.tensor(range(n)[index], dtype=torch.int64)
-    rows = index if isinstance(index, Tensor) else torch.from_numpy(np.array(index))
+    rows = index if isinstance(index, Tensor) else np.array(index)
+    if isinstance(rows, np.ndarray):
+        if rows.dtype.kind not in "biuf":
+            raise IndexError(
+                f"expected an int, a slice, or a list of indices or booleans, got {index!r}"
+            )
+        rows = torch.from_numpy(rows)
     if rows.ndim == 0 and rows.dtype != torch.bool:
         rows = rows[None]
     if rows.numel() == 0 and rows.dtype != torch.bool:

@@ -93,6 +93,8 @@ def class_index(which: int | str, class_names: Sequence[str]) -> int:
         if which not in class_names:
             raise LabelError(f"class {which!r} {_outside(class_names)}")
         return list(class_names).index(which)
+    if not hasattr(which, "__index__") or isinstance(which, bool):
+        raise LabelError(f"class {which!r} {_outside(class_names)}")
     index = int(which)
     if not 0 <= index < len(class_names):
         raise LabelError(f"class {index} {_outside(class_names)}")

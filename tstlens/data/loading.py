@@ -13,6 +13,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from tstlens.arguments import checked
 from tstlens.data.labels import as_class_names
 from tstlens.data.scaling import KINDS, Scaling
 from tstlens.data.series import TimeSeriesData
@@ -29,6 +30,7 @@ __all__ = ["load_dataset"]
 SPLITS = ("train", "test", "all")
 
 
+@checked
 def load_dataset(
     name: str,
     split: str = "test",

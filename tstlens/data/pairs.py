@@ -16,10 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tstlens.arguments import check_fields, checked
 from tstlens.data.indexing import row_indices
 from tstlens.data.labels import class_index
 from tstlens.data.series import TimeSeriesData
-from tstlens.data.validate import check_series
+from tstlens.data.validate import check_series, usable_device
 from tstlens.errors import ArgumentError, LabelError, SeriesShapeError
 from tstlens.shapes import Labels, Mask, Series
 
@@ -84,6 +85,7 @@ class Pairs:
                 )
         if bool((self.target < 0).any()):
             raise LabelError(f"expected targets from 0 on, got {int(self.target.min())}")
+        check_fields(self)
 
     def __len__(self) -> int:
         return self.clean.shape[0]
@@ -116,13 +118,15 @@ class Pairs:
 
     def to(self, device: torch.device | str) -> Pairs:
         """The same pairs on another device."""
-        return self._each(lambda tensor: tensor.to(device))
+        found = usable_device(device)
+        return self._each(lambda tensor: tensor.to(found))
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> Pairs:
         values = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
         return replace(self, **{name: change(value) for name, value in values.items()})
 
 
+@checked
 def misclassified_pairs(
     model: Callable[..., Tensor],
     data: TimeSeriesData,
@@ -162,6 +166,8 @@ def misclassified_pairs(
         raise ArgumentError(f"expected per_class of at least 1 or None, got {per_class}")
     if len(data) == 0:
         raise ArgumentError("expected series to classify, got 0")
+    if batch_size < 1:
+        raise ArgumentError(f"expected batch_size of at least 1, got {batch_size}")
     log_probs = _log_probs(model, data, batch_size)
     predicted = log_probs.argmax(dim=1)
     confidence = log_probs.gather(1, labels[:, None])[:, 0]
@@ -199,6 +205,7 @@ def misclassified_pairs(
     return replace(made_pairs, predicted=predicted[made_pairs.corrupted_index])
 
 
+@checked
 def class_pairs(data: TimeSeriesData, a: int | str, b: int | str, n: int, seed: int = 0) -> Pairs:
     """Distinct pairs of a series of class a (clean) and one of class b (corrupted).
 
@@ -283,6 +290,9 @@ def _log_probs(model: Callable[..., Tensor], data: TimeSeriesData, batch_size: i
                 rows = slice(start, start + batch_size)
                 seen = {} if data.mask is None else {"mask": data.mask[rows]}
                 outputs.append(model(data.series[rows], **seen))
+                if not isinstance(outputs[-1], Tensor):
+                    got = type(outputs[-1]).__name__
+                    raise ArgumentError(f"model: expected a tensor of logits, got {got}")
     finally:
         for module in training:
             module.training = True

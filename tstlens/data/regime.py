@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from tstlens.arguments import check_fields, checked
 from tstlens.data.regime_bounds import RegimeBounds, exact_bounds
 from tstlens.data.regime_series import RegimeSeries
 from tstlens.data.transitions import draw_transitions
@@ -72,6 +73,7 @@ class RegimeMachine:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        check_fields(self)
         n, edges, shown = self.n_states, self.n_edges, self.n_prototypes
         if not 2 <= shown < n:
             raise ArgumentError(
@@ -159,12 +161,15 @@ class RegimeMachine:
         """True where a prototype may follow a state."""
         return self.shown_next > 0
 
+    @checked
     def successor(self, state: int, prototype: int) -> int:
         """The state that follows ``state`` when ``prototype`` is seen next.
 
         Raises:
             ArgumentError: this prototype cannot follow.
         """
+        if not 0 <= state < self.n_states:
+            raise ArgumentError(f"expected a state in 0..{self.n_states - 1}, got {state}")
         for following in self.successors[state].tolist():
             if int(self.prototype_of[following]) == prototype:
                 return following
@@ -173,6 +178,7 @@ class RegimeMachine:
             f"prototype {prototype} cannot follow state {state}; expected one of {may}"
         )
 
+    @checked
     def sample(
         self, n: int, n_pos: int = 32, *, seed: int = 0, split: str = "train"
     ) -> RegimeSeries:
@@ -209,6 +215,7 @@ class RegimeMachine:
             patch_len=self.patch_len,
         )
 
+    @checked
     def nearest_prototype(self, patches: Float[Tensor, "*any patch_len"]) -> Int[Tensor, "*any"]:
         """The prototype closest to each patch, observed or forecast.
 
@@ -220,6 +227,7 @@ class RegimeMachine:
         self._check_patches(patches)
         return torch.cdist(patches.double(), self.prototypes.to(patches.device)).argmin(-1)
 
+    @checked
     def prototype_shares(
         self, forecast: Float[Tensor, "*any patch_len"]
     ) -> Float[Tensor, "*any prototype"]:
@@ -253,6 +261,7 @@ class RegimeMachine:
         kept = (ordered > above).sum(-1, keepdim=True)
         return (weights - above.gather(-1, kept - 1)).clamp(min=0)
 
+    @checked
     def valid_transition_mass(
         self,
         probabilities: Float[Tensor, "*any prototype"],
@@ -301,6 +310,7 @@ class RegimeMachine:
         valid = self.valid_next.to(probabilities.device)[states]
         return (probabilities * valid).sum(-1)
 
+    @checked
     def state_probabilities(
         self, data: RegimeSeries, *, history: bool = True
     ) -> Float[Tensor, "n pos state"]:
@@ -329,6 +339,7 @@ class RegimeMachine:
             before = known[:, pos] @ transition if history else stationary
         return known
 
+    @checked
     def forecast(
         self, data: RegimeSeries, *, history: bool = True
     ) -> Float[Tensor, "n pos prototype"]:
@@ -341,6 +352,7 @@ class RegimeMachine:
         known = self.state_probabilities(data, history=history)
         return known @ self.shown_next.to(known)
 
+    @checked
     def bounds(self, n_patches: int) -> RegimeBounds:
         """The best that is possible from the last ``n_patches`` patches without noise, exactly.
 

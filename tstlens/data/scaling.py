@@ -11,9 +11,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from tstlens.arguments import check_fields, checked
 from tstlens.data.validate import check_series
 from tstlens.errors import ArgumentError
 
@@ -53,8 +55,11 @@ class Scaling:
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
             raise ArgumentError(f"expected scaling in {list(KINDS)} or None, got {self.kind!r}")
-        object.__setattr__(self, "mean", tuple(float(value) for value in self.mean))
-        object.__setattr__(self, "std", tuple(float(value) for value in self.std))
+        for name in ("mean", "std"):
+            values = getattr(self, name)
+            if isinstance(values, Tensor | np.ndarray | list):
+                object.__setattr__(self, name, tuple(float(value) for value in values))
+        check_fields(self)
         if self.kind == "per_series" and (self.mean or self.std):
             raise ArgumentError("per_series scaling has no mean and std of its own; leave them out")
         if self.kind == "per_channel" and (not self.mean or len(self.mean) != len(self.std)):
@@ -66,6 +71,7 @@ class Scaling:
             raise ArgumentError(f"expected positive, finite std, got {list(self.std)}")
 
     @classmethod
+    @checked
     def fit(cls, data: TimeSeriesData, kind: str = "per_channel") -> Scaling:
         """The scaling with the statistics of these data, which should be a training split.
 
@@ -99,6 +105,7 @@ class Scaling:
         scaled = ((series.double() - mean) / std).to(series.dtype)
         return scaled if mask is None else scaled.masked_fill(~mask[:, None], 0.0)
 
+    @checked
     def inverse(self, series: Tensor, mask: Tensor | None = None) -> Tensor:
         """Scaled series in their original units; "per_channel" only.
 
@@ -112,6 +119,7 @@ class Scaling:
         original = (series.double() * std + mean).to(series.dtype)
         return original if mask is None else original.masked_fill(~mask[:, None], 0.0)
 
+    @checked
     def apply(self, data: TimeSeriesData) -> TimeSeriesData:
         """The data with scaled series, and this scaling written down in ``.scaling``.
 
@@ -136,9 +144,14 @@ class Scaling:
         Raises:
             ArgumentError: keys that are missing or unknown.
         """
-        if set(values) != {"kind", "mean", "std"}:
-            raise ArgumentError(f"expected keys kind, mean and std, got {sorted(values)}")
-        return cls(values["kind"], tuple(values["mean"]), tuple(values["std"]))
+        if not isinstance(values, Mapping) or set(values) != {"kind", "mean", "std"}:
+            got = sorted(values) if isinstance(values, Mapping) else values
+            raise ArgumentError(f"expected keys kind, mean and std, got {got!r:.100}")
+        lists: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value
+            for name, value in values.items()
+        }
+        return cls(**lists)
 
     def _mean_and_std(self, series: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
         if self.kind == "per_series":

@@ -14,12 +14,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tstlens.arguments import check_fields, checked
 from tstlens.data.frames import series_of_frame
 from tstlens.data.indexing import row_indices
 from tstlens.data.labels import encode_labels
 from tstlens.data.scaling import Scaling
-from tstlens.data.validate import check_series
-from tstlens.errors import LabelError, SeriesShapeError, SeriesValueError
+from tstlens.data.validate import check_series, usable_device
+from tstlens.errors import ArgumentError, LabelError, SeriesShapeError, SeriesValueError
 from tstlens.shapes import Labels, Mask, Series
 
 if TYPE_CHECKING:
@@ -66,11 +67,12 @@ class TimeSeriesData:
         check_series(self.series, finite=False)
         _set(self, "series", self.series.to(torch.float32))
         check_series(self.series, mask=self.mask)
-        _set(self, "class_names", tuple(str(name) for name in self.class_names))
+        _set(self, "class_names", _as_names(self.class_names))
         if self.mask is not None:
             _set(self, "mask", None if bool(self.mask.all()) else self.mask.to(self.series.device))
         if self.labels is not None:
             self._check_labels(self.labels)
+        check_fields(self)
 
     def _check_labels(self, labels: Tensor) -> None:
         if not isinstance(labels, Tensor) or labels.is_floating_point() or labels.is_complex():
@@ -97,13 +99,14 @@ class TimeSeriesData:
         _set(self, "labels", labels)
 
     @classmethod
+    @checked
     def from_numpy(
         cls,
-        array: np.ndarray,
-        labels: Iterable[Any] | None = None,
+        array: Any,
+        labels: Any = None,
         *,
-        class_names: Sequence[str] | None = None,
-        mask: np.ndarray | None = None,
+        class_names: Any = None,
+        mask: Any = None,
         n_channels: int | None = None,
         name: str = "",
         split: str = "",
@@ -111,7 +114,8 @@ class TimeSeriesData:
         """A data set from one array.
 
         Args:
-            array: ``[n, channel, time]``, or ``[n, time]`` for series of one channel.
+            array: ``[n, channel, time]``, or ``[n, time]`` for series of one channel; whatever
+                numpy makes an array of.
             labels: ``[n]`` raw labels (strings or numbers), or None. Without ``class_names`` the
                 distinct labels in numerical or alphabetical order become classes 0, 1, ...
             class_names: the classes in order; give the training set's to a test set, which may
@@ -139,12 +143,13 @@ class TimeSeriesData:
         return cls(series, *encoded, mask=observed, name=name, split=split)
 
     @classmethod
+    @checked
     def from_arrays(
         cls,
         arrays: Sequence[Any],
-        labels: Iterable[Any] | None = None,
+        labels: Any = None,
         *,
-        class_names: Sequence[str] | None = None,
+        class_names: Any = None,
         n_time: int | None = None,
         name: str = "",
         split: str = "",
@@ -168,7 +173,7 @@ class TimeSeriesData:
             >>> TimeSeriesData.from_arrays([np.ones((2, 3)), np.ones((2, 5))]).mask.sum(1)
             tensor([3, 5])
         """
-        rows = [_float_tensor(array) for array in arrays]
+        rows = [_float_tensor(array, f" for series {row}") for row, array in enumerate(arrays)]
         rows = [row[None] if row.ndim == 1 else row for row in rows]
         _check_ragged(rows)
         lengths = torch.tensor([row.shape[1] for row in rows])
@@ -185,6 +190,7 @@ class TimeSeriesData:
         return cls(series, *_encode(labels, class_names), mask=mask, name=name, split=split)
 
     @classmethod
+    @checked
     def from_pandas(
         cls,
         frame: pd.DataFrame,
@@ -194,7 +200,7 @@ class TimeSeriesData:
         time: Any = None,
         channel: Any = None,
         value: Any = None,
-        class_names: Sequence[str] | None = None,
+        class_names: Any = None,
         name: str = "",
         split: str = "",
     ) -> TimeSeriesData:
@@ -287,7 +293,7 @@ class TimeSeriesData:
         """The same data on another device."""
         return replace(
             self,
-            series=self.series.to(device),
+            series=self.series.to(usable_device(device)),
             labels=None if self.labels is None else self.labels.to(device),
             mask=None if self.mask is None else self.mask.to(device),
         )
@@ -297,23 +303,43 @@ def _set(data: object, name: str, value: object) -> None:
     object.__setattr__(data, name, value)
 
 
+def _as_names(class_names: Iterable[Any] | None) -> tuple[str, ...]:
+    if isinstance(class_names, str) or not isinstance(class_names, Iterable):
+        raise ArgumentError(
+            "expected class_names as a sequence of names, one per class in order of the index, "
+            f"got {class_names!r}"
+        )
+    return tuple(str(name) for name in class_names)
+
+
 def _encode(
     labels: Iterable[Any] | None, class_names: Sequence[str] | None
 ) -> tuple[Tensor | None, tuple[str, ...]]:
     if labels is None:
-        return None, tuple(class_names or ())
-    return encode_labels(labels, class_names)
+        return None, _as_names(() if class_names is None else class_names)
+    names = None if class_names is None else _as_names(class_names)
+    if isinstance(labels, str) or not isinstance(labels, Iterable):
+        raise LabelError(f"expected labels as a sequence, one per series, got {labels!r}")
+    return encode_labels(labels, names)
 
 
-def _float_tensor(array: Any) -> Tensor:
+def _float_tensor(array: Any, where: str = "") -> Tensor:
     if isinstance(array, Tensor):
         kind, dtype = ("f" if array.is_floating_point() else ""), array.dtype
+    elif isinstance(array, TimeSeriesData):
+        raise SeriesValueError(f"expected an array, got TimeSeriesData{where}; use it as it is")
     else:
-        array = np.asarray(array)
+        try:
+            array = np.asarray(array)
+        except ValueError as error:  # lists of unequal length
+            raise SeriesValueError(
+                f"expected an array [n, channel, time]{where}, got lists of unequal length; "
+                "for series of unequal length use TimeSeriesData.from_arrays"
+            ) from error
         kind, dtype = array.dtype.kind, array.dtype
     if kind != "f":
         raise SeriesValueError(
-            f"expected floating point series, got {dtype}; "
+            f"expected floating point series, got {dtype}{where}; "
             'call .float() on a tensor or .astype("float32") on an array first'
         )
     if isinstance(array, Tensor):

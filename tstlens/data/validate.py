@@ -9,9 +9,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from tstlens.errors import SeriesShapeError, SeriesValueError
+from tstlens.errors import ArgumentError, SeriesShapeError, SeriesValueError
 
-__all__ = ["check_series"]
+__all__ = ["check_dtype_name", "check_series", "usable_device"]
 
 
 def check_series(
@@ -69,6 +69,32 @@ series are channel-first, try series.transpose(1, 2)
             raise SeriesValueError(_describe_first_bad_value(known, mask))
     elif finite and not bool(torch.isfinite(series).all()):
         raise SeriesValueError(_describe_first_bad_value(series, mask))
+
+
+def usable_device(device: str | int | torch.device) -> torch.device:
+    """The device of this name, which this machine has to have.
+
+    Raises:
+        ArgumentError: torch knows no such device, or this machine lacks it.
+    """
+    try:
+        found = torch.device(device)
+        torch.empty(0, device=found)
+    except (RuntimeError, AssertionError, TypeError, NotImplementedError) as error:
+        here = ["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
+        raise ArgumentError(
+            f"expected device as one that this machine has ({', '.join(here)}), got {device!r}"
+        ) from error
+    return found
+
+
+def check_dtype_name(name: object) -> None:
+    """Raise :class:`ArgumentError` unless this is the name of a floating point dtype."""
+    found = getattr(torch, str(name).removeprefix("torch."), None)
+    if not isinstance(found, torch.dtype) or not found.is_floating_point:
+        raise ArgumentError(
+            f"expected dtype as the name of a floating point dtype, 'float32' say, got {name!r}"
+        )
 
 
 def _check_shape(shape: tuple[int, ...], n_channels: int | None, n_time: int | None) -> None:

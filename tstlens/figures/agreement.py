@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import plotly.graph_objects as go
 
+from tstlens.arguments import checked
 from tstlens.errors import ArgumentError
 from tstlens.figures import style
 from tstlens.figures.drawing import draw
@@ -15,6 +16,7 @@ MOST_HOVERED = 4000  # dots that carry their site's name
 
 
 @draw.register
+@checked
 def draw_agreement(
     result: Agreement, *, pair: int | None = None, title: str | None = ""
 ) -> go.Figure:

@@ -11,6 +11,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 from torch import Tensor
 
+from tstlens.arguments import checked
 from tstlens.errors import ArgumentError, UnknownNameError
 from tstlens.figures import style
 from tstlens.figures.drawing import draw
@@ -24,6 +25,7 @@ _MOST_PANELS = 96
 
 
 @draw.register
+@checked
 def draw_attention(
     result: AttentionResult,
     *,

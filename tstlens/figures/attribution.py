@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import plotly.graph_objects as go
 
+from tstlens.arguments import checked
 from tstlens.errors import ArgumentError, UnknownNameError
 from tstlens.figures import style
 from tstlens.figures.drawing import draw
@@ -16,6 +17,7 @@ _KINDS = ("map", "bars")
 
 
 @draw.register
+@checked
 def draw_logit_attribution(
     result: LogitAttribution,
     *,

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 
+from tstlens.arguments import checked
 from tstlens.errors import ArgumentError
 from tstlens.figures import style
 from tstlens.figures.drawing import draw
@@ -34,6 +35,7 @@ class _Line:
 
 
 @draw.register
+@checked
 def draw_circuit(circuit: Circuit, *, title: str | None = "", levels: int = _LEVELS) -> go.Figure:
     """The circuit in layers: time at the bottom, heads and MLPs by layer, the class at the top.
 
@@ -347,6 +349,7 @@ def _slider(
 
 
 @draw.register
+@checked
 def draw_edge_effects(
     effects: EdgeEffects, *, n: int = 20, title: str | None = "Strongest edges"
 ) -> go.Figure:

@@ -8,6 +8,7 @@ import numpy as np
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+from tstlens.arguments import checked
 from tstlens.errors import ArgumentError, UnknownNameError
 from tstlens.figures import style
 from tstlens.figures.attribution import title_at_edge
@@ -25,6 +26,7 @@ MOST_PANELS = 16
 
 
 @draw.register
+@checked
 def draw_clusters(
     result: Clusters,
     *,
@@ -215,6 +217,7 @@ def _medoid(
 
 
 @draw.register
+@checked
 def draw_cluster_effect(result: ClusterEffect, *, title: str | None = "") -> go.Figure:
     """The metric without (or with only) each cluster's latents, beside random groups of that size.
 

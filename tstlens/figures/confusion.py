@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 import plotly.graph_objects as go
 
+from tstlens.arguments import checked
 from tstlens.figures import style
-
-if TYPE_CHECKING:
-    from tstlens.training import Evaluation
+from tstlens.training import Evaluation
 
 
+@checked
 def confusion(evaluation: Evaluation, *, title: str | None = "") -> go.Figure:
     """Series by true class (rows) and predicted class (columns): right in blue, errors in orange.
 

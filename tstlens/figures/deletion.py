@@ -8,6 +8,7 @@ import numpy as np
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+from tstlens.arguments import checked
 from tstlens.figures import style
 from tstlens.figures.drawing import draw
 from tstlens.figures.words import number, quantity
@@ -18,6 +19,7 @@ MOST_WEIGHTS = 10
 
 
 @draw.register
+@checked
 def draw_deletion_insertion(result: DeletionInsertion, *, title: str | None = "") -> go.Figure:
     """Mean curves with their intervals over series, beside random orders.
 
@@ -115,6 +117,7 @@ def draw_deletion_insertion(result: DeletionInsertion, *, title: str | None = ""
 
 
 @draw.register
+@checked
 def draw_surrogate(result: Surrogate, *, title: str | None = "") -> go.Figure:
     """Held-out predictions against the model's output, and the strongest weights if it may explain.
 

@@ -8,6 +8,7 @@ import numpy as np
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+from tstlens.arguments import checked
 from tstlens.errors import ArgumentError, UnknownNameError
 from tstlens.figures import style
 from tstlens.figures.attribution import title_at_edge
@@ -20,6 +21,7 @@ _KINDS = ("curves", "classes", "positions", "forecast")
 
 
 @draw.register
+@checked
 def draw_lens(
     result: LensResult,
     *,

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import plotly.graph_objects as go
 
+from tstlens.arguments import checked
 from tstlens.figures import style
 from tstlens.figures.drawing import draw
 from tstlens.patching.circuits import Faithfulness
 
 
 @draw.register
+@checked
 def draw_faithfulness(result: Faithfulness, *, title: str | None = "") -> go.Figure:
     """Faithfulness against the share of edges kept, beside random orders of edges.
 

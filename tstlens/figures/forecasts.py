@@ -8,11 +8,13 @@ import numpy as np
 import plotly.graph_objects as go
 from torch import Tensor
 
+from tstlens.arguments import checked
 from tstlens.data import ForecastWindows
 from tstlens.errors import ArgumentError, SeriesShapeError
 from tstlens.figures import style
 
 
+@checked
 def forecast(
     windows: ForecastWindows,
     index: int,

@@ -7,6 +7,7 @@ from itertools import product
 import numpy as np
 import plotly.graph_objects as go
 
+from tstlens.arguments import checked
 from tstlens.errors import ArgumentError, UnknownNameError
 from tstlens.figures.drawing import draw
 from tstlens.figures.maps import Panel, Scale, Ticks, heat_maps
@@ -21,6 +22,7 @@ _LABELS = {
 
 
 @draw.register
+@checked
 def draw_influence(
     result: Influence,
     *,

@@ -9,6 +9,7 @@ import numpy as np
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+from tstlens.arguments import checked
 from tstlens.errors import ArgumentError
 from tstlens.figures import style
 from tstlens.figures.drawing import draw
@@ -21,6 +22,7 @@ MOST_CHANNELS = 12
 
 
 @draw.register
+@checked
 def draw_input_attribution(
     result: InputAttribution,
     *,
@@ -134,7 +136,7 @@ def draw_input_attribution(
         figure.update_yaxes(title={"text": "channel"}, row=middle, col=1)
     above = style.label_above(figure, f"shading: {scale.label}")
     heading = f"{_method(one.method)}, series {index}" if title == "" else title
-    target = "" if one.target is None else f"class {int(one.target[0])}; "
+    target = "" if one.target is None else f"class index {int(one.target[0])}; "
     subtitle = (
         f"{target}against {one.baseline_name} (dotted)"
         if base is not None
@@ -148,6 +150,7 @@ def draw_input_attribution(
 
 
 @draw.register
+@checked
 def draw_attribution_agreement(
     result: AttributionAgreement, *, title: str | None = ""
 ) -> go.Figure:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from tstlens.arguments import checked
 from tstlens.errors import ArgumentError, UnknownNameError
 from tstlens.patching import SweepResult
 from tstlens.patching.resampling import bootstrap_t
@@ -46,6 +47,7 @@ class Interval:
     strongest: Float[np.ndarray, "*axes"]
 
 
+@checked
 def over_pairs(
     result: SweepResult,
     kind: str = "effect",
@@ -84,6 +86,8 @@ def over_pairs(
         array([5., 6.])
     """
     check_kind(kind)
+    if n_resamples < 100:
+        raise ArgumentError(f"expected n_resamples of at least 100, got {n_resamples}")
     if "pair" not in result.axes:
         raise ArgumentError("expected a result with its pair axis; it was averaged over before")
     n_pairs = result.values.shape[0]

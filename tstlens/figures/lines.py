@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
@@ -11,19 +11,19 @@ from jaxtyping import Bool, Float
 from plotly.subplots import make_subplots
 from torch import Tensor
 
+from tstlens.arguments import checked
+from tstlens.data import Pairs
 from tstlens.errors import ArgumentError, SeriesShapeError
 from tstlens.figures import style
 from tstlens.figures.maps import Scale
 from tstlens.figures.sweeps import scale_of, shown
 from tstlens.figures.words import number, quantity, when
-
-if TYPE_CHECKING:
-    from tstlens.data import Pairs
-    from tstlens.patching import SweepResult
+from tstlens.patching import SweepResult
 
 MOST_OVERLAID = 12
 
 
+@checked
 def series(
     series: Float[Tensor, "channel time"],
     *,
@@ -69,12 +69,15 @@ def series(
     panel = _Panel("", series, effect, mask)
     scale = None
     if effect is not None:
+        if not effect.is_floating_point():
+            raise ArgumentError(f"expected effect as floating point numbers, got {effect.dtype}")
         largest = float(effect.abs().max()) if effect.numel() else 0.0
         end = limits or style.symmetric_limit(largest)
         scale = Scale(effect_label, -end, end)
     return _draw([panel], scale, time_cells, channel_names, highlight, overlaid, title)
 
 
+@checked
 def pair(
     pairs: Pairs,
     index: int,
@@ -98,7 +101,7 @@ def pair(
         index: which of them.
         result: a sweep over these pairs whose only axes are pairs and positions (or samples):
             ``Site("resid_post", layer=0)`` over ("pos",), or a larger one after ``.mean(axis)``.
-        class_names: for the headings; class numbers where None.
+        class_names: for the headings (``data.class_names``); indices of the logits where None.
         channel_names: one per channel.
         highlight: channels drawn in colour, the others grey; all in colour where None.
         overlaid: lines over each other; True where None and there are up to 12 channels.
@@ -153,7 +156,11 @@ def pair(
 
 
 def _class(names: Sequence[str] | None, index: int) -> str:
-    return style.shortened(names[index], 16) if names and index < len(names) else str(index)
+    if names is None:
+        return f"index {index}"
+    if index >= len(names):
+        raise ArgumentError(f"expected a name for class {index} too, got {len(names)} class_names")
+    return style.shortened(names[index], 16)
 
 
 class _Panel:
@@ -166,6 +173,10 @@ class _Panel:
             raise SeriesShapeError(
                 f"expected one series [channel, time], got {list(values.shape)}; take one of the "
                 "batch with series[0]"
+            )
+        if mask is not None and mask.shape != values.shape[1:]:
+            raise SeriesShapeError(
+                f"expected a mask [time={values.shape[1]}], got {list(mask.shape)}"
             )
         self.name = name
         self.values = values.detach().double().cpu().numpy()
@@ -187,6 +198,9 @@ def _draw(
     names = [str(name) for name in channel_names or range(n_channels)]
     if len(names) != n_channels:
         raise ArgumentError(f"expected {n_channels} channel names, got {len(names)}")
+    absent = [channel for channel in highlight or () if not 0 <= channel < n_channels]
+    if absent:
+        raise ArgumentError(f"expected highlight in 0..{n_channels - 1}, got {absent[0]}")
     overlaid = n_channels <= MOST_OVERLAID if overlaid is None else overlaid
     groups = [list(range(n_channels))] if overlaid else [[channel] for channel in range(n_channels)]
     rows = [(panel, group) for panel in panels for group in groups]

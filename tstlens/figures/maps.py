@@ -42,6 +42,12 @@ class Scale:
         largest = max(abs(self.low), abs(self.high))
         return 0 if largest >= 20 else 1 if largest >= 2 else 2 if largest >= 0.1 else 3
 
+    @property
+    def form(self) -> str:
+        """How d3 writes a number in a cell; powers of ten where three decimals would be zeros."""
+        small = max(abs(self.low), abs(self.high)) < 0.005
+        return ".0e" if small else f".{self.digits}f"
+
     def coloraxis(self, height: int, *, pale: bool = False) -> dict[str, Any]:
         """The plotly coloraxis of a figure whose plot is ``height`` pixels high."""
         scale = (style.WASH if pale else style.DIVERGING) if self.diverging else style.SEQUENTIAL
@@ -182,7 +188,7 @@ def heat_maps(
             hovertemplate="%{hovertext}<extra></extra>",
             xgap=1 if n_columns <= 60 else 0,
             ygap=1 if row_height > 7 else 0,
-            texttemplate=f"%{{z:.{scale.digits}f}}" if printed else None,
+            texttemplate=f"%{{z:{scale.form}}}" if printed else None,
             textfont={"size": 10},
         )
         figure.add_trace(trace, row=row, col=column)

@@ -8,9 +8,12 @@ import shutil
 
 import plotly.io as pio
 
+from tstlens.arguments import checked
+
 _BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 
 
+@checked
 def in_notebooks(width: int = 900) -> str:
     """Store every figure of a notebook as an interactive one and, if possible, as an image too.
 

@@ -6,6 +6,7 @@ import numpy as np
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+from tstlens.arguments import checked
 from tstlens.data.planted import FeatureScore, PlantedTask, StateScore, WhereScore
 from tstlens.errors import ArgumentError
 from tstlens.figures import style
@@ -15,6 +16,7 @@ from tstlens.training import NextPatchScore
 _CONTROL = {"color": style.ORANGE, "width": 1.5, "dash": "dot"}  # shows on bars, too
 
 
+@checked
 def planted_series(task: PlantedTask, index: int = 0, *, title: str | None = "") -> go.Figure:
     """One series of a planted task, the samples that decide its class in blue.
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import plotly.graph_objects as go
 
+from tstlens.arguments import checked
 from tstlens.errors import UnknownNameError
 from tstlens.figures import style
 from tstlens.figures.attribution import title_at_edge
@@ -20,8 +19,13 @@ _VALUES = ("score", "selectivity", "shuffled", "baseline")
 
 
 @draw.register
+@checked
 def draw_probe(
-    result: ProbeResult, *, value: str = "score", title: str | None = "", limits: Any = None
+    result: ProbeResult,
+    *,
+    value: str = "score",
+    title: str | None = "",
+    limits: tuple[float, float] | None = None,
 ) -> go.Figure:
     """A map of held-out scores; or, with one probe per hook point, scores with their intervals.
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 
+from tstlens.arguments import checked
 from tstlens.errors import ArgumentError
 from tstlens.figures import style
 from tstlens.figures.intervals import over_pairs
@@ -16,6 +17,7 @@ from tstlens.figures.words import number, quantity, site_label, site_title
 from tstlens.patching import SweepResult
 
 
+@checked
 def ranking(
     result: SweepResult,
     n: int = 10,
@@ -125,6 +127,9 @@ def ranking(
         title={"text": quantity(result.metric, result.unit, "effect")}, zeroline=False, nticks=6
     )
     heading = f"Strongest sites: {site_title(result.site)}" if title == "" else title
-    subtitle = f"{interval.n_pairs} pairs; dot and line: mean and 95 % interval; ticks: pairs"
+    marks = "dot and line: mean and 95 % interval"
+    if not whiskers:
+        marks = "dot: mean, too few for an interval"
+    subtitle = f"{interval.n_pairs} pairs; {marks}; ticks: pairs"
     size = {"plot_height": 26 * len(order) + 12, "below": 52, "left": style.room_for(labels) + 6}
     return style.finish(figure, heading, subtitle, **size)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import plotly.graph_objects as go
 
+from tstlens.arguments import checked
 from tstlens.errors import UnknownNameError
 from tstlens.figures import style
 from tstlens.figures.attribution import title_at_edge
@@ -19,6 +20,7 @@ _VALUES = ("change", "accuracy", "changed")
 
 
 @draw.register
+@checked
 def draw_similarity(result: Similarity, *, title: str | None = "") -> go.Figure:
     """Linear CKA between hook points.
 
@@ -63,6 +65,7 @@ def draw_similarity(result: Similarity, *, title: str | None = "") -> go.Figure:
 
 
 @draw.register
+@checked
 def draw_skip_cost(result: SkipCost, *, value: str = "change", title: str | None = "") -> go.Figure:
     """What skipping every run of layers does to the metric.
 

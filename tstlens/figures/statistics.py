@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 
+from tstlens.arguments import checked
 from tstlens.errors import ArgumentError
 from tstlens.figures import style
 from tstlens.figures.drawing import draw
@@ -16,6 +17,7 @@ from tstlens.patching import AblationResult, Campaign, SplitHalf, Summary
 
 
 @draw.register
+@checked
 def draw_summary(
     result: Summary,
     *,
@@ -119,6 +121,7 @@ def draw_summary(
 
 
 @draw.register
+@checked
 def draw_split_half(result: SplitHalf, *, title: str | None = "") -> go.Figure:
     """How often random halves of the series agree how well: a histogram of rank correlations.
 
@@ -153,6 +156,7 @@ def draw_split_half(result: SplitHalf, *, title: str | None = "") -> go.Figure:
 
 
 @draw.register
+@checked
 def draw_ablation(result: AblationResult, *, title: str | None = "", **options: Any) -> go.Figure:
     """The map of an ablation: as of a sweep, with the unablated metric under the title.
 
@@ -193,6 +197,7 @@ def draw_ablation(result: AblationResult, *, title: str | None = "", **options: 
 
 
 @draw.register
+@checked
 def draw_campaign(
     result: Campaign, *, site: str = "z", metric: str = "log_prob", **options: Any
 ) -> go.Figure:

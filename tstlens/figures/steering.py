@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import plotly.graph_objects as go
 
+from tstlens.arguments import checked
 from tstlens.errors import ArgumentError
 from tstlens.figures import style
 from tstlens.figures.drawing import draw
@@ -18,6 +19,7 @@ MOST_RANDOM_LINES = 40
 
 
 @draw.register
+@checked
 def draw_dose_response(result: DoseResponse, *, title: str | None = "") -> go.Figure:
     """The mean measure against the strength, with its interval, beside random directions.
 
@@ -89,6 +91,7 @@ def draw_dose_response(result: DoseResponse, *, title: str | None = "") -> go.Fi
 
 
 @draw.register
+@checked
 def draw_separability(result: Separability, *, title: str | None = "") -> go.Figure:
     """Held-out AUC by layer and position, light at chance; numbers and p on hover.
 
@@ -125,6 +128,7 @@ def draw_separability(result: Separability, *, title: str | None = "") -> go.Fig
 
 
 @draw.register
+@checked
 def draw_direction(result: Direction, *, most: int = 40, title: str | None = "") -> go.Figure:
     """The largest entries of a direction, largest first.
 

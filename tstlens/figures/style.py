@@ -92,6 +92,7 @@ def _template() -> go.layout.Template:
         "outlinewidth": 0,
         "ticks": "",
         "nticks": 5,
+        "exponentformat": "e",  # plotly would write 0.00002 as "20μ", which looks like a unit
         "tickfont": {"size": 10, "color": MUTED},
     }
     layout = go.Layout(

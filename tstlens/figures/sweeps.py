@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 
+from tstlens.arguments import checked
 from tstlens.errors import ArgumentError
 from tstlens.figures import style
 from tstlens.figures.drawing import draw
@@ -31,6 +32,7 @@ _MOST_PANELS = 48
 
 
 @draw.register
+@checked
 def draw_sweep(
     result: SweepResult,
     *,
@@ -125,10 +127,14 @@ def scale_of(
     if kind == "value":
         if limits is not None and not isinstance(limits, tuple):
             raise ArgumentError(f"limits of values are (low, high), got {limits!r}")
-        low, high = limits or (float(finite.min()), float(finite.max()))
+        low, high = limits or (
+            (float(finite.min()), float(finite.max())) if finite.size else (0.0, 1.0)
+        )
         return Scale(label, low, high if high > low else low + 1.0, diverging=False)
     if isinstance(limits, tuple):
-        if len(limits) != 2 or limits[0] != -limits[1]:
+        if len(limits) != 2 or not all(isinstance(end, int | float) for end in limits):
+            raise ArgumentError(f"expected limits as one number or (low, high), got {limits!r}")
+        if limits[0] != -limits[1]:
             raise ArgumentError(f"limits of a change are one number or (-x, x), got {limits!r}")
         limits = limits[1]
     if limits is not None and not limits > 0:
@@ -236,9 +242,12 @@ def _subtitle(result: SweepResult, pair: int | None) -> str:
     if result.n_pairs == 1 and pair is None:
         which = "one pair"
     source = "" if result.source == "clean" else f"; patched with {result.source}"
+    baseline, clean = float(result.baseline.mean()), float(result.clean.mean())
+    if result.source == "clean" and clean < baseline:  # an error, or patching that noises
+        source = "; red lowers it, towards the clean run"
     return (
-        f"{which}; {result.metric}: corrupted {number(float(result.baseline.mean()))}, "
-        f"clean {number(float(result.clean.mean()))}{unit}{source}"
+        f"{which}; {result.metric}: corrupted {number(baseline)}, clean {number(clean)}{unit}"
+        f"{source}"
     )
 
 

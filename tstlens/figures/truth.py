@@ -8,6 +8,7 @@ import numpy as np
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+from tstlens.arguments import checked
 from tstlens.data.planted import TruthTable
 from tstlens.figures import style
 from tstlens.figures.drawing import draw
@@ -34,6 +35,7 @@ _ROW = 22  # pixels of a method
 
 
 @draw.register
+@checked
 def draw_truth(result: TruthTable, *, task: str | None = None, title: str | None = "") -> go.Figure:
     """Every method's score with its interval over seeds, and the single seeds as faint dots.
 
@@ -85,11 +87,13 @@ def draw_truth(result: TruthTable, *, task: str | None = None, title: str | None
     heading = _ASKED.get(result.question, result.question) if title == "" else title
     seeds = len({score.seed for score in result.scores})
     of_tasks = task or f"mean over {len(result.tasks)} tasks"
-    level = f"{100 * result.level:.0f} % interval over {seeds} seeds"
+    level = "one seed"
+    if seeds > 1:
+        level = f"{100 * result.level:.0f} % interval over {seeds} seeds; faint: single seeds"
     return style.finish(
         figure,
         heading,
-        f"{of_tasks}; {level}; faint: single seeds",
+        f"{of_tasks}; {level}",
         plot_height=_ROW * len(rows) + 10,
         above=30,
         below=50,

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 
+from tstlens.arguments import checked
 from tstlens.errors import ArgumentError, UnknownNameError
 from tstlens.figures import style
 from tstlens.figures.attribution import title_at_edge
@@ -22,6 +23,7 @@ MOST_PREDICTORS = 24
 
 
 @draw.register
+@checked
 def draw_units(
     result: Units, *, kind: str = "counts", of: str = NEURONS, title: str | None = ""
 ) -> go.Figure:

@@ -110,7 +110,8 @@ def quantity(metric: str, unit: str, kind: str) -> str:
     name = metric.removesuffix(" of the target class")
     if kind == "normalized":
         return f"share of the gap in {name} closed"
-    shown = name if unit in name else f"{name} ({unit})"
+    # A function of one's own has no unit to name: its unit is "value".
+    shown = name if unit in name or unit == "value" else f"{name} ({unit})"
     return shown if kind == "value" else f"change of {shown}"
 
 
@@ -118,11 +119,13 @@ def number(value: float, signed: bool = False) -> str:
     """Three significant digits, with a real minus sign.
 
     Example:
-        >>> number(-0.01234), number(3.0, signed=True), number(12.3456)
-        ('−0.0123', '+3.00', '12.3')
+        >>> number(-0.01234), number(3.0, signed=True), number(12.3456), number(0.0)
+        ('−0.0123', '+3.00', '12.3', '0')
     """
     if value != value:
         return "undefined"
+    if value == 0:
+        return "0"
     size = abs(value)
     if size and size < 5e-4:
         text = f"{value:+.1e}" if signed else f"{value:.1e}"

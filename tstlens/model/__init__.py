@@ -7,6 +7,7 @@ bottom. Imports only from ``tstlens.data``.
 from tstlens.model.cache import TSTActivationCache
 from tstlens.model.config import HookedTSTConfig
 from tstlens.model.hooked_tst import HookedTST
+from tstlens.model.integrity import seal_checkpoint
 from tstlens.model.parity import Parity
 from tstlens.model.parts import (
     ConvStemConfig,
@@ -31,4 +32,5 @@ __all__ = [
     "TrunkState",
     "describe_checkpoint",
     "list_checkpoints",
+    "seal_checkpoint",
 ]

@@ -16,7 +16,7 @@ from tstlens.errors import ArgumentError, HookError
 from tstlens.model.attention import Attention, ChannelAttention, CrossAttention
 from tstlens.model.config import HookedTSTConfig
 from tstlens.model.mlp import MLP
-from tstlens.model.norms import listened_to, make_norm
+from tstlens.model.norms import NoNorm, listened_to, make_norm
 from tstlens.model.state import TrunkState
 from tstlens.shapes import Hidden, PerHead, Residual
 
@@ -219,10 +219,19 @@ class PostNormBlock(Block):
 
     ``hook_resid_mid`` and ``hook_resid_post`` are the sums before the norm;
     ``hook_normalized_resid_post`` is what leaves the block.
+
+    Args:
+        cfg: the model's.
+        of_decoder: whether there is cross attention.
+        last: whether it is the trunk's last block, whose norm ``cfg.last_norm`` may leave out.
     """
 
-    def __init__(self, cfg: HookedTSTConfig, of_decoder: bool = False) -> None:
+    def __init__(
+        self, cfg: HookedTSTConfig, of_decoder: bool = False, last: bool = False
+    ) -> None:
         super().__init__(cfg, of_decoder)
+        if last and not cfg.last_norm:
+            self.ln2 = NoNorm()
         self.hook_normalized_resid_post = HookPoint()  # [row, pos, d_model]
 
     def attend(self, resid_pre: Residual, state: TrunkState) -> Residual:
@@ -241,7 +250,8 @@ class PostNormBlock(Block):
         return self.hook_normalized_resid_post(self.mlp_norm(resid_post))
 
 
-def make_block(cfg: HookedTSTConfig, of_decoder: bool = False) -> Block:
+def make_block(cfg: HookedTSTConfig, of_decoder: bool = False, last: bool = False) -> Block:
     """The block that the config asks for; a decoder's is causal and has cross attention."""
-    kind = PreNormBlock if cfg.norm_position == "pre" else PostNormBlock
-    return kind(cfg, of_decoder)
+    if cfg.norm_position == "pre":
+        return PreNormBlock(cfg, of_decoder)
+    return PostNormBlock(cfg, of_decoder, last)

@@ -8,6 +8,7 @@ from typing import Any
 from transformer_lens import ActivationCache
 from transformer_lens.utilities import get_act_name
 
+from tstlens.arguments import checked
 from tstlens.errors import NonlinearResidualError, UnknownActivationError
 
 _REASON = (
@@ -73,6 +74,7 @@ class TSTActivationCache(ActivationCache):
     stack_head_results = _linear_with("stack_head_results", "incl_remainder", "apply_ln")
     stack_neuron_results = _linear_with("stack_neuron_results", "incl_remainder", "apply_ln")
 
+    @checked
     def apply_slice_to_batch_dim(self, batch_slice: Any) -> TSTActivationCache:
         """Slice the batch axis of every activation."""
         sliced = super().apply_slice_to_batch_dim(batch_slice)
@@ -80,6 +82,10 @@ class TSTActivationCache(ActivationCache):
 
     def __getitem__(self, key: Any) -> Any:
         cfg: Any = self.model.cfg
+        parts = key if isinstance(key, tuple) and key else (key,)
+        layers = all(part is None or hasattr(part, "__index__") for part in parts[1:2])
+        if not isinstance(parts[0], str) or not layers:
+            raise UnknownActivationError(key, self.cache_dict, "Ask by (name, layer), or hook name")
         if not isinstance(key, str) and getattr(cfg, "n_decoder_layers", 0) and key[1] is not None:
             model: Any = self.model
             layer = key[1] % cfg.n_layers

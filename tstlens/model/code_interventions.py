@@ -18,6 +18,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from tstlens.arguments import checked
 from tstlens.errors import ArgumentError, SeriesShapeError
 from tstlens.model.code_places import (
     Book,
@@ -35,6 +36,7 @@ from tstlens.shapes import Mask, Series
 class SteerableCodes(CodedModel):
     """A hooked model whose codes can be forced, banned and swapped for a while."""
 
+    @checked
     @contextmanager
     def force_codes(
         self,
@@ -103,6 +105,7 @@ class SteerableCodes(CodedModel):
                 stack.enter_context(self._hooked(book, point, force))
             yield self
 
+    @checked
     @contextmanager
     def ban_codes(
         self,
@@ -155,6 +158,7 @@ class SteerableCodes(CodedModel):
                 stack.enter_context(self._hooked(book, point, ban))
             yield self
 
+    @checked
     @contextmanager
     def swap_codes(
         self,
@@ -198,6 +202,7 @@ class SteerableCodes(CodedModel):
                 stack.enter_context(self._hooked(book, "hook_sae_acts_post", swap))
             yield self
 
+    @checked
     def codes_by_group(
         self, codes: Mapping[str, Codes], group: Index = None, head: Index = None
     ) -> dict[str, dict[int, list[int]]]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -75,7 +76,7 @@ class Book:
 
 def checked_codes(given: int | Sequence[int], book: Book) -> list[int]:
     """One code or several as a list, or the error that says what is wrong."""
-    codes = [given] if isinstance(given, int) else [int(code) for code in given]
+    codes = whole_numbers(given, f"codes at {book.hook}")
     if not codes:
         raise ArgumentError(f"expected at least one code at {book.hook}, got none")
     for code in codes:
@@ -84,6 +85,16 @@ def checked_codes(given: int | Sequence[int], book: Book) -> list[int]:
                 f"expected codes in 0..{book.n_codes - 1} at {book.hook}, got {code}"
             )
     return codes
+
+
+def whole_numbers(given: Any, what: str) -> list[int]:
+    """One integer or several as a list; nothing is rounded."""
+    plain = given.tolist() if hasattr(given, "tolist") else given
+    several = isinstance(plain, Iterable) and not isinstance(plain, str | Mapping)
+    numbers: list[Any] = list(plain) if several else [plain]
+    if not all(hasattr(n, "__index__") and not isinstance(n, bool) for n in numbers):
+        raise ArgumentError(f"expected {what} as an integer or several, got {given!r:.100}")
+    return [int(number) for number in numbers]
 
 
 def over_codes(codes: list[int], book: Book) -> Tensor:
@@ -97,8 +108,7 @@ def numbers_of(index: Index, size: int, axis: str) -> list[int]:
     """An index as numbers from 0, or the error that says what is wrong."""
     if index is None:
         return list(range(size))
-    found = range(size)[index] if isinstance(index, slice) else index
-    numbers = [found] if isinstance(found, int) else [int(number) for number in found]
+    numbers = list(range(size)[index]) if isinstance(index, slice) else whole_numbers(index, axis)
     for number in numbers:
         if not -size <= number < size:
             raise ArgumentError(f"expected {axis} in 0..{size - 1}, got {number}")

@@ -14,6 +14,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
+from tstlens.arguments import checked
 from tstlens.errors import ArgumentError, HookError, UnknownHookError
 from tstlens.model.splice import Splice, Watched
 from tstlens.model.splice_places import width_at
@@ -47,6 +48,7 @@ class CodedModel(SplicedDictionaries):
         """The spliced codebooks by hook point."""
         return {name: splice.dictionary for name, splice in self._code_splices().items()}
 
+    @checked
     def add_codebook(
         self,
         codebook: nn.Module,
@@ -107,6 +109,7 @@ class CodedModel(SplicedDictionaries):
         if metadata is not None:
             metadata.hook_name = place
 
+    @checked
     def add_codebooks(
         self, config: Any, hooks: Iterable[str], *, use_error_term: bool = False
     ) -> dict[str, Any]:
@@ -123,6 +126,9 @@ class CodedModel(SplicedDictionaries):
         """
         if isinstance(hooks, str):
             raise ArgumentError(f"expected several hook points, got one; give hooks=[{hooks!r}]")
+        hooks = list(hooks)
+        if not hooks:
+            raise ArgumentError("expected at least one hook point, got none")
         made: dict[str, Any] = {}
         before = dict(self._spliced)
         try:
@@ -134,6 +140,7 @@ class CodedModel(SplicedDictionaries):
             raise
         return made
 
+    @checked
     def reset_codebooks(self, hooks: str | Sequence[str] | None = None) -> None:
         """Take codebooks out; the model computes what it did without them, bit for bit.
 
@@ -145,6 +152,7 @@ class CodedModel(SplicedDictionaries):
         """
         self.reset_saes([splice.reads for splice in self._code_splices(hooks).values()])
 
+    @checked
     @contextmanager
     def codebooks(
         self,
@@ -165,8 +173,13 @@ class CodedModel(SplicedDictionaries):
             given = codebooks.items()
         elif isinstance(codebooks, CodeDictionary):  # sae-lens' can be iterated over, as a relic
             given = [(None, codebooks)]
-        else:
+        elif isinstance(codebooks, Iterable):
             given = [(None, book) for book in codebooks]
+        else:
+            raise ArgumentError(
+                "expected codebooks as one, several, or a dict by hook name, got "
+                f"{type(codebooks).__name__}"
+            )
         before = dict(self._spliced)
         try:
             for name, book in given:
@@ -175,6 +188,7 @@ class CodedModel(SplicedDictionaries):
         finally:
             self._restore(before)
 
+    @checked
     def run_with_codebooks(
         self, *model_args: Any, codebooks: Given = (), use_error_term: bool = False, **kwargs: Any
     ) -> Any:
@@ -182,6 +196,7 @@ class CodedModel(SplicedDictionaries):
         with self.codebooks(codebooks, use_error_term=use_error_term):
             return self(*model_args, **kwargs)
 
+    @checked
     def run_with_cache_with_codebooks(
         self, *model_args: Any, codebooks: Given = (), use_error_term: bool = False, **kwargs: Any
     ) -> tuple[Any, Any]:
@@ -208,6 +223,7 @@ class CodedModel(SplicedDictionaries):
             for splice, watched in before:
                 splice.watched = watched
 
+    @checked
     @torch.no_grad()
     def code_ids(
         self,

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import torch
 
+from tstlens.arguments import check_fields
 from tstlens.errors import ArgumentError, UnknownNameError
 from tstlens.model.parts import (
     EMBEDS,
@@ -56,7 +57,9 @@ class HookedTSTConfig:
         use_normalization_before_and_after: pre-norm blocks also normalise what each sublayer
             writes (``ln1_post``, ``ln2_post``).
         final_norm: whether a norm stands between the last block and the head.
-        final_normalization_type: of that norm, where it differs from the others.
+        norm_embed: whether what enters block 0 is normalised (``ln_embed``).
+        last_norm: of post-norm blocks, whether the last one ends with its norm.
+        final_normalization_type: of the final norm, where it differs from the others.
         eps: added to the variance in each norm.
         attn_scale: scores are divided by it; ``sqrt(d_head)`` where None.
         causal: whether a position sees only itself and what is before it.
@@ -103,6 +106,8 @@ class HookedTSTConfig:
     norm_position: NormPosition = "pre"
     normalization_type: NormType = "LN"
     final_norm: bool = False
+    norm_embed: bool = False
+    last_norm: bool = True
     eps: float = 1e-5
     attn_scale: float | None = None
     causal: bool = False
@@ -133,6 +138,8 @@ class HookedTSTConfig:
     dtype: torch.dtype = field(default=torch.float32, init=False)
 
     def __post_init__(self) -> None:
+        if isinstance(self.class_names, list):
+            self.class_names = tuple(str(name) for name in self.class_names)
         positive(
             "HookedTSTConfig",
             n_layers=self.n_layers,
@@ -154,6 +161,7 @@ class HookedTSTConfig:
             value = getattr(self, name)
             if value is not None and not (isinstance(value, float | int) and value > 0):
                 raise ArgumentError(f"{name} must be a positive number, got {value!r}")
+        check_fields(self)
         one_of("positions", self.positions, ("learned", "sinusoidal", "none"))
         one_of("act_fn", self.act_fn, ("relu", "gelu", "gelu_tanh", "silu"))
         one_of("norm_position", self.norm_position, ("pre", "post"))
@@ -162,6 +170,13 @@ class HookedTSTConfig:
         one_of("second_attention", self.second_attention, ("none", "channel", "cross"))
         if self.use_normalization_before_and_after and self.norm_position == "post":
             raise ArgumentError("use_normalization_before_and_after is for pre-norm blocks only")
+        if not self.last_norm and (self.norm_position == "pre" or self.second_attention != "none"):
+            raise ArgumentError(
+                "last_norm=False is for post-norm blocks of attention and MLP; other blocks end "
+                "without a norm, or cannot leave it out"
+            )
+        if self.norm_embed and self.n_decoder_layers:
+            raise ArgumentError("norm_embed is for trunks of one stack, not for n_decoder_layers")
         self._check_stacks()
         if self.rotary_base is not None and (self.d_head or 0) % 2:
             raise ArgumentError(f"rotary embeddings need an even d_head, got {self.d_head}")
@@ -227,7 +242,12 @@ class HookedTSTConfig:
         """Rows of the trunk per series: 1, or a row per channel (and per sign; see TimesFM 2.5)."""
         if not self.channel_independent:
             return 1
-        return (self.n_channels or 1) * getattr(self.embed, "n_signs", 1)
+        return (self.n_channels or 1) * self.n_passes
+
+    @property
+    def n_passes(self) -> int:
+        """Rows of the trunk per channel: 2 where the mirrored series goes through it too."""
+        return int(getattr(self.embed, "n_signs", 1))
 
     @property
     def n_encoder_layers(self) -> int:

@@ -41,6 +41,10 @@ class TakesCovariates:
                 that are needed; or the model takes none.
             SeriesShapeError: a length that the model does not take.
         """
+        if covariates is not None and not isinstance(covariates, Mapping):
+            raise ArgumentError(
+                f"expected covariates as a dict of tensors by name, got {type(covariates).__name__}"
+            )
         join = getattr(self.cfg.embed, "join", None)
         if join is not None and isinstance(series, Tensor) and series.ndim == 3:
             return join(series, covariates)

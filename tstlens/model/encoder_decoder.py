@@ -45,8 +45,11 @@ class Trunk(nn.Module):
         if cfg.position_buckets is not None:
             self.position_bias = _relative_bias(cfg, cfg.causal)
             self.hook_position_bias = HookPoint()  # [row, head, query, key]
+        if cfg.norm_embed:
+            self.ln_embed = make_norm(cfg)
         if not cfg.n_decoder_layers:
-            self.blocks = nn.ModuleList(make_block(cfg) for _ in range(cfg.n_layers))
+            last = cfg.n_layers - 1
+            self.blocks = nn.ModuleList(make_block(cfg, last=n == last) for n in range(last + 1))
             if cfg.final_norm:
                 self.ln_final = make_norm(cfg, final=True)
             return
@@ -63,6 +66,10 @@ class Trunk(nn.Module):
         )
         if cfg.final_norm:
             self.decoder_final_ln = make_norm(cfg, final=True)
+
+    def enter(self, embedded: Residual) -> Residual:
+        """What enters block 0: the embedding with its positions, normalised with ``norm_embed``."""
+        return self.ln_embed(embedded) if self.cfg.norm_embed else embedded
 
     def __getattr__(self, name: str) -> Any:
         if name == "blocks" and "decoder" in self.__dict__.get("_modules", {}):
@@ -190,8 +197,9 @@ class Trunk(nn.Module):
     def _layer_range(self, start: int | None, stop: int | None) -> tuple[int, int]:
         n_layers = self.cfg.n_layers
         for name, layer in (("start_at_layer", start), ("stop_at_layer", stop)):
-            if layer is not None and not -n_layers <= layer <= n_layers:
-                raise ArgumentError(f"{name} must lie in {-n_layers}..{n_layers}, got {layer}")
+            whole = hasattr(layer, "__index__")
+            if layer is not None and not (whole and -n_layers <= layer <= n_layers):
+                raise ArgumentError(f"{name} must lie in {-n_layers}..{n_layers}, got {layer!r}")
         first = 0 if start is None else (start + n_layers if start < 0 else start)
         last = n_layers if stop is None else (stop + n_layers if stop < 0 else stop)
         if first > last:

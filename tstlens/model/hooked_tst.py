@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 from transformer_lens.hook_points import HookPoint
 
-from tstlens.data.validate import check_series
-from tstlens.errors import ArgumentError, LabelError, SeriesShapeError, SeriesValueError
+from tstlens.arguments import checked
+from tstlens.data.validate import check_series, usable_device
+from tstlens.errors import ArgumentError, SeriesShapeError, SeriesValueError
 from tstlens.model.cache import TSTActivationCache
 from tstlens.model.code_interventions import SteerableCodes
 from tstlens.model.config import HookedTSTConfig
@@ -20,6 +21,7 @@ from tstlens.model.covariates import TakesCovariates
 from tstlens.model.embed import Positions, make_embed
 from tstlens.model.encoder_decoder import Trunk
 from tstlens.model.heads import make_head
+from tstlens.model.losses import HasLoss
 from tstlens.model.norms import listened_to
 from tstlens.model.parts import CustomConfig, LinearPatchesConfig
 from tstlens.model.saving import SavedModel
@@ -27,13 +29,20 @@ from tstlens.model.splice_saes import SplicedSAEs
 from tstlens.model.state import TrunkState
 from tstlens.model.steering import SteeredModel
 from tstlens.model.weights import StackedWeights
-from tstlens.shapes import Labels, Mask, Residual, Series
+from tstlens.shapes import Mask, Residual, Series
 
 ReturnType = Literal["logits", "loss", "both"] | None
 
 
 class HookedTST(
-    Trunk, SteeredModel, SteerableCodes, SplicedSAEs, StackedWeights, SavedModel, TakesCovariates
+    Trunk,
+    SteeredModel,
+    SteerableCodes,
+    SplicedSAEs,
+    StackedWeights,
+    SavedModel,
+    TakesCovariates,
+    HasLoss,
 ):
     """A trunk of transformer blocks between an embedding front end and a head.
 
@@ -80,6 +89,7 @@ class HookedTST(
         self.setup()
         self.eval()
 
+    @checked
     @torch.no_grad()
     def init_weights(self, seed: int = 0) -> None:
         """Draw the weights anew: normal with variance 1 / inputs, biases zero, norms one.
@@ -140,6 +150,11 @@ class HookedTST(
             LabelError: a target outside the classes.
         """
         start, stop = self._layer_range(start_at_layer, stop_at_layer)
+        if state is not None and (start_at_layer is None or not isinstance(state, TrunkState)):
+            raise ArgumentError(
+                "state= is what embed_series returned with the residual stream, for use with "
+                f"start_at_layer; got {type(state).__name__} and start_at_layer={start_at_layer}"
+            )
         if start_at_layer is None:
             residual, state = self.embed_series(series, mask, covariates)
         else:
@@ -190,11 +205,11 @@ class HookedTST(
         if self.cfg.position_buckets is not None:
             state = self._biased(state, embedded)
         if self.cfg.positions == "none":
-            return embedded, state
+            return self.enter(embedded), state
         positions = self.pos_embed(embedded.shape[1])
         if listened_to(self.hook_pos_embed):
             positions = self.hook_pos_embed(positions.expand(len(embedded), -1, -1).clone())
-        return embedded + positions, state
+        return self.enter(embedded + positions), state
 
     def _biased(self, state: TrunkState, embedded: Residual) -> TrunkState:
         bias = self.position_bias(embedded.shape[1])
@@ -202,6 +217,7 @@ class HookedTST(
             bias = self.hook_position_bias(bias.expand(len(embedded), -1, -1, -1).clone())
         return dataclasses.replace(state, score_bias=bias)
 
+    @checked
     def by_channel(self, activation: Tensor) -> Tensor:
         """An activation [row, ...] of a channel-independent model as [batch, channel, ...].
 
@@ -226,32 +242,15 @@ class HookedTST(
 
     def unembed(self, residual: Residual, state: TrunkState | None = None) -> Tensor:
         """The model's output from what leaves the last block: final norm, pooling, linear map."""
+        if not isinstance(residual, Tensor) or not isinstance(state, TrunkState | None):
+            got = f"{type(residual).__name__} and {type(state).__name__}"
+            raise ArgumentError(f"expected the residual stream and its state, got {got}")
         if self.cfg.final_norm:
             residual = self.final_norm(residual)
         state = state or TrunkState()
         if self.cfg.n_decoder_layers and state.encoded is None:  # the mask is the encoder's
             state = dataclasses.replace(state, pos_mask=None)
         return self.head(residual, state)
-
-    def loss(self, output: Tensor, target: Tensor | None) -> Tensor:
-        """Mean cross-entropy (nats) of a classifier, mean squared error of a forecaster."""
-        if target is None:
-            raise ArgumentError("return_type='loss' needs target=: labels or true values")
-        if target.is_floating_point() and self.cfg.n_classes is None:
-            if target.shape != output.shape:
-                raise SeriesShapeError(
-                    f"expected a target like the output {list(output.shape)}, "
-                    f"got {list(target.shape)}"
-                )
-            return nn.functional.mse_loss(output, target)
-        if target.is_floating_point() or output.ndim != 2:
-            kind = "integer labels [batch]" if output.ndim == 2 else "a float target"
-            raise LabelError(
-                f"expected {kind} for an output {list(output.shape)}, "
-                f"got {target.dtype} {list(target.shape)}"
-            )
-        self.check_labels(target, len(output), output.shape[1])
-        return nn.functional.cross_entropy(output, target.long())
 
     def check_series(self, series: Series, mask: Mask | None = None) -> None:
         """Raise the error that says what is wrong with a series for this model."""
@@ -291,15 +290,6 @@ class HookedTST(
                 f"{row}: its observed samples fall between the positions, or in what is dropped"
             )
 
-    @staticmethod
-    def check_labels(labels: Labels, n: int, n_classes: int) -> None:
-        """Raise :class:`LabelError` unless labels are [n] within 0..n_classes-1."""
-        if labels.ndim != 1 or len(labels) != n:
-            raise LabelError(f"expected one label per series [{n}], got {list(labels.shape)}")
-        if len(labels) and (int(labels.min()) < 0 or int(labels.max()) >= n_classes):
-            bad = labels[(labels < 0) | (labels >= n_classes)][0]
-            raise LabelError(f"expected labels in 0..{n_classes - 1}, got {int(bad)}")
-
     def run_with_cache(
         self, *model_args: Any, return_cache_object: bool = True, **kwargs: Any
     ) -> tuple[Any, Any]:
@@ -326,6 +316,7 @@ class HookedTST(
                 + "; leave it out, or run one series at a time"
             )
 
+    @checked
     def n_pos(self, n_time: int) -> int | None:
         """Positions that a series of ``n_time`` samples becomes; None for a custom front end."""
         known = getattr(self.cfg.embed, "n_pos", None)
@@ -339,8 +330,9 @@ class HookedTST(
         """Samples that figures shade for position ``pos``: those nearest to it."""
         return self._time("time_cell", pos, n_time)
 
+    @checked
     def _time(self, kind: str, pos: int, n_time: int | None) -> slice:
-        n_time = n_time or self.cfg.n_time
+        n_time = self.cfg.n_time if n_time is None else n_time
         of_pos: Callable[[int, int], slice] | None = getattr(self.cfg.embed, kind, None)
         if of_pos is None or n_time is None:
             raise ArgumentError(
@@ -353,6 +345,11 @@ class HookedTST(
         return of_pos(pos % n_pos, n_time)
 
     def _check_residual(self, residual: Tensor) -> Residual:
+        if not isinstance(residual, Tensor):
+            raise SeriesShapeError(
+                f"expected a tensor [row, pos, d_model={self.cfg.d_model}], got "
+                f"{type(residual).__name__}"
+            )
         if residual.ndim != 3 or residual.shape[2] != self.cfg.d_model:
             raise SeriesShapeError(
                 "with start_at_layer the input is the residual stream: expected "
@@ -383,6 +380,9 @@ class HookedTST(
 
     def to(self, *args: Any, **kwargs: Any) -> HookedTST:
         """Move or cast the model; ``cfg.device`` and ``cfg.dtype`` follow."""
+        device = kwargs.get("device", args[0] if args else None)
+        if isinstance(device, str | int):
+            usable_device(device)
         moved = super().to(*args, **kwargs)
         return moved._follow_parameters()
 

@@ -16,7 +16,9 @@ from transformer_lens import HookedRootModule
 from transformer_lens.hook_points import HookPoint
 from transformer_lens.utilities import Slice
 
-from tstlens.errors import HookError, UnknownHookError
+from tstlens.arguments import checked
+from tstlens.data.validate import usable_device
+from tstlens.errors import ArgumentError, HookError, UnknownHookError
 
 _NEEDS_FLAG = {
     "attn.hook_result": "use_attn_result",
@@ -35,18 +37,22 @@ class CheckedHooks(HookedRootModule):
     layer_of: Callable[[str], int | None]
     crosses: Callable[[str], bool]
 
+    @checked
     def set_use_attn_result(self, use_attn_result: bool) -> None:
         """Fire ``attn.hook_result``, one vector per head and position."""
         self.cfg.use_attn_result = use_attn_result
 
+    @checked
     def set_use_split_qkv_input(self, use_split_qkv_input: bool) -> None:
         """Fire ``hook_q_input``, ``hook_k_input`` and ``hook_v_input``, one copy per head."""
         self.cfg.use_split_qkv_input = use_split_qkv_input
 
+    @checked
     def set_use_hook_mlp_in(self, use_hook_mlp_in: bool) -> None:
         """Fire ``hook_mlp_in``, the stream as the MLP reads it, before its norm."""
         self.cfg.use_hook_mlp_in = use_hook_mlp_in
 
+    @checked
     def set_use_attn_mlp_sum(self, use_attn_mlp_sum: bool) -> None:
         """Fire ``hook_attn_mlp_sum``, all that a block of a pre-norm model adds to the stream."""
         self.cfg.use_attn_mlp_sum = use_attn_mlp_sum
@@ -75,8 +81,12 @@ class CheckedHooks(HookedRootModule):
             start: the layer that the run starts at; None starts with the series.
             stop: the layer that the run stops before; None runs through the head.
         """
+        if isinstance(names, str):
+            names = (names,)
         for name in names:
             if not isinstance(name, str):
+                if not callable(name):
+                    raise UnknownHookError(name, (), "A hook goes by its name, or a predicate")
                 continue
             reason = self.why_silent(name) or self._outside(name, start, stop)
             if reason:
@@ -84,6 +94,9 @@ class CheckedHooks(HookedRootModule):
 
     def add_hook(self, name: Any, *args: Any, **kwargs: Any) -> None:
         """As TransformerLens', with unknown and silent hook points refused."""
+        hook = kwargs.get("hook", args[0] if args else None)
+        if not callable(hook):
+            raise ArgumentError(f"expected hook as a function of (activation, hook), got {hook!r}")
         self.require_live([name])
         super().add_hook(name, *args, **kwargs)
 
@@ -96,20 +109,35 @@ class CheckedHooks(HookedRootModule):
         clear_contexts: bool = False,
     ) -> Any:
         """As TransformerLens', with unknown and silent hook points refused before any is added."""
-        self.require_live(name for name, _ in [*fwd_hooks, *bwd_hooks])
+        self.require_live([*_hooked(fwd_hooks), *_hooked(bwd_hooks)])
         with super().hooks(list(fwd_hooks), list(bwd_hooks), reset_hooks_end, clear_contexts):
             yield self
 
     def run_with_hooks(self, *model_args: Any, **kwargs: Any) -> Any:
         """As TransformerLens', with hooks in layers that do not run refused too."""
-        hooked = [*kwargs.get("fwd_hooks", ()), *kwargs.get("bwd_hooks", ())]
-        self._require_run(kwargs, (name for name, _ in hooked))
+        hooked = [*_hooked(kwargs.get("fwd_hooks", ())), *_hooked(kwargs.get("bwd_hooks", ()))]
+        self._require_run(kwargs, hooked)
         return super().run_with_hooks(*model_args, **kwargs)
 
     def run_with_cache(self, *model_args: Any, names_filter: Any = None, **kwargs: Any) -> Any:
         """As TransformerLens', with names that would stay empty refused."""
         self._require_run(kwargs, _named(names_filter))
-        return super().run_with_cache(*model_args, names_filter=names_filter, **kwargs)
+        pos_slice = kwargs.get("pos_slice")
+        try:
+            Slice.unwrap(pos_slice)
+        except ValueError as error:
+            raise ArgumentError(
+                f"expected pos_slice as a position, a slice, positions or None, got {pos_slice!r}"
+            ) from error
+        try:
+            return super().run_with_cache(*model_args, names_filter=names_filter, **kwargs)
+        except RuntimeError as error:
+            if kwargs.get("incl_bwd") and "scalar outputs" in str(error):
+                raise ArgumentError(
+                    "incl_bwd=True needs one number to differentiate, got an output of many; "
+                    "give return_type='loss' and target="
+                ) from error
+            raise
 
     def get_caching_hooks(
         self,
@@ -132,13 +160,20 @@ class CheckedHooks(HookedRootModule):
             wanted = [n for n in self.hook_dict if accepts(n) and self.why_silent(n) is None]
         saved: dict[str, Any] = {} if cache is None else cache
         positions = Slice.unwrap(pos_slice)
+        device = None if device is None else usable_device(device)
         self.is_caching = True
 
         def save(activation: Tensor, hook: HookPoint, ending: str) -> None:
             name, kept = str(hook.name), activation.detach().to(device)
             axis = pos_axis(name)
             if axis is not None:
-                kept = positions.apply(kept, dim=axis)
+                try:
+                    kept = positions.apply(kept, dim=axis)
+                except IndexError as error:
+                    raise ArgumentError(
+                        f"pos_slice={pos_slice!r} lies outside the {kept.shape[axis]} positions "
+                        f"of {name}"
+                    ) from error
             saved[name + ending] = kept[0] if remove_batch_dim else kept
 
         fwd_hooks = [(name, partial(save, ending="")) for name in wanted]
@@ -210,4 +245,20 @@ def _named(names_filter: Any) -> list[str]:
     """The names that a names_filter spells out; none where it is a predicate or None."""
     if isinstance(names_filter, str):
         return [names_filter]
+    if not (names_filter is None or callable(names_filter) or isinstance(names_filter, Iterable)):
+        raise ArgumentError(
+            "expected names_filter as a hook name, a list of them, a predicate or None, got "
+            f"{names_filter!r}"
+        )
     return [] if names_filter is None or callable(names_filter) else list(names_filter)
+
+
+def _hooked(hooks: Any) -> list[Any]:
+    """The names or predicates of (name, function) pairs."""
+    pairs = list(hooks) if isinstance(hooks, list | tuple) else [hooks]
+    for pair in pairs:
+        if not isinstance(pair, list | tuple) or len(pair) != 2 or not callable(pair[1]):
+            raise ArgumentError(
+                f"expected hooks as a list of (hook name, function) pairs, got {hooks!r:.200}"
+            )
+    return [name for name, _ in pairs]

@@ -90,6 +90,20 @@ class BatchNorm(nn.Module):
         return self.hook_normalized((x - self.running_mean) / scale) * self.w + self.b
 
 
+class NoNorm(nn.Module):
+    """What stands in a norm's place where there is none: the input itself, divided by one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.hook_scale = HookPoint()  # [row, pos, 1]
+        self.hook_normalized = HookPoint()  # [row, pos, d_model]
+
+    def forward(self, x: Float[Tensor, "... d_model"]) -> Float[Tensor, "... d_model"]:
+        if not listened_to(self.hook_scale, self.hook_normalized):
+            return x
+        return self.hook_normalized(x / self.hook_scale(torch.ones_like(x[..., :1])))
+
+
 _NORMS = {"LN": LayerNorm, "RMS": RMSNorm, "BN": BatchNorm}
 
 

@@ -11,6 +11,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 
 from torch import nn
 
+from tstlens.arguments import check_fields
 from tstlens.errors import ArgumentError
 
 Pooling = Literal["max", "mean", "first", "last", "flatten"]
@@ -60,7 +61,10 @@ class ConvStemConfig:
 
     def __post_init__(self) -> None:
         for name in ("channels", "kernel_sizes", "strides", "paddings"):
-            object.__setattr__(self, name, tuple(getattr(self, name)))
+            if isinstance(getattr(self, name), list):
+                object.__setattr__(self, name, tuple(getattr(self, name)))
+        check_fields(self)
+        for name in ("channels", "kernel_sizes", "strides", "paddings"):
             if len(getattr(self, name)) != len(self.channels) or not self.channels:
                 raise ArgumentError(
                     f"a conv stem needs one entry per stage in {name}: expected "
@@ -129,6 +133,7 @@ class LinearPatchesConfig:
         positive("LinearPatchesConfig", patch_len=self.patch_len, stride=self.stride)
         check_padding(self.padding)
         one_of("leftover", self.leftover, ("error", "drop_start", "drop_end"))
+        check_fields(self)
 
     def n_pos(self, n_time: int) -> int:
         """Positions that a series of ``n_time`` samples becomes."""
@@ -162,6 +167,9 @@ class PerStepConfig:
 
     bias: bool = True
     kind: str = "per-step"
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
     def n_pos(self, n_time: int) -> int:
         """Positions that a series of ``n_time`` samples becomes."""
@@ -217,6 +225,7 @@ class HeadConfig:
             positive("HeadConfig", n_classes=self.n_classes)
         if self.horizon is not None:
             positive("HeadConfig", horizon=self.horizon)
+        check_fields(self)
 
 
 @runtime_checkable

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from torch import nn
 
+from tstlens.arguments import checked
+from tstlens.data.validate import usable_device
 from tstlens.errors import ArgumentError, CorruptFileError, DownloadError, UnknownCheckpointError
 from tstlens.model.config import HookedTSTConfig
 from tstlens.model.parity import Parity
@@ -31,6 +33,7 @@ class SavedModel(nn.Module):
     parity: Any
     save_spliced: Callable[[Path], None]
 
+    @checked
     def save_pretrained(self, folder: str | Path) -> Path:
         """Write weights and config to a folder, atomically.
 
@@ -54,6 +57,7 @@ class SavedModel(nn.Module):
         return Path(folder)
 
     @classmethod
+    @checked
     def from_pretrained(
         cls: type[_Model],
         name: str | Path,
@@ -88,6 +92,10 @@ class SavedModel(nn.Module):
             >>> model.cfg.n_layers
             3
         """
+        if device is not None:
+            usable_device(device)
+        if dtype is not None and not dtype.is_floating_point:
+            raise ArgumentError(f"expected a floating point dtype for the model, got {dtype}")
         folder = find_checkpoint(name)
         if is_foreign(folder):
             return _convert(folder, device, dtype)
@@ -182,6 +190,7 @@ def _download(hub_id: str) -> Path:
         ) from error
 
 
+@checked
 def describe_checkpoint(name: str | Path) -> dict[str, Any]:
     """A checkpoint's ``config.json`` without loading its weights."""
     return read_config(find_checkpoint(name))

@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import nn
 
+from tstlens.arguments import checked
 from tstlens.errors import ArgumentError
 from tstlens.model.splicing import SplicedDictionaries
 
@@ -18,6 +19,7 @@ from tstlens.model.splicing import SplicedDictionaries
 class SplicedSAEs(SplicedDictionaries):
     """A hooked model with sae-lens' methods."""
 
+    @checked
     def add_sae(
         self,
         sae: nn.Module,
@@ -60,6 +62,7 @@ class SplicedSAEs(SplicedDictionaries):
             head=getattr(metadata, "hook_head_index", None),
         )
 
+    @checked
     @contextmanager
     def saes(
         self,
@@ -88,6 +91,7 @@ class SplicedSAEs(SplicedDictionaries):
             if reset_saes_end:
                 self._restore(before)
 
+    @checked
     def run_with_saes(
         self,
         *model_args: Any,
@@ -101,6 +105,7 @@ class SplicedSAEs(SplicedDictionaries):
         with self.saes(saes, reset_saes_end, use_error_term, exclude_special_tokens):
             return self(*model_args, **model_kwargs)
 
+    @checked
     def run_with_cache_with_saes(
         self,
         *model_args: Any,
@@ -121,6 +126,7 @@ class SplicedSAEs(SplicedDictionaries):
                 **kwargs,
             )
 
+    @checked
     def run_with_hooks_with_saes(
         self,
         *model_args: Any,

@@ -20,6 +20,7 @@ from typing import Any
 from torch import nn
 from transformer_lens.hook_points import HookPoint
 
+from tstlens.arguments import checked
 from tstlens.errors import ArgumentError, HookError, UnknownHookError
 from tstlens.model.hooking import CheckedHooks
 from tstlens.model.norms import listened_to
@@ -67,6 +68,7 @@ class SplicedDictionaries(CheckedHooks):
         found = [splice for splice in self._spliced.values() if splice.writes == hook_name]
         return found[0] if found else None
 
+    @checked
     def splice(
         self,
         dictionary: nn.Module,
@@ -116,6 +118,7 @@ class SplicedDictionaries(CheckedHooks):
             self._restore(before)
             raise
 
+    @checked
     def reset_saes(self, act_names: str | Sequence[str] | None = None) -> None:
         """Take spliced dictionaries out; the hook points that they replaced come back.
 
@@ -148,6 +151,7 @@ class SplicedDictionaries(CheckedHooks):
                 return f"{name} never fires: this kind of dictionary has no such activation"
         return None
 
+    @checked
     def set_snapping(self, on: bool, hooks: str | Sequence[str] | None = None) -> None:
         """Switch spliced dictionaries on or off without taking them out.
 
@@ -164,6 +168,7 @@ class SplicedDictionaries(CheckedHooks):
             splice.switch(on)
         self._rewire()
 
+    @checked
     @contextmanager
     def snapping(self, on: bool, hooks: str | Sequence[str] | None = None) -> Iterator[Any]:
         """As :meth:`set_snapping`, for a while.

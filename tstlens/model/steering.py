@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tstlens.arguments import checked
 from tstlens.errors import ArgumentError
 from tstlens.model.hooking import pos_axis
 from tstlens.model.splice_places import _D_MLP, _D_MODEL, _PER_HEAD
@@ -26,6 +27,7 @@ Positions = int | slice | Sequence[int] | None
 class SteeredModel(SplicedDictionaries):
     """A hooked model whose activations can be pushed along a direction for a while."""
 
+    @checked
     @contextmanager
     def steer(
         self, direction: Any, strength: float = 1.0, pos: Positions = None
@@ -162,6 +164,8 @@ def _chosen(
         if not inside:
             raise ArgumentError(f"expected positions in 0..{n_pos - 1}, got pos={pos!r}")
         chosen[:, entries if isinstance(entries, slice) else list(entries)] = 1
+        if not bool(chosen.any()):
+            raise ArgumentError(f"pos={pos!r} selects no position of 0..{n_pos - 1}")
     if mask is not None and mask.shape == (len(activation), n_pos):
         chosen = chosen * mask.to(chosen)
     return chosen.view(*chosen.shape, *(1,) * n_features)

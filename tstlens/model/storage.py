@@ -1,13 +1,12 @@
 """A model's folder on disk: ``model.safetensors`` and ``config.json``, whole or not there at all.
 
-``config.json`` holds the format's version, the model's configuration, the SHA-256 of the weights
-(so that a truncated or altered file is noticed) and whatever the model's ``info`` says of its data
-and training. Folders are written beside their place and renamed into it.
+``config.json`` holds the format's version, the model's configuration, SHA-256 sums (so that a
+truncated or altered file is noticed, see ``integrity.py``) and whatever the model's ``info`` says of
+its data and training. Folders are written beside their place and renamed into it.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -21,10 +20,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from tstlens.errors import ArgumentError, ConfigVersionError, CorruptFileError, StorageError
+from tstlens.model.integrity import CONFIG, WEIGHTS, check_content, digest_of, sealed
 
 FORMAT_VERSION = 1
-WEIGHTS = "model.safetensors"
-CONFIG = "config.json"
 
 
 def write_folder(
@@ -56,6 +54,7 @@ def write_folder(
             _fill(staging, folder, weights, config)
             if write_more is not None:
                 write_more(staging)
+                _write_config(staging, config)  # again, with the sums of what came in
             swap_in(staging, folder)
         finally:
             shutil.rmtree(staging, ignore_errors=True)
@@ -72,22 +71,20 @@ def _fill(staging: Path, folder: Path, weights: dict[str, Tensor], config: dict[
     # Cloned because safetensors refuses tensors that share memory, as tied weights do.
     own = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in weights.items()}
     save_file(own, staging / WEIGHTS, metadata={"format": "pt"})
-    digest = hashlib.sha256((staging / WEIGHTS).read_bytes()).hexdigest()
-    record = {
-        "format": "tstlens",
-        "format_version": FORMAT_VERSION,
-        "weights_sha256": digest,
-        **config,
-    }
+    _write_config(staging, config)
+    shutil.copymode(staging / CONFIG, staging / WEIGHTS)  # safetensors writes for the owner only
+    os.chmod(staging, 0o755)
+
+
+def _write_config(staging: Path, config: dict[str, Any]) -> None:
+    record = {"format": "tstlens", "format_version": FORMAT_VERSION, **config}
     try:
-        text = json.dumps(record, indent=2)
+        text = json.dumps(sealed(staging, record), indent=2)
     except TypeError as error:
         raise ArgumentError(
             f"the model's info goes into {CONFIG} and must hold JSON values only: {error}"
         ) from error
     (staging / CONFIG).write_text(text + "\n", encoding="utf-8")
-    shutil.copymode(staging / CONFIG, staging / WEIGHTS)  # safetensors writes for the owner only
-    os.chmod(staging, 0o755)
 
 
 def swap_in(staging: Path, folder: Path) -> None:
@@ -108,7 +105,7 @@ def swap_in(staging: Path, folder: Path) -> None:
 
 
 def read_folder(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Weights and ``config.json`` of a model's folder, checked against the recorded SHA-256.
+    """Weights and ``config.json`` of a model's folder, checked against the recorded sums.
 
     Raises:
         StorageError: a file is missing.
@@ -119,7 +116,7 @@ def read_folder(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     path = folder / WEIGHTS
     if not path.is_file():
         raise StorageError(f"expected {WEIGHTS} in {folder}, found none; save the model again")
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    digest = digest_of(path)
     if digest != config.get("weights_sha256"):
         raise CorruptFileError(
             f"{path} is truncated or was altered: its SHA-256 is {digest[:12]}…, config.json "
@@ -141,12 +138,16 @@ def is_foreign(folder: Path) -> bool:
     return isinstance(config, dict) and "format" not in config and bool(marks & set(config))
 
 
-def read_config(folder: Path) -> dict[str, Any]:
+def read_config(folder: Path, *, check: bool = True) -> dict[str, Any]:
     """``config.json`` of a model's folder.
+
+    Args:
+        folder: the folder.
+        check: whether it has to say what was recorded.
 
     Raises:
         StorageError: there is none.
-        CorruptFileError: it is no JSON, or not a tstlens model's.
+        CorruptFileError: it is no JSON, not a tstlens model's, or was altered.
         ConfigVersionError: a newer tstlens wrote it.
     """
     path = folder / CONFIG
@@ -167,4 +168,6 @@ def read_config(folder: Path) -> dict[str, Any]:
             f"{path} has format version {version!r}, this tstlens reads up to {FORMAT_VERSION}; "
             "update tstlens"
         )
+    if check:
+        check_content(path, config)
     return config

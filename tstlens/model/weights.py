@@ -9,7 +9,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformer_lens import FactoredMatrix
 
+from tstlens.arguments import checked
 from tstlens.errors import ArgumentError
+from tstlens.model.parts import CustomConfig
 
 
 class StackedWeights(nn.Module):
@@ -104,7 +106,11 @@ class StackedWeights(nn.Module):
         """Position embeddings."""
         positions = getattr(self, "pos_embed", None)
         if positions is None:
-            raise ArgumentError("this model adds no positions, so it has no W_pos")
+            own = isinstance(getattr(self.cfg, "embed", None), CustomConfig)
+            raise ArgumentError(
+                "this model adds no positions, so it has no W_pos"
+                + ("; those that a front end of your own adds are its own" if own else "")
+            )
         return positions.W_pos
 
     @property
@@ -117,6 +123,7 @@ class StackedWeights(nn.Module):
         """``W_V W_O`` of every head, factored, [layer, head, d_model, d_model]."""
         return FactoredMatrix(self.W_V, self.W_O)
 
+    @checked
     def accumulated_bias(
         self, layer: int, mlp_input: bool = False, include_mlp_biases: bool = True
     ) -> Float[Tensor, " d_model"]:

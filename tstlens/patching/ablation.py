@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 import torch
 from tqdm import tqdm
 
+from tstlens.arguments import checked
 from tstlens.errors import UnknownAxisError
 from tstlens.model import HookedTST
 from tstlens.patching.grids import check_axes
@@ -52,6 +53,7 @@ class AblationResult(SweepResult):
         )
 
 
+@checked
 @torch.no_grad()
 def ablate(
     model: HookedTST,

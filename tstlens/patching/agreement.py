@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from tstlens.arguments import checked
 from tstlens.errors import ArgumentError
 from tstlens.patching.result import SweepResult
 from tstlens.results import Result
@@ -93,6 +94,7 @@ class Agreement(Result):
         )
 
 
+@checked
 def agreement(exact: SweepResult, approximate: SweepResult, k: int = 5) -> Agreement:
     """How well one sweep's effects agree with another's, pair by pair.
 

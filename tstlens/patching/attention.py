@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from tstlens.arguments import checked
 from tstlens.errors import ArgumentError, UnknownHookError
 from tstlens.model import HookedTST
 from tstlens.patching.attention_result import AttentionResult
@@ -19,6 +20,7 @@ from tstlens.patching.sweep import rows_that_fit, time_cells
 _MEMORY_MB = 256.0  # activations held at once
 
 
+@checked
 @torch.no_grad()
 def attention(
     model: HookedTST,

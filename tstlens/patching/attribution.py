@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from tstlens.arguments import checked
 from tstlens.errors import ArgumentError
 from tstlens.model import HookedTST
 from tstlens.patching.checks import check_pairs
@@ -53,6 +54,7 @@ from tstlens.patching.worlds import CorruptedRun, run_corrupted
 from tstlens.shapes import PairMask, PairSeries, Series
 
 
+@checked
 def attribution(
     model: HookedTST,
     clean: PairSeries,

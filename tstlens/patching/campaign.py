@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from tstlens.arguments import checked, shown
 from tstlens.data import Pairs
 from tstlens.errors import ArgumentError, UnknownNameError
 from tstlens.model import HookedTST
@@ -65,6 +66,7 @@ class Campaign(Result):
     clusters: tuple[int, ...]
     made: dict[str, Any] = field(default_factory=dict)
 
+    @checked
     def result(
         self,
         site: str,
@@ -82,6 +84,7 @@ class Campaign(Result):
             raise UnknownNameError(key, self.results, "The campaign holds these sweeps")
         return self.results[key]
 
+    @checked
     def summary(
         self,
         site: str,
@@ -121,6 +124,7 @@ class Campaign(Result):
         )
 
 
+@checked
 def campaign_grids(
     model: HookedTST, sites: Sequence[str] | None = None
 ) -> tuple[tuple[str, tuple[str, ...]], ...]:
@@ -151,6 +155,7 @@ def campaign_grids(
     return tuple(found)
 
 
+@checked
 def run_campaign(
     model: HookedTST,
     pairs: Pairs,
@@ -223,6 +228,12 @@ def run_campaign(
             f"{tuple(directions)} and {len(chosen)} grids"
         )
     made_metrics = {name: make(pairs) for name, make in makers.items()}
+    for name, metric in made_metrics.items():
+        if not isinstance(metric, Metric):
+            raise ArgumentError(
+                f"expected metric {name!r} to be a function from pairs to a metric, lambda pairs: "
+                f"patching.logit(pairs.target) say; it gave {shown(metric)}"
+            )
     made = {
         "model": model.cfg.model_name,
         "pairs": pairs.made,
@@ -251,6 +262,7 @@ def run_campaign(
     return campaign
 
 
+@checked
 def load_campaign(folder: str | Path) -> Campaign:
     """Read what :func:`run_campaign` wrote.
 

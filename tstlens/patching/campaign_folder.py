@@ -97,10 +97,11 @@ class CampaignFolder:
             found = json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:
             raise CorruptFileError(f"{path} is no JSON: {error}; start in a new folder") from error
-        if found.get("format_version") != FORMAT_VERSION:
+        version = found.get("format_version") if isinstance(found, dict) else None
+        if version != FORMAT_VERSION:
             raise CorruptFileError(
-                f"expected format version {FORMAT_VERSION} in {path}, got "
-                f"{found.get('format_version')!r}; was it written by another tstlens?"
+                f"expected format version {FORMAT_VERSION} in {path}, got {version!r}; was it "
+                "written by another tstlens?"
             )
         return found
 

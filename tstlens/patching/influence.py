@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm import tqdm
 
+from tstlens.arguments import checked
 from tstlens.errors import ArgumentError
 from tstlens.model import HookedTST
 from tstlens.patching.checks import check_pairs, require_two_writers
@@ -115,6 +116,7 @@ class Influence(Result):
         return f"Influence({self.unit}s [{shape}], {self.n_pairs} pairs)"
 
 
+@checked
 @torch.no_grad()
 def head_influence(
     model: HookedTST,

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from tstlens.arguments import checked
 from tstlens.errors import ArgumentError, LabelError, SeriesShapeError
 from tstlens.model import HookedTST, TrunkState
 from tstlens.patching.checks import require_one_stack
@@ -36,6 +37,7 @@ POST_NORM = (
 )
 
 
+@checked
 @torch.no_grad()
 def lens(
     model: HookedTST,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from tstlens.arguments import checked
 from tstlens.errors import ArgumentError
 from tstlens.results import Result
 
@@ -77,6 +78,7 @@ class LensResult(Result):
         read, final = self._logits().log_softmax(-1), self.final.log_softmax(-1)
         return (final.exp() * (final - read)).sum(-1)
 
+    @checked
     def mse(self, to: Literal["final", "target"] = "final") -> Float[Tensor, "point series"]:
         """Mean squared distance of each forecast from the final one or from the true values.
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from tstlens.arguments import checked
 from tstlens.errors import ArgumentError, NonlinearResidualError
 from tstlens.model import HeadConfig, HookedTST
 from tstlens.patching.checks import require_two_writers
@@ -32,6 +33,7 @@ _REFUSED = (
 )
 
 
+@checked
 @torch.no_grad()
 def logit_attribution(
     model: HookedTST,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from tstlens.arguments import checked
 from tstlens.errors import UnknownAxisError
 from tstlens.results import Result
 
@@ -110,6 +111,7 @@ class LogitAttribution(Result):
             made={**self.made, "n_series": len(self.values)},
         )
 
+    @checked
     def top(self, n: int = 5) -> pd.DataFrame:
         """The ``n`` components with the largest mean contribution in size, strongest first."""
         import pandas as pd

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tstlens.arguments import one_per_row
 from tstlens.errors import ArgumentError, SeriesShapeError
 from tstlens.patching.metrics import Metric
 
@@ -19,13 +20,9 @@ def read_metric(metric: MeasureOutput, output: Tensor) -> Tensor:
     """The metric of outputs [world, pair, ...] as [world, pair]."""
     if isinstance(metric, Metric):
         return metric(output)
-    values = [torch.as_tensor(metric(of_world)) for of_world in output]
-    if values[0].shape != output.shape[1:2]:
-        raise ArgumentError(
-            f"expected the metric to give one value per pair [{output.shape[1]}], "
-            f"got {list(values[0].shape)}"
-        )
-    return torch.stack(values)
+    if not len(output):
+        return output.new_zeros(0, output.shape[1])
+    return torch.stack([one_per_row(metric(of_world), of_world, "metric") for of_world in output])
 
 
 def check_metric(metric: MeasureOutput, n_pairs: int) -> None:

@@ -13,7 +13,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from tstlens.errors import ArgumentError, LabelError, SeriesShapeError
+from tstlens.arguments import check_slice, checked
+from tstlens.errors import ArgumentError, LabelError, SeriesShapeError, SeriesValueError
 from tstlens.model.families.distributions import PARAMETERS, Distribution, quantiles_of
 
 Values = Float[Tensor, "*world pair"]
@@ -45,6 +46,7 @@ class Metric:
         """
         return self.measure(output, *self.targets)
 
+    @checked
     def of_pairs(self, index: slice) -> Metric:
         """The same metric for some of the pairs."""
         return replace(self, targets=tuple(target[index] for target in self.targets))
@@ -55,6 +57,7 @@ class Metric:
         return len(self.targets[0])
 
 
+@checked
 def prob(target: Int[Tensor, " pair"]) -> Metric:
     """Probability of the target class, between 0 and 1.
 
@@ -64,6 +67,7 @@ def prob(target: Int[Tensor, " pair"]) -> Metric:
     return _of_class("probability", "probability", target, lambda out: out.softmax(-1))
 
 
+@checked
 def log_prob(target: Int[Tensor, " pair"]) -> Metric:
     """Log-probability of the target class, in nats.
 
@@ -73,6 +77,7 @@ def log_prob(target: Int[Tensor, " pair"]) -> Metric:
     return _of_class("log-probability", "nats", target, lambda out: out.log_softmax(-1))
 
 
+@checked
 def logit(target: Int[Tensor, " pair"]) -> Metric:
     """Logit of the target class.
 
@@ -82,6 +87,7 @@ def logit(target: Int[Tensor, " pair"]) -> Metric:
     return _of_class("logit", "logit", target, lambda out: out)
 
 
+@checked
 def logit_diff(target: Int[Tensor, " pair"], other: Int[Tensor, " pair"]) -> Metric:
     """Logit of the target class minus that of another one.
 
@@ -105,6 +111,7 @@ def logit_diff(target: Int[Tensor, " pair"], other: Int[Tensor, " pair"]) -> Met
     return Metric("logit difference", "logit", measure, (target, other))
 
 
+@checked
 def mse(
     reference: Float[Tensor, "pair channel horizon"],
     horizon: slice | int | None = None,
@@ -137,6 +144,7 @@ def mse(
     return Metric("mean squared error", "squared units", measure, (reference,))
 
 
+@checked
 def quantile_loss(
     reference: Float[Tensor, "pair channel horizon"],
     levels: Sequence[float],
@@ -214,6 +222,10 @@ def _check_reference(reference: Tensor) -> None:
         raise SeriesShapeError(
             f"expected a reference [pair, channel, horizon], got {list(reference.shape)}"
         )
+    if not bool(reference.isfinite().all()):
+        raise SeriesValueError(
+            "expected a finite reference, got NaN or infinity; choose the horizon that is known"
+        )
 
 
 def _as_slice(index: slice | int | None, size: int, axis: str) -> slice:
@@ -221,8 +233,7 @@ def _as_slice(index: slice | int | None, size: int, axis: str) -> slice:
         return slice(None)
     if isinstance(index, int):
         index = slice(index, index + 1) if index >= 0 else slice(index + size, index + size + 1)
-    if not range(size)[index]:
-        raise ArgumentError(f"{axis}={index} selects nothing of 0..{size - 1}")
+    check_slice(index, size, axis)
     return index
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tstlens.arguments import checked
 from tstlens.errors import ArgumentError
 from tstlens.model import HookedTST
 from tstlens.patching.checks import check_pairs
@@ -16,6 +17,7 @@ from tstlens.patching.sources import Source, record, sources
 from tstlens.shapes import Output, PairMask, PairSeries, Series
 
 
+@checked
 @torch.no_grad()
 def patch(
     model: HookedTST,
@@ -51,6 +53,8 @@ def patch(
     """
     clean, corrupted = check_pairs(model, clean, corrupted, clean_mask, corrupted_mask)
     sites = [sites] if isinstance(sites, Site) else list(sites)
+    if not sites:
+        raise ArgumentError("expected at least one site to replace, got none")
     places = [locate(model, site) for site in sites]
     for site, place in zip(sites, places, strict=True):
         if place.layered:

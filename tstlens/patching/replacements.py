@@ -11,7 +11,7 @@ from torch import Tensor
 from tstlens.errors import ArgumentError, SeriesShapeError
 from tstlens.model import HookedTST
 from tstlens.patching.outputs import Swept
-from tstlens.patching.sources import record
+from tstlens.patching.sources import check_reference, record
 from tstlens.patching.worlds import CorruptedRun
 
 AblationSource = Literal["zero", "mean", "resample"]
@@ -59,7 +59,7 @@ class Replacement:
                 + ("average over" if source == "mean" else "draw from")
                 + ", training data say"
             )
-        model.check_series(reference, reference_mask)
+        check_reference(model, reference, reference_mask)
         if reference.shape[1:] != series.shape[1:]:
             raise SeriesShapeError(
                 f"the reference series must be [batch, channel={series.shape[1]}, "

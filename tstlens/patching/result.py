@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from tstlens.arguments import checked
 from tstlens.errors import UnknownAxisError
 from tstlens.results import Result
 
@@ -63,6 +64,7 @@ class SweepResult(Result):
         gap = self._along_pairs(self.clean - self.baseline)
         return torch.where(gap.abs() < _SMALL, torch.nan, self.effect() / gap)
 
+    @checked
     def mean(self, axis: str = "pair") -> SweepResult:
         """The result averaged over one axis.
 
@@ -87,6 +89,7 @@ class SweepResult(Result):
             raise UnknownAxisError("pair", self.axes, "Take it before averaging over pairs")
         return self.effect().std(0, correction=1) / len(self.values) ** 0.5
 
+    @checked
     def top(self, n: int = 5) -> pd.DataFrame:
         """The ``n`` sites whose mean effect is largest in size, strongest first."""
         result = self.mean("pair") if "pair" in self.axes else self

@@ -31,10 +31,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from numbers import Integral
 
 import torch
 from torch import Tensor
 
+from tstlens.arguments import check_fields, check_slice, checked
 from tstlens.errors import ArgumentError, UnknownAxisError, UnknownHookError, UnknownSiteError
 from tstlens.model import HookedTST
 from tstlens.patching.site_axes import LEAVES
@@ -75,6 +77,13 @@ _TEMPLATES = {
     "mlp_pre": "blocks.{layer}.mlp.hook_pre",
     "mlp_post": "blocks.{layer}.mlp.hook_post",
 }
+# "hook_z" and "attn.hook_z", as TransformerLens' users say: sites by their hook within a block.
+_SHORT = {
+    alias: name
+    for name, template in _TEMPLATES.items()
+    for alias in (f"hook_{name}", template.removeprefix("blocks.{layer}."))
+    if template.startswith("blocks.{layer}.") and template.endswith(alias)
+}
 AXIS_ALIASES = {
     "head_index": "head",
     "dest_pos": "query",
@@ -89,7 +98,8 @@ class Site:
     """A hook point and what of it is replaced; an axis that is not given is replaced whole.
 
     Args:
-        name: short name (``"z"``, ``"mlp_out"``) or full hook name (``"blocks.0.hook_mlp_out"``).
+        name: short name (``"z"``, ``"mlp_out"``; ``"hook_z"`` means the same) or full hook name
+            (``"blocks.0.hook_mlp_out"``).
         layer: block, for short names of things in a block; negative counts from the end.
         channel: channels, where the site has them.
         time: samples (site ``"series"``).
@@ -116,6 +126,10 @@ class Site:
     query: Index = None
     key: Index = None
     feature: Index = None
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        object.__setattr__(self, "name", _SHORT.get(self.name, self.name))
 
     def __repr__(self) -> str:
         given = [
@@ -190,6 +204,7 @@ class Place:
         return activation.unflatten(0, (-1, self.n_series_channels))
 
 
+@checked
 def site_names(model: HookedTST) -> list[str]:
     """Short names of the sites that this model has."""
     names = [name for name, template in _TEMPLATES.items() if _having(model, template)]
@@ -268,7 +283,7 @@ def locate(model: HookedTST, site: Site) -> Place:
 
 def _template(model: HookedTST, site: Site) -> tuple[str, int | None, tuple[int | None, ...]]:
     """Template or full hook name, the one layer where it is fixed, and the layers there are."""
-    template, among = _of_stack(model, site.name)
+    template, among = _of_stack(model, _SHORT.get(site.name, site.name))
     layers = _having(model, template, among) if template else ()
     if layers:
         if "{layer}" not in template:
@@ -334,8 +349,10 @@ def chosen(selection: Index, size: int, axis: str) -> Tensor:
     mask = torch.zeros(size, dtype=torch.bool)
     if selection is None:
         return ~mask
+    if isinstance(selection, slice):
+        check_slice(selection, size, axis)
     indices = range(size)[selection] if isinstance(selection, slice) else selection
-    for index in [indices] if isinstance(indices, int) else indices:
+    for index in [indices] if isinstance(indices, int | Integral) else indices:
         if not -size <= index < size:
             raise ArgumentError(f"expected {axis} in 0..{size - 1}, got {index}")
         mask[index] = True

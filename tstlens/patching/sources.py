@@ -52,7 +52,7 @@ def sources(
                 "source='mean' needs reference=: series [batch, channel, time] to average over, "
                 "training data say"
             )
-        model.check_series(reference)
+        check_reference(model, reference)
         recorded = record(model, reference, None, names)[1]
         acts = {name: _mean(place, recorded[name], clean_acts[name]) for name in names}
     else:
@@ -67,6 +67,13 @@ def sources(
                 f"{list(acts[name].shape)}, expected {list(clean_acts[name].shape)}"
             )
     return acts
+
+
+def check_reference(model: HookedTST, reference: Tensor, mask: Tensor | None = None) -> None:
+    """Raise unless these are series for the model, one at least."""
+    model.check_series(reference, mask)
+    if not len(reference):
+        raise ArgumentError("expected at least one reference series, got none")
 
 
 def _mean(place: Place, acts: Tensor, like: Tensor) -> Tensor:

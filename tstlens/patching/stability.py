@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from tstlens.arguments import checked, shown
 from tstlens.data import Pairs, TimeSeriesData
 from tstlens.errors import ArgumentError, LabelError
 from tstlens.model import HookedTST
@@ -72,6 +73,7 @@ class SplitHalf(Result):
         )
 
 
+@checked
 def split_half(
     result: SweepResult,
     k: int = 5,
@@ -136,6 +138,7 @@ def split_half(
     return SplitHalf(spearman, overlap, k, len(counts), result.site, result.metric, made)
 
 
+@checked
 def alike_pairs(
     model: Callable[..., Tensor], data: TimeSeriesData, n: int = 32, seed: int = 0
 ) -> Pairs:
@@ -157,19 +160,23 @@ def alike_pairs(
     """
     if data.labels is None:
         raise LabelError("expected labelled data, got data without labels")
+    if not len(data):
+        raise ArgumentError("expected series to pair, got none")
     labels = data.labels.to(data.series.device)
     outputs = []
     with torch.no_grad():
         for start in range(0, len(data), _BATCH):
             rows = slice(start, start + _BATCH)
             seen = {} if data.mask is None else {"mask": data.mask[rows]}
-            outputs.append(model(data.series[rows], **seen))
+            output = model(data.series[rows], **seen)
+            wanted = (len(labels[rows]), data.n_classes)
+            if not isinstance(output, Tensor) or tuple(output.shape) != wanted:
+                raise LabelError(
+                    f"expected logits [batch={wanted[0]}, class={wanted[1]}] from the model, one "
+                    f"per class of the data, got {shown(output)}"
+                )
+            outputs.append(output)
     log_probs = torch.cat(outputs).double().log_softmax(-1)
-    if log_probs.ndim != 2 or log_probs.shape[1] != data.n_classes:
-        raise LabelError(
-            f"expected logits [batch, class={data.n_classes}], one per class of the data, got "
-            f"{list(log_probs.shape)}"
-        )
     right = log_probs.argmax(1) == labels
     distance = torch.cdist(log_probs, log_probs)
     eligible = right[:, None] & right & (labels[:, None] == labels)
@@ -194,6 +201,7 @@ def alike_pairs(
     )
 
 
+@checked
 def null_map(
     model: HookedTST,
     pairs: Pairs,
@@ -220,13 +228,19 @@ def null_map(
     Returns:
         The sweep's result, ``made["method"]`` being ``"null"``.
     """
+    made = None if isinstance(metric, Metric) else metric(pairs.target)
+    if not isinstance(made, Metric):
+        raise ArgumentError(
+            "expected metric as a function from targets to a metric, patching.logit say, got "
+            f"{shown(metric)}"
+        )
     result = sweep(
         model,
         pairs.clean,
         pairs.corrupted,
         site,
         axes,
-        metric(pairs.target),
+        made,
         clean_mask=pairs.clean_mask,
         corrupted_mask=pairs.corrupted_mask,
         **options,

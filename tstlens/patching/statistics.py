@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 
+from tstlens.arguments import checked, shown
 from tstlens.errors import ArgumentError
 from tstlens.patching.resampling import bootstrap_t, flip_p_values
 from tstlens.patching.result import SweepResult
@@ -84,6 +85,7 @@ class Summary(Result):
         columns["n_clusters"] = np.repeat(self.n_clusters, per_class)
         return pd.DataFrame(columns, index=index).reset_index()
 
+    @checked
     def discoveries(self, q: float = 0.05) -> pd.DataFrame:
         """Rows with a q-value of at most ``q``, largest effect first.
 
@@ -101,6 +103,7 @@ class Summary(Result):
         )
 
 
+@checked
 def summary(
     result: SweepResult,
     by: Groups | None = None,
@@ -212,8 +215,11 @@ def labels_of(given: Groups, n_pairs: int, name: str) -> list[Any]:
         ArgumentError: another length.
     """
     labels = given.tolist() if isinstance(given, Tensor | np.ndarray) else list(given)
-    if len(labels) != n_pairs:
-        raise ArgumentError(f"expected one entry of {name} per pair [{n_pairs}], got {len(labels)}")
+    if len(labels) != n_pairs or any(isinstance(label, list) for label in labels):
+        raise ArgumentError(
+            f"expected one entry of {name} per pair [{n_pairs}], got "
+            f"{shown(given) if len(labels) == n_pairs else len(labels)}"
+        )
     return labels
 
 

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from tstlens.arguments import checked
 from tstlens.model import HookedTST
 from tstlens.patching.checks import check_pairs
 from tstlens.patching.grids import check_axes, make_grids
@@ -37,6 +38,7 @@ from tstlens.patching.worlds import run_corrupted, run_worlds
 from tstlens.shapes import PairMask, PairSeries, Series
 
 
+@checked
 @torch.no_grad()
 def sweep(
     model: HookedTST,

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
+from math import isfinite
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,7 +21,8 @@ from torch import Tensor
 from tqdm import tqdm
 from transformer_lens import ActivationCache
 
-from tstlens.errors import ArgumentError, UnknownAxisError
+from tstlens.arguments import checked, shown
+from tstlens.errors import ArgumentError, SeriesShapeError, UnknownAxisError
 from tstlens.model import HookedTST
 from tstlens.patching.checks import require_one_stack
 from tstlens.patching.grids import grid_of_rows
@@ -33,6 +35,21 @@ if TYPE_CHECKING:
     import pandas as pd
 
 PatchingMetric = Callable[[Tensor], Any]
+
+
+def _number(value: Any) -> float:
+    """What a metric of all outputs gave.
+
+    Raises:
+        ArgumentError: it is not one finite number.
+    """
+    single = isinstance(value, int | float) or getattr(value, "shape", None) in ((), (1,))
+    if not single or not isfinite(value):
+        raise ArgumentError(
+            f"expected the metric to give one finite number for all series, got {shown(value)}; "
+            "average over the series: .mean()"
+        )
+    return float(value)
 
 
 class ActPatch:
@@ -55,6 +72,7 @@ class ActPatch:
     def __repr__(self) -> str:
         return f"<function {self.__name__}>"
 
+    @checked
     @torch.no_grad()
     def __call__(
         self,
@@ -84,6 +102,8 @@ class ActPatch:
         place = locate(model, Site(self.activation))
         layers = list(range(model.cfg.n_layers))
         model.check_series(corrupted_tokens)
+        if not len(corrupted_tokens):
+            raise ArgumentError("expected at least one corrupted series, got none")
         run = run_corrupted(model, corrupted_tokens, None, place, layers)
         sizes = dict(
             zip(place.axes, place.by_series(run.acts[place.hook_name(0)]).shape[1:], strict=True)
@@ -106,8 +126,14 @@ class ActPatch:
             }
             grid = grid_of_rows(place, sizes, entries, run.final.device)
             source = clean_cache[place.hook_name(int(layer))]
+            own = run.acts[place.hook_name(int(layer))]
+            if source.shape != own.shape:
+                raise SeriesShapeError(
+                    f"expected clean_cache of as many series of the same length as the corrupted "
+                    f"ones {list(own.shape)}, got {list(source.shape)}"
+                )
             outputs = run_worlds(model, run, place, int(layer), grid, source, per_chunk)
-            measured = [float(patching_metric(out)) for chunk in outputs for out in chunk]
+            measured = [_number(patching_metric(out)) for chunk in outputs for out in chunk]
             values[where] = torch.tensor(measured, device=values.device)
             bar.update(len(where))
         bar.close()
@@ -119,6 +145,8 @@ class ActPatch:
         return "query" if name == "pos" and self.activation == "pattern" else name
 
     def _check_rows(self, index_df: pd.DataFrame) -> None:
+        if not hasattr(index_df, "columns"):
+            raise ArgumentError(f"expected index_df as a pandas DataFrame, got {shown(index_df)}")
         columns = [str(column) for column in index_df.columns]
         if not columns or columns[0] != "layer":
             raise ArgumentError(f"index_df's first column must be 'layer', got {columns}")
@@ -160,6 +188,7 @@ def _stack(functions: Sequence[ActPatch], *arguments: Any) -> Tensor:
     return torch.stack([function(*arguments) for function in functions])
 
 
+@checked
 def get_act_patch_attn_head_all_pos_every(
     model: HookedTST, corrupted_tokens: Series, clean_cache: ActivationCache, metric: PatchingMetric
 ) -> Float[Tensor, "patch_type layer head"]:
@@ -174,6 +203,7 @@ def get_act_patch_attn_head_all_pos_every(
     return _stack(functions, model, corrupted_tokens, clean_cache, metric)
 
 
+@checked
 def get_act_patch_attn_head_by_pos_every(
     model: HookedTST, corrupted_tokens: Series, clean_cache: ActivationCache, metric: PatchingMetric
 ) -> Float[Tensor, "patch_type layer pos head"]:
@@ -189,6 +219,7 @@ def get_act_patch_attn_head_by_pos_every(
     return torch.cat([_stack(functions, *arguments), pattern[None]])
 
 
+@checked
 def get_act_patch_block_every(
     model: HookedTST, corrupted_tokens: Series, clean_cache: ActivationCache, metric: PatchingMetric
 ) -> Float[Tensor, "patch_type layer pos"]:

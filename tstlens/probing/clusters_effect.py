@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from tstlens.arguments import checked
 from tstlens.data import TimeSeriesData
 from tstlens.errors import ArgumentError
 from tstlens.model import HookedTST
@@ -96,6 +97,7 @@ class ClusterEffect(Result):
         )
 
 
+@checked
 def cluster_effect(
     model: HookedTST,
     sae: Any,

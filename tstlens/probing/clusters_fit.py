@@ -7,6 +7,7 @@ from typing import Any, Literal, cast
 import numpy as np
 from jaxtyping import Float, Int
 
+from tstlens.arguments import checked
 from tstlens.data import TimeSeriesData
 from tstlens.errors import ArgumentError
 from tstlens.model import HookedTST
@@ -18,6 +19,7 @@ SCORES = ("ari", "nmi", "ami")
 MOST_SILHOUETTE = 5000  # samples; distances between all pairs are held at once
 
 
+@checked
 def clusters(
     model: HookedTST,
     data: TimeSeriesData,

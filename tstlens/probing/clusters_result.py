@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from jaxtyping import Float, Int
 
+from tstlens.arguments import checked
 from tstlens.data import TimeSeriesData
 from tstlens.errors import ArgumentError
 from tstlens.results import Result
@@ -89,6 +90,7 @@ class Clusters(Result):
         """Members of every cluster."""
         return np.bincount(self.assigned[self.assigned >= 0], minlength=self.n_clusters)
 
+    @checked
     def members(self, cluster: int) -> Int[np.ndarray, " member"]:
         """Indices of the samples (or latents) of a cluster, nearest to its middle first.
 
@@ -104,6 +106,7 @@ class Clusters(Result):
         distance = ((self.points[own] - middle) ** 2).sum(1)
         return own[np.argsort(distance, kind="stable")]
 
+    @checked
     def medoids(self, n: int = 1) -> pd.DataFrame:
         """The ``n`` samples nearest to the middle of every cluster, on the raw series.
 

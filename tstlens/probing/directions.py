@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from tstlens.arguments import check_fields, checked
 from tstlens.data import TimeSeriesData
 from tstlens.errors import ArgumentError, HookError
 from tstlens.model import HookedTST
@@ -49,6 +50,11 @@ class Direction(Result):
     head: int | None = None
     made: dict[str, Any] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        check_fields(self)
+        if not bool(self.vector.isfinite().all()):
+            raise ArgumentError("expected a direction of finite numbers, got NaN or infinity")
+
     @property
     def norm(self) -> float:
         """Euclidean length of the vector, in units of the activation."""
@@ -68,6 +74,7 @@ class Direction(Result):
         return f"Direction({self.hook}{head}, {self.method}, norm {self.norm:.3g} = {self.unit})"
 
 
+@checked
 def direction(
     model: HookedTST,
     a: Tensor | TimeSeriesData,
@@ -157,6 +164,7 @@ def direction(
     return Direction(hook, shaped, method, unit, head, made)
 
 
+@checked
 def latent_direction(dictionary: Any, index: int, hook: str | None = None) -> Direction:
     """The direction of one latent of an SAE, or of one code of a codebook: its decoder row.
 
@@ -203,6 +211,7 @@ def latent_direction(dictionary: Any, index: int, hook: str | None = None) -> Di
     return Direction(hook, vector, "latent", unit, head, {"latent": index})
 
 
+@checked
 def random_directions(like: Direction, n: int, seed: int = 0) -> list[Direction]:
     """Directions of the same norm at the same hook point, uniform over the sphere.
 

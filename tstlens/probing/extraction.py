@@ -19,9 +19,11 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformer_lens.utilities import get_act_name
 
+from tstlens.arguments import checked
 from tstlens.data import TimeSeriesData
 from tstlens.errors import ArgumentError, SeriesShapeError
 from tstlens.model import HookedTST
+from tstlens.model.passes import require_one_pass
 
 Pool = Literal["mean", "max", "last"]
 POOLS = ("mean", "max", "last")
@@ -63,11 +65,15 @@ class Activations:
         values = self.values.transpose(0, 2, 1, 3).reshape(n_series, 1, n_pos, n_channels * width)
         return replace(self, values=values, observed=self.observed.all(1, keepdims=True))
 
+    @checked
     def head(self, index: int) -> Activations:
         """One head's part of the width."""
+        if not 0 <= index < self.n_heads:
+            raise ArgumentError(f"expected a head in 0..{self.n_heads - 1}, got {index}")
         values = self.values.reshape(*self.values.shape[:3], self.n_heads, -1)[:, :, :, index]
         return replace(self, values=values, n_heads=1)
 
+    @checked
     def pooled(self, how: Pool = "mean") -> Float[np.ndarray, "series channel width"]:
         """One vector per series and channel, from its observed positions.
 
@@ -157,6 +163,7 @@ def _of_short(model: HookedTST, name: str) -> list[str]:
     return known or every[:1] or [name]
 
 
+@checked
 @torch.no_grad()
 def activations(
     model: HookedTST,
@@ -183,7 +190,7 @@ def activations(
 
     Raises:
         UnknownHookError, HookError: no such hook point, or one that cannot fire.
-        ArgumentError: no series.
+        ArgumentError: no series, or a trunk that holds mirrored series too.
 
     Example:
         >>> import torch
@@ -194,6 +201,7 @@ def activations(
         Activations(blocks.1.hook_mlp_out, series=4, channel=1, pos=25, width=128)
     """
     names = hook_names(model, hooks)
+    require_one_pass(model, "to probe it")
     if not len(data):
         raise ArgumentError("data: expected at least one series, got none")
     if batch_size < 1:

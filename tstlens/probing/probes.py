@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
+from tstlens.arguments import checked
 from tstlens.data import TimeSeriesData
 from tstlens.errors import ArgumentError
 from tstlens.model import HookedTST
@@ -22,6 +23,7 @@ from tstlens.probing.probes_target import Target, Targets, targets_of
 _BY = ("layer", "head", "position")
 
 
+@checked
 def probe(
     model: HookedTST,
     train: TimeSeriesData,

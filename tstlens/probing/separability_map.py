@@ -11,6 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm import tqdm
 
+from tstlens.arguments import checked
 from tstlens.data import TimeSeriesData
 from tstlens.errors import ArgumentError
 from tstlens.model import HookedTST
@@ -85,6 +86,7 @@ class Separability(Result):
         )
 
 
+@checked
 def separability(
     model: HookedTST,
     a: Tensor | TimeSeriesData,

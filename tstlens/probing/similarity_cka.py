@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 
+from tstlens.arguments import checked
 from tstlens.data import TimeSeriesData
 from tstlens.errors import ArgumentError, SeriesShapeError
 from tstlens.model import HookedTST
@@ -52,6 +53,7 @@ class Similarity(Result):
     n_rows: int
     made: dict[str, Any] = field(default_factory=dict)
 
+    @checked
     def blocks(self, threshold: float = 0.95) -> tuple[tuple[int, int], ...]:
         """Runs of two or more layers that are all alike, as (first, last) layer.
 
@@ -65,6 +67,8 @@ class Similarity(Result):
         Raises:
             ArgumentError: two models, or hook points that are not one per layer.
         """
+        if not 0 < threshold <= 1:
+            raise ArgumentError(f"expected a threshold above 0 and at most 1, got {threshold}")
         layers = [layer_of(hook) for hook in self.hooks_a]
         if self.hooks_a != self.hooks_b or None in layers or len(set(layers)) < len(layers):
             raise ArgumentError(
@@ -98,6 +102,7 @@ class Similarity(Result):
         )
 
 
+@checked
 def cka(
     x: Float[np.ndarray, "row_x width_x"] | Tensor,
     y: Float[np.ndarray, "row_y width_y"] | Tensor,
@@ -165,6 +170,7 @@ def _alignment(x: np.ndarray, y: np.ndarray, debiased: bool) -> float:
     return cross + sums - 2 * float(a @ b) / (n - 2)
 
 
+@checked
 def similarity(
     model_a: HookedTST,
     model_b: HookedTST | None,

@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from tstlens.arguments import checked
 from tstlens.data import TimeSeriesData
 from tstlens.errors import ArgumentError, HookError
 from tstlens.model import HookedTST
@@ -80,6 +81,7 @@ class SkipCost(Result):
         )
 
 
+@checked
 @torch.no_grad()
 def skip_cost(
     model: HookedTST,

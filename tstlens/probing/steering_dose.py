@@ -12,9 +12,11 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm import tqdm
 
+from tstlens.arguments import checked
 from tstlens.data import TimeSeriesData
 from tstlens.errors import ArgumentError
 from tstlens.model import HookedTST
+from tstlens.model.passes import require_one_pass
 from tstlens.probing.directions import Direction, random_directions
 from tstlens.probing.measures import Measure, measure_of, targets_of
 from tstlens.probing.steering_inputs import evaluating, series_and_mask
@@ -125,6 +127,7 @@ class DoseResponse(Result):
         )
 
 
+@checked
 @torch.no_grad()
 def dose_response(
     model: HookedTST,
@@ -177,7 +180,8 @@ def dose_response(
         Curves with frame and figure.
 
     Raises:
-        ArgumentError: no or infinite strengths, a level outside 0 to 1, no target.
+        ArgumentError: no or infinite strengths, a level outside 0 to 1, no target, or a
+            trunk that holds mirrored series too.
         UnknownHookError, HookError: of the direction's hook point.
 
     Source: Turner et al. 2023 (arXiv 2308.10248).
@@ -194,6 +198,7 @@ def dose_response(
     """
     series, mask = series_and_mask(data, mask)
     model.check_series(series, mask)
+    require_one_pass(model, "to measure what a push does")
     measured = measure_of(model, measure, "probability")
     targets = targets_of(model, measured, target, len(series))
     doses = tuple(sorted({0.0, *(float(strength) for strength in strengths)}))

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tstlens.arguments import one_per_row
 from tstlens.data import TimeSeriesData
 from tstlens.errors import ArgumentError, LabelError
 from tstlens.model import HookedTST
@@ -92,13 +93,9 @@ def score(data: TimeSeriesData, output: Tensor, metric: Metric | None) -> tuple[
     value = right
     if data.labels is not None and output.ndim == 2:
         labels = data.labels.cpu()
+        HookedTST.check_labels(labels, len(output), output.shape[1])
         right = (output.argmax(1) == labels).double()
         value = output.double().log_softmax(1).gather(1, labels[:, None])[:, 0]
     if metric is not None:
-        value = torch.as_tensor(metric(output)).double()
-        if value.shape != (len(output),):
-            raise ArgumentError(
-                f"expected metric to give one number per series [{len(output)}], got "
-                f"{list(value.shape)}"
-            )
+        value = one_per_row(metric(output), output, "metric").double()
     return value, right

@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 from tqdm.auto import tqdm
 
+from tstlens.arguments import checked
 from tstlens.data import TimeSeriesData
 from tstlens.data.correlation import clustered_correlation
 from tstlens.errors import ArgumentError
@@ -22,6 +23,7 @@ FEWEST = 8  # series, four on each side of the split
 CHUNK = 256  # units whose per-series sums are held at once
 
 
+@checked
 def units(
     model: HookedTST,
     data: TimeSeriesData,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from tstlens.arguments import checked
 from tstlens.errors import ArgumentError
 from tstlens.results import Result
 
@@ -124,6 +125,7 @@ class Units(Result):
             parts.append(pd.DataFrame(columns))
         return pd.concat(parts, ignore_index=True)
 
+    @checked
     def of(self, unit: int, kind: str = NEURONS) -> pd.DataFrame:
         """The predictors that one unit follows, in how many seeds, strongest first.
 

@@ -226,8 +226,9 @@ def _heads_claim(part: dict[str, Any]) -> dict[str, str]:
 
 def _times_claim(part: dict[str, Any]) -> dict[str, str]:
     top = [Finding(**one) for one in part["strongest"]["inputs"]]
-    times = _times(part["sweeps"]["inputs"], [one.place["pos"] for one in top[:3]])
-    agreed = 2 * sum(one.n_first for one in top[:3]) >= part["n_pairs"]
+    near = [one for one in top if one.mean * top[0].mean >= 0.9 * top[0].mean ** 2]
+    times = _times(part["sweeps"]["inputs"], [one.place["pos"] for one in near])
+    agreed = 2 * sum(one.n_first for one in near) >= part["n_pairs"]
     if part["few"]:
         claim = f"In these {part['n_pairs']} cases restoring {times} helps most on average."
     elif unclear(top[0]):
@@ -235,13 +236,18 @@ def _times_claim(part: dict[str, Any]) -> dict[str, str]:
     elif not agreed:
         claim = f"Where the evidence enters depends on the pair; on average most at {times}."
     elif (top[0].share or 0.0) < 0.1:
-        claim = f"No single time step decides; {times} carry the most."
+        carry = "carry" if len(near) > 1 else "carries"
+        claim = f"No single time step decides; {times} {carry} the most."
     else:
         claim = f"The evidence enters most strongly at {times}."
     text = part["sentences"]["inputs"]
     if top[0].control is not None:
         text += f" In the control: {nats(top[0].control, True)} nats."
-    text += f" It is the strongest in {top[0].n_first} of {part['n_pairs']} pairs."
+    first, n_pairs = top[0].n_first, part["n_pairs"]
+    if first:
+        text += f" It is the strongest in {first} of {n_pairs} pairs."
+    else:
+        text += " In no single pair is it the strongest."
     return {"claim": claim, "evidence": text}
 
 
@@ -277,4 +283,5 @@ def _times(sweep: dict[str, Any], positions: list[int]) -> str:
         else:
             spans.append([start, stop])
     names = [time_label((start, stop)) for start, stop in spans]
-    return f"{'samples' if cells else 'positions'} {_listed(names)}"
+    many = "s" if len(spans) > 1 or spans[0][1] - spans[0][0] > 1 else ""
+    return f"{'sample' if cells else 'position'}{many} {_listed(names)}"

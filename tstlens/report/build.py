@@ -17,15 +17,17 @@ import torch
 from torch import Tensor
 
 import tstlens
+from tstlens.arguments import checked
 from tstlens.data import TimeSeriesData, load_described
 from tstlens.errors import ArgumentError
-from tstlens.files import write_text
+from tstlens.files import check_place, write_text
 from tstlens.model import HookedTST
 from tstlens.report.account import account
 from tstlens.report.page import render
 from tstlens.report.study import Study, study
 
 
+@checked
 def build(
     model: str | Path | HookedTST,
     out: str | Path | None = None,
@@ -77,6 +79,7 @@ def build(
     path = Path(f"{_slug(name)}-report.html" if out is None else out)
     if path.suffix.lower() not in (".html", ".htm"):
         raise ArgumentError(f"expected out to end in .html, got {str(path)!r}")
+    check_place(path)
     if not isinstance(data, TimeSeriesData):
         described = {"name": data} if data else model.info.get("data") or {}
         data = load_described(described, "test")

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from tstlens.arguments import checked
 from tstlens.model import HookedTST
 
 
+@checked
 def model_card(model: HookedTST) -> str:
     """A checkpoint's README in Markdown, from the model's ``cfg``, ``info`` and ``parity``.
 

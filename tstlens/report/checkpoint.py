@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import nn
 
+from tstlens.arguments import checked
 from tstlens.conversion import convert
 from tstlens.data import Scaling, load_described
 from tstlens.files import write_text
@@ -15,6 +16,7 @@ from tstlens.report.card import model_card
 from tstlens.training import evaluate
 
 
+@checked
 def make_checkpoint(
     source: nn.Module,
     out: str | Path,

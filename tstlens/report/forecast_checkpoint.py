@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from tstlens.arguments import checked
 from tstlens.conversion import convert
 from tstlens.data import ForecastWindows
 from tstlens.files import write_text
@@ -16,6 +17,7 @@ from tstlens.report.card import how_made, sizes_table
 from tstlens.training import ForecastErrors, ForecastRecipe, forecast_errors, naive_forecasts
 
 
+@checked
 @torch.no_grad()
 def make_forecast_checkpoint(
     source: nn.Module, recipe: ForecastRecipe, out: str | Path, *, command: str
@@ -77,6 +79,7 @@ def _measure(model: HookedTST, windows: ForecastWindows) -> dict[str, ForecastEr
     return {name: forecast_errors(forecast, windows) for name, forecast in made.items()}
 
 
+@checked
 def forecast_card(model: HookedTST) -> str:
     """A forecasting checkpoint's README in Markdown, from ``cfg``, ``info`` and ``parity``.
 

@@ -10,6 +10,7 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from tstlens import figures
+from tstlens.figures.intervals import FEWEST
 from tstlens.figures.words import when
 from tstlens.report.findings import Finding
 from tstlens.report.layout import block, html_of
@@ -66,7 +67,8 @@ def _section(entry: Swept, numbers: dict[str, Any], found: Study) -> dict[str, A
     if "channels" in sweeps:
         drawn = figures.draw(sweeps["channels"], title=None, clusters=clusters)
         caption = (
-            f"One whole channel of the series replaced at a time. {part['sentences']['channels']}"
+            f"One whole channel of the series replaced at a time. {part['sentences']['channels']} "
+            f"{marks(part)}"
         )
         channels = block("Input channels", [(drawn, "channels", caption)], key)
         channels["items"][0]["wide"] = True
@@ -120,12 +122,6 @@ def _heads_block(entry: Swept, part: dict[str, Any], top: list[Finding]) -> dict
             f"Each head's output (z, before the output projection) replaced by itself. "
             f"{part['sentences']['heads']}",
         ),
-        (
-            figures.draw(as_probability(heads), title=None, clusters=clusters),
-            "heads-p",
-            f"The same in probabilities: from {chance(top[0].p_corrupted)} to "
-            f"{chance(top[0].p_patched)} for {top[0].label}.",
-        ),
     ]
     if control is not None:
         largest = part["control"]["largest"]["heads"]
@@ -138,6 +134,14 @@ def _heads_block(entry: Swept, part: dict[str, Any], top: list[Finding]) -> dict
                 f"mean change: {nats(largest, True)} nats.",
             )
         )
+    drawn.append(
+        (
+            figures.draw(as_probability(heads), title=None, clusters=clusters),
+            "heads-p",
+            f"The first map in probabilities: from {chance(top[0].p_corrupted)} to "
+            f"{chance(top[0].p_patched)} for {top[0].label}.",
+        )
+    )
     return block("Heads", drawn, entry.pairs.key)
 
 
@@ -148,7 +152,8 @@ def _times_block(entry: Swept, part: dict[str, Any]) -> dict[str, Any]:
             figures.draw(sweeps["inputs"], title=None, clusters=clusters),
             "inputs",
             f"What enters the trunk at one position replaced: the front end's view of these "
-            f"samples alone. {part['sentences']['inputs']}",
+            f"samples alone. {part['sentences']['inputs']}"
+            + ("" if part["n_clusters"] < FEWEST else " Lines: 95 % interval of the mean."),
         ),
         (
             figures.draw(sweeps["positions"], title=None, clusters=clusters),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -24,7 +25,18 @@ def check_positive(**values: Any) -> None:
     for name, value in values.items():
         number = hasattr(value, "__float__") and not isinstance(value, str)
         if not number or not 0 < float(value) < math.inf:
-            raise ArgumentError(f"{name} must be a positive number, got {value!r}")
+            raise ArgumentError(f"expected {name} as a positive number, got {value!r}")
+
+
+def check_dictionary(dictionary: Any) -> None:
+    """Raise :class:`ArgumentError` unless this encodes, decodes and has a decoder's weights."""
+    if isinstance(dictionary, type) or not all(
+        hasattr(dictionary, part) for part in ("W_dec", "encode", "decode")
+    ):
+        raise ArgumentError(
+            f"expected an SAE, got {type(dictionary).__name__}; saes.load(name, hook) loads one, "
+            "saes.train(model, data, hook) makes one"
+        )
 
 
 def check_data(data: Any) -> None:
@@ -36,3 +48,17 @@ def check_data(data: Any) -> None:
         )
     if not len(data):
         raise ArgumentError("data: expected at least one series, got none")
+
+
+def drawn_by(state: Any, seed: int) -> int:
+    """The batches that a stream's ``state_dict`` counts, which must be of this seed.
+
+    Raises:
+        ArgumentError: no such state, or of another seed.
+    """
+    if not isinstance(state, Mapping) or not {"seed", "batches_drawn"} <= set(state):
+        raise ArgumentError(f"expected what a stream's state_dict() gave, got {state!r:.100}")
+    if state["seed"] != seed:
+        raise ArgumentError(f"expected the state of seed {seed}, got {state['seed']}")
+    check_at_least(0, batches_drawn=state["batches_drawn"])
+    return state["batches_drawn"]

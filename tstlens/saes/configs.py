@@ -13,6 +13,8 @@ from typing import Any
 from sae_lens.registry import SAE_TRAINING_CLASS_REGISTRY
 from sae_lens.saes.sae import TrainingSAEConfig
 
+from tstlens.arguments import checked
+from tstlens.data.validate import check_dtype_name, usable_device
 from tstlens.errors import ArgumentError, UnknownNameError
 
 _BY_K = {"topk", "abstopk", "batchtopk", "matryoshka_batchtopk", "matching_pursuit"}
@@ -25,6 +27,7 @@ def architectures() -> list[str]:
     return sorted(SAE_TRAINING_CLASS_REGISTRY)
 
 
+@checked
 def training_config(
     sae: str | TrainingSAEConfig,
     d_in: int,
@@ -67,6 +70,8 @@ def training_config(
     config_class = SAE_TRAINING_CLASS_REGISTRY[sae][1]
     _check_writes(sae, config_class, d_out)
     width = d_sae if d_sae is not None else 4 * d_in
+    usable_device(device)
+    check_dtype_name(dtype)
     if k is not None and sae not in _BY_K and not sae.startswith("topk"):
         penalty = "l0_coefficient" if sae == "jumprelu" else "l1_coefficient"
         raise ArgumentError(f"{sae!r} has no k; say how sparse it should be with {penalty}=")

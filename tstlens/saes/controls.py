@@ -16,6 +16,7 @@ from sae_lens.saes.sae import SAEMetadata
 from sae_lens.saes.topk_sae import TopKSAE, TopKSAEConfig
 from torch import Tensor
 
+from tstlens.arguments import checked
 from tstlens.errors import ArgumentError
 from tstlens.saes.checks import check_at_least
 
@@ -32,6 +33,7 @@ def random_directions(n: int, width: int, seed: int) -> Float[Tensor, "row width
     return torch.nn.functional.normalize(torch.randn(n, width, generator=generator), dim=1)
 
 
+@checked
 def random_dictionary(
     sae: SAE[Any],
     activations: Activations,
@@ -77,6 +79,7 @@ def random_dictionary(
     return _topk(sae, directions, activations, k)
 
 
+@checked
 def neuron_dictionary(sae: SAE[Any], activations: Activations, k: int) -> SAE[Any]:
     """The neurons as a dictionary: the k entries that are furthest from their mean, both signs.
 

@@ -2,6 +2,8 @@
 
 A row's *place* says where it comes from: (series, channel, pos, head). Channel is -1 where the
 trunk mixes channels, pos is -1 for pooled vectors, head is -1 unless heads are rows of their own.
+Models that run the mirrored series too give rows of both passes, as a spliced dictionary meets
+both; there channel ``n_channels + c`` is channel c mirrored.
 """
 
 from __future__ import annotations
@@ -53,6 +55,8 @@ class ActivationRows:
                 raise ArgumentError("data bring their own mask; leave out mask=")
             series, mask = series.series, series.mask
         model.check_series(series, mask)
+        if not len(series):
+            raise ArgumentError("expected at least one series, got none")
         model.require_live(hooks)
         for name in hooks:
             model.require_features(name)

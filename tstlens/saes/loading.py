@@ -12,18 +12,21 @@ from sae_lens.saes.sae import SAEMetadata
 from sae_lens.saes.standard_sae import StandardSAE, StandardSAEConfig
 from torch import Tensor
 
+from tstlens.arguments import checked
+from tstlens.data.validate import usable_device
 from tstlens.errors import (
-    ArgumentError,
     CorruptFileError,
     StateDictError,
     UnknownCheckpointError,
 )
+from tstlens.model.integrity import check_dictionary
 from tstlens.model.saving import find_checkpoint
 
 FOLDER = "saes"
 _WEIGHTS, _CONFIG = "sae_weights.safetensors", "cfg.json"
 
 
+@checked
 def list_saes(checkpoint: str | Path) -> list[str]:
     """Hook points for which a model's folder or shipped checkpoint holds an SAE.
 
@@ -41,6 +44,7 @@ def list_saes(checkpoint: str | Path) -> list[str]:
     return sorted(entry.name for entry in folder.iterdir() if (entry / _CONFIG).is_file())
 
 
+@checked
 def load(name: str | Path, hook: str | None = None, *, device: str = "cpu") -> SAE[Any]:
     """Load an SAE: a folder that ``save_model`` wrote, or the one that ships with a checkpoint.
 
@@ -54,13 +58,15 @@ def load(name: str | Path, hook: str | None = None, *, device: str = "cpu") -> S
 
     Raises:
         UnknownCheckpointError: no such checkpoint, or no SAE for this hook point in it.
-        CorruptFileError: files that are missing, truncated or no SAE.
+        CorruptFileError: files that are missing, truncated or no SAE, or that are not those that
+            the model was saved with.
 
     Example:
         >>> from tstlens import saes
         >>> saes.load("japanese-vowels", "blocks.0.hook_mlp_out").cfg.d_in
         128
     """
+    usable_device(device)
     if hook is None:
         folder = Path(name)
         if not folder.is_dir():
@@ -70,11 +76,13 @@ def load(name: str | Path, hook: str | None = None, *, device: str = "cpu") -> S
     else:
         known = list_saes(name)
         if hook not in known:
-            raise UnknownCheckpointError(hook, known, f"These SAEs come with {name}")
+            come = f"These SAEs come with {name}" if known else f"No SAE comes with {name}"
+            raise UnknownCheckpointError(hook, known, f"{come}; saes.train trains one")
         folder = find_checkpoint(name) / FOLDER / hook
     missing = [part for part in (_CONFIG, _WEIGHTS) if not (folder / part).is_file()]
     if missing:
         raise CorruptFileError(f"expected {missing[0]} in {folder}, found none; save the SAE again")
+    check_dictionary(folder)
     try:
         return SAE.load_from_disk(folder, device=device).eval()
     except Exception as error:
@@ -87,6 +95,7 @@ _ENCODERS = ("encoder", "enc", "encode", "encoder.0", "enc.0", "fc1", "encoder_l
 _DECODERS = ("decoder", "dec", "decode", "decoder.0", "dec.0", "fc2", "decoder_linear")
 
 
+@checked
 def from_linear(
     state_dict: Mapping[str, Tensor],
     hook: str,
@@ -118,8 +127,10 @@ def from_linear(
         >>> saes.from_linear(layers.state_dict(), "blocks.0.hook_mlp_out").cfg.d_sae
         32
     """
-    if not isinstance(state_dict, Mapping):
-        raise ArgumentError(f"expected a state dict, got {type(state_dict).__name__}")
+    for name, tensor in state_dict.items():
+        if not isinstance(tensor, Tensor) or not bool(tensor.isfinite().all()):
+            got = "NaN or infinity" if isinstance(tensor, Tensor) else type(tensor).__name__
+            raise StateDictError(f"expected a tensor of finite numbers for {name}, got {got}")
     entries = {name.removeprefix("module."): tensor for name, tensor in state_dict.items()}
     encoder = _layer(entries, _ENCODERS)
     decoder = _layer(entries, _DECODERS)

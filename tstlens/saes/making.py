@@ -11,6 +11,7 @@ from sae_lens import SAE
 from tstlens.data import load_dataset
 from tstlens.errors import ArgumentError, StorageError
 from tstlens.model import HookedTST
+from tstlens.model.integrity import owner_of, seal_checkpoint
 from tstlens.model.saving import as_model
 from tstlens.saes.scores import Scores
 from tstlens.saes.scoring import score
@@ -99,6 +100,9 @@ def make_sae(
         (folder / README).write_text(_readme(model, made, scores, command), encoding="utf-8")
     except OSError as error:
         raise StorageError(f"could not write the SAE to {folder}: {error}") from error
+    owner = owner_of(folder)
+    if owner is not None:
+        seal_checkpoint(owner)  # the SAE is among the dictionaries of a model on disk
     return made, scores
 
 

@@ -15,6 +15,7 @@ from sae_lens.synthetic import (
 )
 from torch import Tensor
 
+from tstlens.arguments import checked
 from tstlens.errors import ArgumentError
 from tstlens.results import Result
 from tstlens.saes.controls import random_directions
@@ -51,6 +52,7 @@ class Recovery(Result):
         return pd.DataFrame([vars(self)])
 
 
+@checked
 @torch.no_grad()
 def recovery(
     sae: SAE[Any],

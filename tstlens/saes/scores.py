@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Float
 
+from tstlens.arguments import checked
 from tstlens.results import Result
+from tstlens.saes.checks import check_at_least
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -64,6 +66,13 @@ class Scores(Result):
     data: str
     made: dict[str, Any] = field(default_factory=dict)
 
+    def __repr__(self) -> str:
+        each = "; ".join(
+            f"{row.name}: explained variance {row.explained_variance:.3f}, l0 {row.l0:.1f}"
+            for row in self.rows
+        )
+        return f"Scores({self.hook}, {self.n_activations} activations of {self.data}; {each})"
+
     @property
     def trained(self) -> DictionaryScore:
         """The dictionary that was scored."""
@@ -90,10 +99,12 @@ class Scores(Result):
             table.append(entry)
         return pd.DataFrame(table)
 
+    @checked
     def density_histogram(self, bins: int = 24) -> pd.DataFrame:
         """Latents by log10 of their density, one row per dictionary and bin; dead ones left out."""
         import pandas as pd
 
+        check_at_least(1, bins=bins)
         lowest = np.log10(1 / self.n_activations)
         edges = np.linspace(lowest, 0, bins + 1)
         table = []

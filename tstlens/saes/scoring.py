@@ -9,6 +9,7 @@ import torch
 from sae_lens import SAE
 from torch import Tensor, nn
 
+from tstlens.arguments import checked
 from tstlens.data import TimeSeriesData
 from tstlens.errors import ArgumentError
 from tstlens.model import HookedTST
@@ -18,6 +19,7 @@ from tstlens.saes.harvest import ActivationRows, Heads
 from tstlens.saes.scores import DictionaryScore, Scores
 
 
+@checked
 def score(
     model: HookedTST,
     sae: SAE[Any],

@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tstlens.arguments import checked
 from tstlens.data import TimeSeriesData
 from tstlens.errors import ArgumentError
 from tstlens.model import HookedTST
-from tstlens.saes.checks import check_at_least, check_positive
+from tstlens.saes.checks import check_at_least, check_positive, drawn_by
 from tstlens.saes.harvest import ActivationRows, Heads, Rows
 from tstlens.saes.shards import Shards, harvest_to_disk
 from tstlens.shapes import Mask, Series
@@ -43,7 +44,8 @@ class ActivationStream:
         shard_mb: MiB per file in it.
         series_per_pass: series per forward pass; by default about 8,192 positions.
         remember: keep the places of the last batch in ``last_places``, int [batch_size, 4]:
-            (series, channel, pos, head), -1 where there is no such axis.
+            (series, channel, pos, head), -1 where there is no such axis. Where the trunk holds
+            mirrored series too, channel ``n_channels + c`` is channel c mirrored.
         progress: show a bar while writing to disk.
 
     Raises:
@@ -62,6 +64,7 @@ class ActivationStream:
         torch.Size([64, 128])
     """
 
+    @checked
     def __init__(
         self,
         model: HookedTST,
@@ -131,9 +134,7 @@ class ActivationStream:
 
         Cheap where activations are kept; where they are not, the forward passes are run again.
         """
-        if state["seed"] != self.seed:
-            raise ArgumentError(f"expected the state of seed {self.seed}, got {state['seed']}")
-        self.batches_drawn = state["batches_drawn"]
+        self.batches_drawn = drawn_by(state, self.seed)
         self._batches = self._run(skip=self.batches_drawn)
 
     def _run(self, skip: int) -> Iterator[tuple[Rows, Tensor | None]]:

@@ -8,8 +8,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from tstlens.arguments import checked
 from tstlens.errors import ArgumentError
-from tstlens.saes.checks import check_at_least
+from tstlens.saes.checks import check_at_least, drawn_by
 
 
 class TensorStream:
@@ -21,6 +22,7 @@ class TensorStream:
         seed: of the order.
     """
 
+    @checked
     def __init__(self, rows: Float[Tensor, "row width"], batch_size: int, seed: int = 0) -> None:
         if rows.ndim != 2 or not len(rows):
             raise ArgumentError(f"expected activations [row, width], got {list(rows.shape)}")
@@ -47,7 +49,7 @@ class TensorStream:
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Go on as a stream with the same arguments would after so many batches."""
-        self.batches_drawn = state["batches_drawn"]
+        self.batches_drawn = drawn_by(state, self.seed)
         self._batches = self._run(self.batches_drawn)
 
     def _run(self, skip: int) -> Iterator[Tensor]:

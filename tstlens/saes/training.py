@@ -16,6 +16,7 @@ from sae_lens.saes.sae import SAEMetadata, TrainingSAEConfig
 from torch import Tensor
 
 import tstlens
+from tstlens.arguments import checked
 from tstlens.data import TimeSeriesData
 from tstlens.errors import ArgumentError
 from tstlens.model import HookedTST
@@ -30,6 +31,7 @@ from tstlens.saes.training_run import inference_sae, make_trainer, prepare, run,
 from tstlens.shapes import Mask, Series
 
 
+@checked
 def train(
     model: HookedTST,
     data: TimeSeriesData | Series,
@@ -109,7 +111,7 @@ def train(
     stream: Any = ActivationStream(
         model,
         data,
-        hooks if hook_out else hook,
+        hook if hook_out is None else hooks,
         mask,
         batch_size=batch_size,
         seed=seed,
@@ -160,6 +162,7 @@ def train(
     )
 
 
+@checked
 def fit(
     activations: Tensor | Iterator[Tensor],
     sae: str | TrainingSAEConfig = "topk",

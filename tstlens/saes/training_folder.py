@@ -35,7 +35,12 @@ class TrainingFolder:
 
     def __init__(self, folder: str | Path, settings: dict[str, Any]) -> None:
         self.folder, self.settings = Path(folder), json.loads(json.dumps(settings))
-        self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise StorageError(
+                f"checkpoint: {folder} cannot be written: {error.strerror or error}; name a folder"
+            ) from error
 
     def finished(self) -> SAE[Any] | None:
         """The SAE of a training that ended, or None."""

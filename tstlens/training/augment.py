@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from tstlens.arguments import check_fields
 from tstlens.errors import ArgumentError
 from tstlens.shapes import Series
 
@@ -56,6 +57,7 @@ class Augment:
     mixup: float = 0.0
 
     def __post_init__(self) -> None:
+        check_fields(self)
         limits = {"jitter": None, "scale": None, "window": 0.99, "shift": 0.99, "mixup": 1.0}
         for name, limit in limits.items():
             strength = getattr(self, name)

@@ -18,8 +18,9 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from tstlens.arguments import check_fields, checked
 from tstlens.data import check_series
-from tstlens.errors import ArgumentError, UnknownNameError
+from tstlens.errors import ArgumentError, SeriesValueError, UnknownNameError
 from tstlens.shapes import Mask, Series
 
 POOLINGS = ("max", "mean", "last")
@@ -73,7 +74,9 @@ class ConvTSTConfig:
 
     def __post_init__(self) -> None:
         for name in ("conv_channels", "kernel_sizes", "strides"):
-            object.__setattr__(self, name, tuple(getattr(self, name)))
+            if isinstance(getattr(self, name), list):
+                object.__setattr__(self, name, tuple(getattr(self, name)))
+        check_fields(self)
         n_stages = len(self.conv_channels)
         if not n_stages == len(self.kernel_sizes) == len(self.strides) or n_stages == 0:
             raise ArgumentError(
@@ -129,15 +132,37 @@ class ConvTSTConfig:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> ConvTSTConfig:
         """The inverse of ``to_dict``; raises UnknownNameError for a field that does not exist."""
-        known = [field.name for field in dataclasses.fields(cls)]
-        for name in values:
-            if name not in known:
-                raise UnknownNameError(name, known, "these are the fields of ConvTSTConfig")
+        refuse_unfit(cls, values)
         sizes: dict[str, Any] = {
             name: tuple(value) if isinstance(value, list) else value
             for name, value in values.items()
         }
         return cls(**sizes)
+
+
+def refuse_unfit(record: type, values: Any) -> None:
+    """Raise unless these are fields of the dataclass by name, with all that it needs.
+
+    Raises:
+        ArgumentError: no dict, or a field that is needed is missing.
+        UnknownNameError: a field that does not exist.
+    """
+    if not isinstance(values, Mapping):
+        got = type(values).__name__
+        raise ArgumentError(f"expected the fields of {record.__name__} as a dict, got {got}")
+    fields = {field.name: field for field in dataclasses.fields(record)}
+    for name in values:
+        if name not in fields:
+            raise UnknownNameError(name, fields, f"these are the fields of {record.__name__}")
+    missing = [
+        name
+        for name, field in fields.items()
+        if name not in values
+        and field.default is dataclasses.MISSING
+        and field.default_factory is dataclasses.MISSING
+    ]
+    if missing:
+        raise ArgumentError(f"{record.__name__} needs {', '.join(missing)} too")
 
 
 class ConvTST(nn.Module):
@@ -158,6 +183,7 @@ class ConvTST(nn.Module):
         torch.Size([4, 10])
     """
 
+    @checked
     def __init__(self, config: ConvTSTConfig | None = None, **sizes: Any) -> None:
         super().__init__()
         if config is None:
@@ -207,10 +233,16 @@ class ConvTST(nn.Module):
 
         Raises:
             SeriesShapeError: axes that do not fit the config, or a mask of another shape.
-            SeriesValueError: a series that is not floating point.
+            SeriesValueError: a series of another dtype than the weights.
             ArgumentError: a mask under which a series keeps no position.
         """
         check_series(series, self.config.n_channels, self.config.n_time, mask=mask, finite=False)
+        dtype = next(self.parameters()).dtype
+        if series.dtype != dtype and not torch.is_autocast_enabled(series.device.type):
+            raise SeriesValueError(
+                f"expected {dtype} series like the model's weights, got {series.dtype}; "
+                f"cast one of them: series.to({dtype}) or model.to({series.dtype})"
+            )
         hidden = series if mask is None else series.masked_fill(~mask[:, None], 0.0)
         for number, stride in enumerate(self.config.strides, start=1):
             hidden = self.get_submodule(f"conv{number}")(hidden)

@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from tstlens.arguments import checked
 from tstlens.data import TimeSeriesData
 from tstlens.errors import ArgumentError, LabelError
 
@@ -75,6 +76,7 @@ class Evaluation:
         }
 
 
+@checked
 def evaluate(
     model: Callable[..., Tensor], data: TimeSeriesData, batch_size: int = 256
 ) -> Evaluation:
@@ -131,6 +133,11 @@ def evaluate(
                     f"{came}; data.class_names needs one name per logit"
                 )
             parts.append(logits.cpu())
+            if not bool(parts[-1].isfinite().all()):
+                raise ArgumentError(
+                    f"model: expected finite logits, got NaN or infinity for series {start}.."
+                    f"{stop - 1}; a model that diverged in training classifies nothing"
+                )
     log_probs = torch.cat(parts).double().log_softmax(dim=-1)
     predictions = log_probs.argmax(dim=-1)
     flat = labels * n_classes + predictions

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from tstlens.arguments import checked
 from tstlens.data.forecasting import ForecastWindows
 from tstlens.errors import ArgumentError, SeriesShapeError
 
@@ -41,6 +42,7 @@ class ForecastErrors:
         return {**vars(self), "rmse_by_step": list(self.rmse_by_step)}
 
 
+@checked
 def forecast_errors(
     forecast: Float[Tensor, "batch channel horizon"], windows: ForecastWindows
 ) -> ForecastErrors:
@@ -72,6 +74,7 @@ def forecast_errors(
     )
 
 
+@checked
 def naive_forecasts(windows: ForecastWindows) -> dict[str, Float[Tensor, "batch channel horizon"]]:
     """Forecasts that need no model: the last value, the last season, the last season plus growth.
 
@@ -103,6 +106,7 @@ def naive_forecasts(windows: ForecastWindows) -> dict[str, Float[Tensor, "batch 
     }
 
 
+@checked
 def errors_table(measured: dict[str, ForecastErrors]) -> pd.DataFrame:
     """One row per forecast: RMSE and MAE in the series' units, and how much was counted."""
     import pandas as pd

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from tstlens.arguments import checked
 from tstlens.data.forecasting import ForecastWindows, load_forecasting
 from tstlens.errors import ArgumentError
 from tstlens.training.forecast_errors import ForecastErrors, forecast_errors, naive_forecasts
@@ -50,12 +51,14 @@ class ForecastRecipe:
         """The recipe as plain JSON values."""
         return asdict(replace(self, config=dict(self.config)))
 
+    @checked
     def windows(self, split: Any, step: int = 1) -> ForecastWindows:
         """The windows of a split in the recipe's sizes."""
         sizes = self.config["context_length"], self.config["prediction_length"]
         return load_forecasting(self.dataset, split, *sizes, step)
 
 
+@checked
 def fit_forecast_recipe(
     recipe: ForecastRecipe, held_out: float = 0.0, progress: bool = True
 ) -> tuple[nn.Module, dict[str, dict[str, ForecastErrors]]]:

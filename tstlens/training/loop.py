@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from tstlens.arguments import checked
 from tstlens.data import TimeSeriesData
 from tstlens.errors import ArgumentError, LabelError, SeriesValueError, UnknownNameError
 from tstlens.training.augment import Augment
@@ -59,6 +60,7 @@ class TrainingResult:
         return dataclasses.asdict(self)
 
 
+@checked
 def train(
     model: nn.Module,
     data: TimeSeriesData,
@@ -133,6 +135,8 @@ def train(
         for name, value in locals().items()
         if name not in ("model", "data", "val", "augment", "checkpoint", "progress")
     }
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise ArgumentError("model: expected parameters to train, got none that take a gradient")
     settings["augment"] = None if augment is None else dataclasses.asdict(augment)
     n_parameters = sum(parameter.numel() for parameter in model.parameters())
     settings["model"] = {"class": type(model).__name__, "n_parameters": n_parameters}
@@ -175,8 +179,11 @@ def _check(
     for name in ("epochs", "batch_size"):
         if settings[name] < 1:
             raise ArgumentError(f"{name}: expected at least 1, got {settings[name]}")
-    if not settings["lr"] > 0:
-        raise ArgumentError(f"lr: expected more than 0, got {settings['lr']}")
+    for name in ("weight_decay", "val_fraction"):
+        if settings[name] < 0:
+            raise ArgumentError(f"{name}: expected 0 or more, got {settings[name]}")
+    if not 0 <= settings["label_smoothing"] <= 1:
+        raise ArgumentError(f"label_smoothing: expected 0 to 1, got {settings['label_smoothing']}")
     held_out = val is not None or settings["val_fraction"] > 0
     if settings["select"] == "best_val" and not held_out:
         raise ArgumentError(
@@ -192,6 +199,11 @@ def _check(
         raise ArgumentError(
             "augment: window, shift and mixup move samples, which the data's mask would not "
             "follow; use jitter and scale, or series of equal length"
+        )
+    if val is not None and val.class_names != data.class_names:
+        raise LabelError(
+            f"expected val with the classes of data in their order, {list(data.class_names)}, got "
+            f"{list(val.class_names)}; give class_names= where val is made"
         )
     for part in (data,) if val is None else (data, val):
         if not bool(part.series.isfinite().all()):

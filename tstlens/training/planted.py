@@ -36,6 +36,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
+from tstlens.arguments import checked
 from tstlens.data import PlantedTask, RegimeMachine, RegimeSeries, planted
 from tstlens.errors import ArgumentError, SeriesShapeError, UnknownNameError
 from tstlens.results import Result
@@ -105,6 +106,7 @@ PLANTED_RECIPES: dict[str, PlantedRecipe] = {
 }
 
 
+@checked
 def fit_planted(
     name: str, seed: int = 0, *, n_test: int = 400, progress: bool = True
 ) -> tuple[ConvTST, PlantedTask, Evaluation, TrainingResult]:
@@ -157,6 +159,7 @@ class NextPatchHead(nn.Module):
         torch.Size([2, 8, 12])
     """
 
+    @checked
     def __init__(self, d_model: int, d_out: int, seed: int = 0) -> None:
         super().__init__()
         generator = torch.Generator().manual_seed(seed)
@@ -169,6 +172,7 @@ class NextPatchHead(nn.Module):
         return residual @ self.W_U + self.b_U
 
 
+@checked
 def fit_next_patch(
     model: nn.Module,
     machine: RegimeMachine,
@@ -314,6 +318,7 @@ class NextPatchScore(Result):
         return f"NextPatchScore({shown}, chance {self.chance:.3f}, {self.n_series} series)"
 
 
+@checked
 @torch.no_grad()
 def score_next_patch(
     model: Callable[..., Tensor],

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from tstlens.errors import ArgumentError, CorruptFileError
+from tstlens.errors import ArgumentError, CorruptFileError, StorageError
 
 FILE_NAME = "progress.pt"
 
@@ -34,13 +34,18 @@ _UNREADABLE = (
 
 def save_progress(folder: Path, settings: Mapping[str, Any], state: Mapping[str, Any]) -> None:
     """Write the settings and state of a run, or leave what was there untouched."""
-    folder.mkdir(parents=True, exist_ok=True)
     part = folder / f"{FILE_NAME}.{os.getpid()}.part"
     try:
+        folder.mkdir(parents=True, exist_ok=True)
         torch.save({"settings": json.dumps(settings), "state": dict(state)}, part)
         os.replace(part, folder / FILE_NAME)
+    except OSError as error:
+        raise StorageError(
+            f"checkpoint: {folder} cannot be written: {error.strerror or error}; name a folder"
+        ) from error
     finally:
-        part.unlink(missing_ok=True)
+        if folder.is_dir():
+            part.unlink(missing_ok=True)
 
 
 def load_progress(folder: Path, settings: Mapping[str, Any]) -> dict[str, Any] | None:

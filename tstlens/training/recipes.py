@@ -15,10 +15,10 @@ from typing import Any
 
 import torch
 
+from tstlens.arguments import checked
 from tstlens.data import load_dataset
-from tstlens.errors import UnknownNameError
 from tstlens.training.augment import Augment
-from tstlens.training.conv_tst import ConvTST, ConvTSTConfig
+from tstlens.training.conv_tst import ConvTST, ConvTSTConfig, refuse_unfit
 from tstlens.training.evaluation import Evaluation, evaluate, labels_of
 from tstlens.training.loop import TrainingResult, train
 from tstlens.training.split import stratified_folds
@@ -67,17 +67,16 @@ class Recipe:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Recipe:
         """The inverse of ``to_dict``; raises UnknownNameError for a field that does not exist."""
-        known = [field.name for field in dataclasses.fields(cls)]
-        for name in values:
-            if name not in known:
-                raise UnknownNameError(name, known, "these are the fields of Recipe")
+        refuse_unfit(cls, values)
         values = dict(values)
         values["config"] = ConvTSTConfig.from_dict(values["config"])
         if values.get("augment") is not None:
+            refuse_unfit(Augment, values["augment"])
             values["augment"] = Augment(**values["augment"])
         return cls(**values)
 
 
+@checked
 def fit_recipe(
     recipe: Recipe, progress: bool = True, checkpoint: str | Path | None = None
 ) -> tuple[ConvTST, TrainingResult, dict[str, Evaluation]]:
@@ -116,6 +115,7 @@ def fit_recipe(
     return model, result, evaluations
 
 
+@checked
 def cross_validate(recipe: Recipe, n_folds: int = 5, progress: bool = False) -> list[Evaluation]:
     """Train a recipe on all but one fold of its *training* split and evaluate it on that fold.
 

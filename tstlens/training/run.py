@@ -141,6 +141,12 @@ class Run:
                 logits = self.model(series)
             else:
                 logits = self.model(series, mask=batches.mask[index])
+            if not torch.is_tensor(logits) or logits.shape != targets.shape:
+                came = list(logits.shape) if torch.is_tensor(logits) else type(logits).__name__
+                raise ArgumentError(
+                    f"model: expected logits {list(targets.shape)}, one per class name of the "
+                    f"data, got {came}"
+                )
             loss = F.cross_entropy(
                 logits, targets, label_smoothing=self.settings["label_smoothing"]
             )

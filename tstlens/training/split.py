@@ -6,10 +6,12 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from tstlens.errors import ArgumentError
+from tstlens.arguments import checked
+from tstlens.errors import ArgumentError, LabelError
 from tstlens.shapes import Labels
 
 
+@checked
 def stratified_split(
     labels: Labels, fraction: float, seed: int = 0
 ) -> tuple[Int[Tensor, " kept"], Int[Tensor, " held"]]:
@@ -34,6 +36,7 @@ def stratified_split(
         >>> len(kept), len(held)
         (6, 2)
     """
+    _check_labels(labels)
     if not 0 < fraction < 1:
         raise ArgumentError(f"val_fraction: expected between 0 and 1, got {fraction}")
     generator = torch.Generator().manual_seed(seed)
@@ -52,6 +55,7 @@ def stratified_split(
     return torch.cat(kept).sort().values, torch.cat(held).sort().values
 
 
+@checked
 def stratified_folds(labels: Labels, n_folds: int, seed: int = 0) -> list[Int[Tensor, " held"]]:
     """Cut the series into disjoint folds with every class spread evenly over them.
 
@@ -70,6 +74,7 @@ def stratified_folds(labels: Labels, n_folds: int, seed: int = 0) -> list[Int[Te
         >>> [fold.numel() for fold in stratified_folds(torch.tensor([0, 0, 0, 1, 1, 1]), 3)]
         [2, 2, 2]
     """
+    _check_labels(labels)
     if not 2 <= n_folds <= len(labels):
         raise ArgumentError(
             f"n_folds: expected 2 to {len(labels)} (the number of series), got {n_folds}"
@@ -81,3 +86,10 @@ def stratified_folds(labels: Labels, n_folds: int, seed: int = 0) -> list[Int[Te
         order.append(members[torch.randperm(len(members), generator=generator)])
     dealt = torch.cat(order)
     return [dealt[first::n_folds].sort().values for first in range(n_folds)]
+
+
+def _check_labels(labels: Tensor) -> None:
+    if labels.ndim != 1 or labels.is_floating_point():
+        raise LabelError(
+            f"expected labels as integers [batch], got {labels.dtype} {list(labels.shape)}"
+        )

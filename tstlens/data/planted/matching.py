@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from tstlens.arguments import checked
 from tstlens.errors import ArgumentError, SeriesShapeError
 from tstlens.results import Result
 
@@ -73,6 +74,7 @@ class StateScore(Result):
         )
 
 
+@checked
 def score_states(
     ids: Int[Tensor, "*place"],
     states: Int[Tensor, "*place"],
@@ -204,6 +206,7 @@ class FeatureScore(Result):
         return frame.rename_axis("feature").reset_index()
 
 
+@checked
 def score_features(
     activations: Float[Tensor, "row latent"],
     truth: Float[Tensor, "row feature"],

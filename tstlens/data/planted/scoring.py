@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from tstlens.arguments import checked
 from tstlens.errors import ArgumentError, SeriesShapeError, UnknownNameError
 from tstlens.results import Result
 
@@ -75,6 +76,7 @@ class WhereScore(Result):
         )
 
 
+@checked
 def score_where(
     attribution: Float[Tensor, "n *channel place"],
     mask: Bool[Tensor, "n channel time"],

@@ -13,11 +13,13 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+from tstlens.arguments import check_fields, checked
 from tstlens.data.indexing import row_indices
 from tstlens.data.planted.background import BACKGROUNDS, background
 from tstlens.data.planted.where import WHERE, Sizes
 from tstlens.data.series import TimeSeriesData
-from tstlens.errors import ArgumentError, UnknownNameError
+from tstlens.data.validate import check_series
+from tstlens.errors import ArgumentError, SeriesShapeError, UnknownNameError
 from tstlens.shapes import Series
 
 __all__ = ["PlantedTask", "planted", "planted_names"]
@@ -53,6 +55,16 @@ class PlantedTask:
     split: str
     made: dict[str, Any] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        check_fields(self)
+        check_series(self.series)
+        shapes = {name: list(getattr(self, name).shape) for name in ("mask", "background")}
+        if any(shape != list(self.series.shape) for shape in shapes.values()):
+            raise SeriesShapeError(
+                f"expected mask and background like the series {list(self.series.shape)}, "
+                f"got {shapes}"
+            )
+
     @cached_property
     def data(self) -> TimeSeriesData:
         """The series and labels as training and analyses take them."""
@@ -74,6 +86,7 @@ class PlantedTask:
         """
         return replace(self.data, series=self.background)
 
+    @checked
     def transplanted(self, seed: int = 0) -> Series:
         """The deciding samples on the backgrounds of other series: same classes, other context.
 
@@ -119,6 +132,7 @@ def planted_names() -> list[str]:
     return list(WHERE)
 
 
+@checked
 def planted(
     name: str,
     seed: int = 0,

@@ -1,5 +1,4 @@
-// The table of all latents: sorted by a click on a heading, searched, drawn a page at a time.
-const PAGE = 100;
+// The table of all latents: its columns, and what the filter matches.
 const COLUMNS = [
   {key: "latent", label: "latent", value: i => i, first: true, text: i => String(i)},
   {key: "head", label: "head", hint: "the dictionary reads every head by itself", text: i => String(column("head")[i])},
@@ -18,17 +17,14 @@ const COLUMNS = [
   {key: "effect_size", label: "effect", hint: "root mean square change over all outputs"},
 ].filter(c => c.key === "latent" || DATA.table[c.key]);
 
-const state = {sort: DATA.table.effect_size ? "effect_size" : "density", down: true, query: "", alive: true,
-  order: [], drawn: 0};
+state.sort = DATA.table.effect_size ? "effect_size" : "density";
 
-function kind(entry) {
-  return entry.first ? "first" : entry.wide ? "wide" : entry.words ? "word" : "num";
-}
-
-function sortKey(entry) {
-  if (entry.words) return i => word(entry.key, i);
-  return entry.value || (i => column(entry.key)[i]);
-}
+const TABLE = {
+  rows: DATA.latents, noun: "latents",
+  kind: entry => entry.first ? "first" : entry.wide ? "wide" : entry.words ? "word" : "num",
+  key: entry => entry.words ? i => word(entry.key, i) : entry.value || (i => column(entry.key)[i]),
+  falls: entry => !(entry.words || entry.key === "latent" || entry.key === "q_class"),
+};
 
 function matches(i, query) {
   if (!query) return true;
@@ -36,86 +32,22 @@ function matches(i, query) {
     const wanted = query.replace("#", "");
     return String(i) === wanted || DATA.classes.includes(wanted) && word("class", i) === wanted;
   }
-  const text = [`latent ${i}`, "class " + word("class", i), word("property", i), word("moves", i)]
+  const text = [`latent ${i}`, DATA.table.head && `head ${column("head")[i]}`, "class " + word("class", i), word("property", i), word("moves", i)]
     .filter(Boolean).join(" · ").toLowerCase();
   // A number belongs to the word before it, and is whole: "channel 1" is not channel 11.
   return query.match(/[^\s\d]+\s+\d+|\S+/g).every(term =>
     new RegExp(term.replace(/[.*+?^${}()|[\]\\]/g, "\\$&") + "(?!\\d)").test(text));
 }
 
-function arrange() {
-  const entry = COLUMNS.find(c => c.key === state.sort), key = sortKey(entry);
-  const density = column("density"), query = state.query.trim().toLowerCase();
-  const found = [];
-  for (let i = 0; i < DATA.latents; i++) {
-    if ((!state.alive || density[i] > 0 || query === String(i)) && matches(i, query)) found.push(i);
-  }
-  const values = new Map(found.map(i => [i, key(i)]));
-  const missing = v => v === null || Number.isNaN(v);
-  found.sort((a, b) => {
-    const x = values.get(a), y = values.get(b);
-    if (missing(x) || missing(y)) return missing(x) - missing(y) || a - b;
-    const sign = typeof x === "string" ? x.localeCompare(y, undefined, {numeric: true}) : x - y;
-    return (state.down ? -sign : sign) || a - b;
-  });
-  state.order = found;
-  state.drawn = 0;
-  document.querySelector("#latents tbody").replaceChildren();
-  document.getElementById("count").textContent =
-    `${found.length} of ${DATA.latents} latents`;
-  for (const head of document.querySelectorAll("#latents th")) {
-    const on = head.dataset.key === state.sort;
-    head.setAttribute("aria-sort", on ? (state.down ? "descending" : "ascending") : "none");
-  }
-  drawMore();
+function keep(i) {
+  const query = state.query.trim().toLowerCase();
+  return (!state.alive || column("density")[i] > 0 || query === String(i)) && matches(i, query);
 }
 
-function drawMore() {
-  const body = document.querySelector("#latents tbody");
-  const next = state.order.slice(state.drawn, state.drawn + PAGE);
-  for (const i of next) {
-    const row = make("tr", {"data-latent": i});
-    for (const entry of COLUMNS) {
-      const cell = make("td", {class: kind(entry)});
-      if (entry.key === "latent") cell.append(make("a", {href: `#${i}`}, String(i)));
-      else if (entry.words) cell.textContent = word(entry.key, i) ?? "–";
-      else cell.textContent = entry.text ? entry.text(i) : number(column(entry.key)[i]);
-      row.append(cell);
-    }
-    body.append(row);
-  }
-  state.drawn += next.length;
-  document.getElementById("more").hidden = state.drawn >= state.order.length;
-}
-
-function setUpTable() {
-  const heads = make("tr", {});
-  for (const entry of COLUMNS) {
-    const button = make("button", {type: "button", title: entry.hint}, entry.label);
-    button.addEventListener("click", () => {
-      const text = Boolean(entry.words) || entry.key === "latent" || entry.key === "q_class";
-      if (state.sort === entry.key) state.down = !state.down;
-      else { state.sort = entry.key; state.down = !text; }
-      arrange();
-    });
-    heads.append(make("th", {"data-key": entry.key, scope: "col",
-      class: kind(entry)}, button));
-  }
-  document.querySelector("#latents thead").append(heads);
-  document.querySelector("#latents tbody").addEventListener("click", event => {
-    const row = event.target.closest("tr");
-    if (row && !String(getSelection())) location.hash = row.dataset.latent;
-  });
-  document.getElementById("search").addEventListener("input", event => {
-    state.query = event.target.value;
-    arrange();
-  });
-  document.getElementById("alive").addEventListener("change", event => {
-    state.alive = event.target.checked;
-    arrange();
-  });
-  document.getElementById("more").addEventListener("click", drawMore);
-  arrange();
+function fill(cell, entry, i) {
+  if (entry.key === "latent") cell.append(make("a", {href: `#${i}`}, String(i)));
+  else if (entry.words) cell.textContent = word(entry.key, i) ?? "–";
+  else cell.textContent = entry.text ? entry.text(i) : number(column(entry.key)[i]);
 }
 
 const MONO = {

@@ -13,7 +13,7 @@ from tstlens.files import write_text
 from tstlens.saes.reading.result import Features
 
 HERE = Path(__file__).parent
-SCRIPTS = ("data.js", "charts.js", "table.js", "latent.js", "main.js")
+SCRIPTS = ("data.js", "charts.js", "rows.js", "table.js", "latent.js", "main.js")
 
 
 @page.register

@@ -1,5 +1,5 @@
 // The start page: what was searched for, and the table of all codes.
-const PAGE = 100, UNITS = DATA.codes.names.length, T = DATA.table;
+const UNITS = DATA.codes.names.length, T = DATA.table;
 const SUPPORT = array(T.support), DENSITY = array(T.density), IN_SERIES = array(T.series), HOOK = array(DATA.codes.hook);
 const N_CLASSES = DATA.classes.length;
 
@@ -44,89 +44,43 @@ const COLUMNS = [
   {key: "note", label: "note", hint: "yours", words: true, said: true, value: i => noteOf(i) || null},
 ].filter(Boolean);
 
-const state = {sort: "density", down: true, query: "", alive: true, place: -1, order: [], drawn: 0};
+state.sort = "density";
+state.place = -1;
+
+const TABLE = {
+  rows: UNITS, noun: "codes",
+  kind: entry => entry.said ? "said" : entry.wide ? "wide" : entry.words ? "word" : entry.num ? "num" : "",
+  key: entry => entry.value,
+  falls: entry => Boolean(entry.num),
+};
 
 function matches(unit, query) {
   if (!query) return true;
   const [, , code] = DATA.codes.names[unit];
   if (/^#?\d+$/.test(query)) return String(code) === query.replace("#", "");
   const main = mains[unit];
-  const text = [`code ${code}`, DATA.hooks[HOOK[unit]].name, shortHook(DATA.hooks[HOOK[unit]].name),
+  const text = [`code ${codeName(unit)}`, DATA.hooks[HOOK[unit]].name, shortHook(DATA.hooks[HOOK[unit]].name),
     main && `class ${DATA.classes[main.index]}`, follows(unit), noteOf(unit)].filter(Boolean).join(" · ").toLowerCase();
   // A number belongs to the word before it, and is whole: "class 1" is not class 11.
   return query.match(/[^\s\d]+\s+\d+|\S+/g).every(term =>
     new RegExp(term.replace(/[.*+?^${}()|[\]\\]/g, "\\$&") + "(?!\\d)").test(text));
 }
 
-function arrange() {
-  const entry = COLUMNS.find(c => c.key === state.sort), query = state.query.trim().toLowerCase(), found = [];
-  for (let i = 0; i < UNITS; i++) {
-    if (state.place >= 0 && HOOK[i] !== state.place) continue;
-    if ((!state.alive || SUPPORT[i] > 0) && matches(i, query)) found.push(i);
-  }
-  const values = new Map(found.map(i => [i, entry.value(i)]));
-  const missing = v => v === null || v === undefined || Number.isNaN(v);
-  found.sort((a, b) => {
-    const x = values.get(a), y = values.get(b);
-    if (missing(x) || missing(y)) return missing(x) - missing(y) || a - b;
-    const sign = typeof x === "string" ? x.localeCompare(y, undefined, {numeric: true}) : x - y;
-    return (state.down ? -sign : sign) || a - b;
-  });
-  state.order = found;
-  state.drawn = 0;
-  document.querySelector("#latents tbody").replaceChildren();
-  document.getElementById("count").textContent = `${found.length} of ${UNITS} codes`;
-  for (const head of document.querySelectorAll("#latents th")) {
-    const on = head.dataset.key === state.sort;
-    head.setAttribute("aria-sort", on ? (state.down ? "descending" : "ascending") : "none");
-  }
-  drawMore();
+function keep(unit) {
+  if (state.place >= 0 && HOOK[unit] !== state.place) return false;
+  return (!state.alive || SUPPORT[unit] > 0) && matches(unit, state.query.trim().toLowerCase());
 }
 
-function kind(entry) {
-  return entry.said ? "said" : entry.wide ? "wide" : entry.words ? "word" : entry.num ? "num" : "";
+function fill(cell, entry, unit) {
+  const text = entry.text ? entry.text(unit) : entry.value(unit) ?? "–";
+  cell.append(entry.key === "code" ? make("a", {href: `#${unit}`}, text) : text);
 }
 
-function drawMore() {
-  const body = document.querySelector("#latents tbody");
-  const next = state.order.slice(state.drawn, state.drawn + PAGE);
-  for (const i of next) {
-    const row = make("tr", {"data-unit": i});
-    for (const entry of COLUMNS) {
-      const cell = make("td", {class: kind(entry)}), text = entry.text ? entry.text(i) : entry.value(i) ?? "–";
-      cell.append(entry.key === "code" ? make("a", {href: `#${i}`}, text) : text);
-      row.append(cell);
-    }
-    body.append(row);
-  }
-  state.drawn += next.length;
-  document.getElementById("more").hidden = state.drawn >= state.order.length;
-}
-
-function setUpTable() {
-  const heads = make("tr", {});
-  for (const entry of COLUMNS) {
-    const button = make("button", {type: "button", title: entry.hint}, entry.label);
-    button.addEventListener("click", () => {
-      if (state.sort === entry.key) state.down = !state.down;
-      else { state.sort = entry.key; state.down = Boolean(entry.num); }
-      arrange();
-    });
-    heads.append(make("th", {"data-key": entry.key, scope: "col", class: kind(entry)}, button));
-  }
-  document.querySelector("#latents thead").append(heads);
-  document.querySelector("#latents tbody").addEventListener("click", event => {
-    const row = event.target.closest("tr");
-    if (row && !String(getSelection())) location.hash = row.dataset.unit;
-  });
-  document.getElementById("search").addEventListener("input", event => { state.query = event.target.value; arrange(); });
-  document.getElementById("alive").addEventListener("change", event => { state.alive = event.target.checked; arrange(); });
+function setUpPlaces() {
   const place = document.getElementById("place");
   place.append(make("option", {value: -1}, "all hook points"), ...DATA.hooks.map((h, i) => make("option", {value: i}, h.name)));
   place.hidden = DATA.hooks.length < 2;
   place.addEventListener("change", () => { state.place = Number(place.value); arrange(); });
-  document.getElementById("more").addEventListener("click", drawMore);
-  arrange();
 }
 
 function share(score, i) {
@@ -184,25 +138,14 @@ function setUp() {
   document.getElementById("about").textContent = parts.filter(Boolean).join(" · ");
   setUpNotes();
   setUpSearches();
+  setUpPlaces();
   setUpTable();
+  setUpKeys(document.getElementById("code"));
   addEventListener("hashchange", route);
-  addEventListener("scroll", () => { if (!document.getElementById("index").hidden) route.scrolled = scrollY; }, {passive: true});
-  addEventListener("keydown", event => {
-    if (event.target.closest("input, textarea, select") || event.altKey || event.ctrlKey || event.metaKey) return;
-    const id = {ArrowLeft: "previous", ArrowRight: "next", Escape: "back"}[event.key];
-    const link = id && !document.getElementById("code").hidden && document.getElementById(id);
-    if (link) location.hash = link.getAttribute("href").slice(1);
-  });
   route();
 }
 
-// The address after # says what is shown: nothing for the tables, a number for a code.
 function route() {
-  const text = location.hash.slice(1), unit = Number(text), open = /^\d+$/.test(text) && unit < UNITS;
-  document.getElementById("index").hidden = open;
-  document.getElementById("code").hidden = !open;
-  document.title = open ? `Code ${codeName(unit)} · ${DATA.title}` : DATA.title;
-  if (open) openCode(unit);
-  else arrange();
-  scrollTo(0, open ? 0 : route.scrolled || 0);
+  const unit = show(document.getElementById("code"), openCode);
+  document.title = unit === null ? DATA.title : `Code ${codeName(unit)} · ${DATA.title}`;
 }

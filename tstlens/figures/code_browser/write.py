@@ -20,6 +20,7 @@ HERE = Path(__file__).parent
 SCRIPTS = (
     SHARED / "data.js",
     SHARED / "charts.js",
+    SHARED / "rows.js",
     HERE / "notes.js",
     HERE / "codes.js",
     HERE / "code.js",

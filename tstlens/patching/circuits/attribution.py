@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from tstlens.arguments import checked
 from tstlens.errors import ArgumentError, SeriesShapeError
 from tstlens.model import HookedTST
 from tstlens.patching.checks import check_pairs
@@ -35,6 +36,7 @@ from tstlens.patching.metrics import Metric
 from tstlens.shapes import PairMask, PairSeries
 
 
+@checked
 def edge_attribution(
     model: HookedTST,
     clean: PairSeries,

@@ -17,6 +17,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from tstlens.arguments import checked
 from tstlens.data import Pairs
 from tstlens.errors import ArgumentError, SeriesShapeError
 from tstlens.model import HookedTST
@@ -90,6 +91,7 @@ class Circuit(Result):
             raise ArgumentError("expected finite scores, got NaN or infinity")
 
     @classmethod
+    @checked
     def from_edge_attribution(
         cls,
         model: HookedTST,
@@ -150,6 +152,7 @@ class Circuit(Result):
         )
 
     @classmethod
+    @checked
     def from_effects(
         cls,
         effects: EdgeEffects,
@@ -194,6 +197,7 @@ class Circuit(Result):
         )
         return circuit.choose(budget=budget, threshold=threshold, top_k=top_k, edges=edges)
 
+    @checked
     def choose(
         self,
         *,
@@ -230,6 +234,7 @@ class Circuit(Result):
         kept[self.ranking()[:top_k]] = True
         return replace(self, kept=kept, made=self.made | {"chosen": chosen})
 
+    @checked
     def ranking(self, absolute: bool = True) -> Tensor:
         """Numbers of all edges of the graph, strongest first (in size, or signed)."""
         key = self.scores.abs() if absolute else self.scores
@@ -301,30 +306,35 @@ class Circuit(Result):
         """One row per node: kind, edges in and out, sums of their weights and of their sizes."""
         return tables.node_table(self)
 
+    @checked
     def faithfulness(self, model: HookedTST, pairs: Pairs, **options: Any) -> Faithfulness:
         """How much of the model's behaviour the strongest edges keep; see :func:`faithfulness`."""
         from tstlens.patching.circuits.faithfulness import faithfulness
 
         return faithfulness(self, model, pairs, **options)
 
+    @checked
     def completeness(self, model: HookedTST, pairs: Pairs, **options: Any) -> Completeness:
         """Whether circuit and model break alike; see :func:`completeness`."""
         from tstlens.patching.circuits.knockouts import completeness
 
         return completeness(self, model, pairs, **options)
 
+    @checked
     def minimality(self, model: HookedTST, pairs: Pairs, **options: Any) -> Minimality:
         """What the circuit loses without each of its parts; see :func:`minimality`."""
         from tstlens.patching.circuits.knockouts import minimality
 
         return minimality(self, model, pairs, **options)
 
+    @checked
     def patch_together(self, model: HookedTST, pairs: Pairs, **options: Any) -> Together:
         """The effect of patching the circuit's nodes, or edges, at once."""
         from tstlens.patching.circuits.knockouts import patch_together
 
         return patch_together(self, model, pairs, **options)
 
+    @checked
     def metric_of(self, pairs: Pairs) -> Metric:
         """The metric that the circuit was made with, for these pairs.
 
@@ -333,6 +343,7 @@ class Circuit(Result):
         """
         return storage.metric_named(self.metric, pairs)
 
+    @checked
     def to_json(self, path: str | Path) -> Path:
         """Write the circuit with the scores of all edges, whole or not at all.
 
@@ -342,6 +353,7 @@ class Circuit(Result):
         return storage.write_json(self, Path(path))
 
     @classmethod
+    @checked
     def from_json(cls, path: str | Path) -> Circuit:
         """Read what :meth:`to_json` wrote.
 
@@ -352,6 +364,7 @@ class Circuit(Result):
         """
         return cls(**storage.read_json(Path(path)))
 
+    @checked
     def to_graphml(self, path: str | Path) -> Path:
         """Write :attr:`graph` as GraphML (Gephi, Cytoscape, yEd), whole or not at all.
 

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from tstlens.arguments import checked
 from tstlens.errors import ArgumentError
 from tstlens.model import HookedTST
 from tstlens.patching.checks import check_pairs
@@ -59,6 +60,7 @@ class EdgeEffects(SweepResult):
         return tuple(self.graph.edges[number] for number in numbers.tolist())
 
 
+@checked
 @torch.no_grad()
 def edge_sweep(
     model: HookedTST,
@@ -117,6 +119,8 @@ def edge_sweep(
     clean, corrupted = check_pairs(model, clean, corrupted, clean_mask, corrupted_mask)
     check_metric(metric, len(clean))
     graph = component_graph(model, clean.shape[2], positions=positions, channels=channels)
+    if edges is not None and not len(edges):
+        raise ArgumentError("expected at least one edge to patch, got none; leave out for all")
     numbers = torch.arange(len(graph.edges)) if edges is None else graph.edge_numbers(edges)
     wanted = graph.mask(numbers)
     values, baselines, cleans = [], [], []

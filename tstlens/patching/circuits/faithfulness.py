@@ -22,6 +22,7 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm import tqdm
 
+from tstlens.arguments import checked
 from tstlens.data import Pairs
 from tstlens.errors import ArgumentError
 from tstlens.model import HookedTST
@@ -148,6 +149,7 @@ def _area(fractions: Sequence[float], heights: Tensor) -> float:
     return float(((x[1:] - x[:-1]) * (heights[1:].cpu() + heights[:-1].cpu()) / 2).sum())
 
 
+@checked
 def faithfulness(
     circuit: Circuit,
     model: HookedTST,

@@ -21,6 +21,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+from tstlens.arguments import checked
 from tstlens.errors import ArgumentError, UnknownSiteError
 from tstlens.model import HookedTST
 from tstlens.patching.checks import require_two_writers
@@ -145,6 +146,7 @@ class ComponentGraph:
         """Every node once, senders first and the output last."""
         return (*self.senders, Node("output"))
 
+    @checked
     def sender_at(self, kind: Kind, layer: int = 0) -> slice:
         """Where in ``senders`` the nodes of a kind (and layer) are."""
         if kind == "channel":
@@ -157,6 +159,7 @@ class ComponentGraph:
             return slice(start, start + self.n_heads)
         return slice(start + self.n_heads, start + self.n_heads + 1)
 
+    @checked
     def receiver_at(self, kind: Kind, layer: int = 0, part: str | None = None) -> slice:
         """Where in ``receivers`` the ports of a kind (and layer and part) are."""
         start = self.n_inputs if self.n_channels else 0
@@ -201,14 +204,13 @@ class ComponentGraph:
     def _by_name(self) -> dict[str, int]:
         return {edge.name: number for number, edge in enumerate(self.edges)}
 
+    @checked
     def edge_numbers(self, edges: Iterable[str | Edge]) -> Int[Tensor, " edge"]:
         """Places of edges in ``edges``.
 
         Raises:
             UnknownSiteError: the graph has no such edge.
         """
-        if isinstance(edges, str | Edge):
-            raise ArgumentError(f"expected a sequence of edges, got {edges!r}; try [{edges!r}]")
         numbers = []
         for edge in edges:
             name = edge.name if isinstance(edge, Edge) else str(edge).replace(" ", "")
@@ -219,6 +221,7 @@ class ComponentGraph:
             numbers.append(self._by_name[name])
         return torch.tensor(numbers, dtype=torch.long)
 
+    @checked
     def node(self, name: str | Node) -> Node:
         """The node of this name.
 
@@ -231,6 +234,7 @@ class ComponentGraph:
             raise UnknownSiteError(str(name), known, advice)
         return known[str(name)]
 
+    @checked
     def ports(self, name: str) -> list[int]:
         """Places in ``receivers`` that a name means: ``L1H0.k`` one, ``L1H0.qk`` two, ``L1H0`` all.
 
@@ -250,6 +254,7 @@ class ComponentGraph:
             )
         return found
 
+    @checked
     def mask(self, numbers: Tensor) -> Bool[Tensor, "sender receiver"]:
         """Edges as a matrix, True where there is one of them."""
         mask = torch.zeros_like(self.allowed)
@@ -267,6 +272,7 @@ class ComponentGraph:
         }
 
 
+@checked
 def component_graph(
     model: HookedTST,
     n_time: int | None = None,

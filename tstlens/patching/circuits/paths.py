@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from tstlens.arguments import checked
 from tstlens.errors import ArgumentError, UnknownSiteError
 from tstlens.model import HookedTST
 from tstlens.patching.checks import check_pairs
@@ -46,6 +47,7 @@ from tstlens.patching.sweep import time_cells
 from tstlens.shapes import PairMask, PairSeries
 
 
+@checked
 @torch.no_grad()
 def path_patch(
     model: HookedTST,
@@ -142,6 +144,7 @@ def path_patch(
     )
 
 
+@checked
 @torch.no_grad()
 def follow_paths(
     model: HookedTST,

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from tstlens.data import TimeSeriesData
+from tstlens.data.validate import check_series
 from tstlens.errors import ArgumentError, SeriesShapeError
 from tstlens.probing.steering_inputs import series_and_mask
 
@@ -65,6 +66,7 @@ def make_baseline(
                 f"expected a background [batch, channel={series.shape[1]}, "
                 f"time={series.shape[2]}], got {list(others.shape)}"
             )
+        check_series(others, mask=seen)
         others = others.to(series)
     if baseline == "samples":
         if seen is not None or mask is not None:
@@ -86,6 +88,7 @@ def _given(baseline: Tensor, series: Tensor) -> Tensor:
             f"expected a baseline [channel={series.shape[1]}, time={series.shape[2]}], or one for "
             f"each of the {len(series)} series, got {list(baseline.shape)}"
         )
+    check_series(baseline)
     return baseline.to(series).expand_as(series)
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from tstlens.arguments import checked
 from tstlens.data import TimeSeriesData
 from tstlens.errors import ArgumentError
 from tstlens.model import HookedTST
@@ -24,6 +25,7 @@ __all__ = ["METHODS", "attribute"]
 _N_SAMPLES = {"gradient_shap": 50, "shapley_sampling": 10, "kernel_shap": 2000}
 
 
+@checked
 def attribute(
     model: HookedTST,
     series: Tensor | TimeSeriesData,

@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm import tqdm
 
+from tstlens.arguments import checked
 from tstlens.data import TimeSeriesData
 from tstlens.errors import ArgumentError, SeriesShapeError
 from tstlens.model import HookedTST
@@ -30,6 +31,7 @@ from tstlens.probing.steering_inputs import evaluating, series_and_mask
 from tstlens.probing.steering_intervals import check_intervals
 
 
+@checked
 def deletion_insertion(
     model: HookedTST,
     series: Tensor | TimeSeriesData,

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Float
 
+from tstlens.arguments import checked
+from tstlens.errors import ArgumentError
 from tstlens.probing.steering_intervals import mean_interval
 from tstlens.results import Result
 
@@ -58,13 +60,17 @@ class DeletionInsertion(Result):
         """Mean area under the insertion curve; larger is better."""
         return float(_areas(self.fractions, self.insertion).mean())
 
+    @checked
     def intervals(self, kind: str) -> tuple[np.ndarray, np.ndarray]:
         """Ends of the interval of the mean curve at every share; NaN below 5 series.
 
         Args:
             kind: ``"deletion"`` or ``"insertion"``.
         """
-        return self._ends({"deletion": self.deletion, "insertion": self.insertion}[kind])
+        curves = {"deletion": self.deletion, "insertion": self.insertion}
+        if kind not in curves:
+            raise ArgumentError(f"expected kind as 'deletion' or 'insertion', got {kind!r}")
+        return self._ends(curves[kind])
 
     def to_dataframe(self) -> pd.DataFrame:
         """One row for deletion, one for insertion: areas, random areas, differences, intervals.

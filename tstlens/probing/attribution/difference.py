@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from tstlens.arguments import checked
 from tstlens.data import TimeSeriesData
 from tstlens.errors import ArgumentError, SeriesShapeError
 from tstlens.model import HookedTST
@@ -18,6 +19,7 @@ from tstlens.probing.measures import measure_of, targets_of
 from tstlens.probing.steering_inputs import evaluating, series_and_mask
 
 
+@checked
 def prediction_difference(
     model: HookedTST,
     series: Tensor | TimeSeriesData,

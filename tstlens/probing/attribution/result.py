@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from tstlens.arguments import checked
 from tstlens.errors import ArgumentError
 from tstlens.probing.attribution.units import AXIS, Cells, Unit, unit_of_sample
 from tstlens.results import Result
@@ -83,6 +84,7 @@ class InputAttribution(Result):
         none = self.values.new_full((*self.values.shape[:2], 1), torch.nan)
         return torch.cat([self.values, none], 2)[:, :, owner]
 
+    @checked
     def agreement(self, sweep: Any, **options: Any) -> AttributionAgreement:
         """Rank agreement with causal patching of the same inputs; see ``attribution.agreement``.
 
@@ -111,6 +113,7 @@ class InputAttribution(Result):
             index=index,
         ).reset_index()
 
+    @checked
     def one(self, index: int) -> InputAttribution:
         """The attribution of one series, with its batch axis."""
         n = len(self.values)

@@ -12,12 +12,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from tstlens.arguments import checked
 from tstlens.data import TimeSeriesData
 from tstlens.data.window_properties import window_properties
 from tstlens.errors import ArgumentError
 from tstlens.model import HookedTST
 from tstlens.probing.measures import measure_of, targets_of
 from tstlens.probing.steering_inputs import evaluating
+from tstlens.probing.steering_intervals import check_intervals
 from tstlens.results import Result
 
 if TYPE_CHECKING:
@@ -83,6 +85,7 @@ class Surrogate(Result):
         )
 
 
+@checked
 def surrogate(
     model: HookedTST,
     data: TimeSeriesData,
@@ -145,6 +148,9 @@ def surrogate(
         raise ArgumentError(f"expected kind 'linear' or 'tree', got {kind!r}")
     if not isinstance(data, TimeSeriesData):
         raise ArgumentError(f"expected a TimeSeriesData, got {type(data).__name__}")
+    check_intervals(0.95, n_boot)
+    if max_depth < 1:
+        raise ArgumentError(f"expected max_depth of at least 1, got {max_depth}")
     if n_splits < 2 or len(data) < 2 * n_splits:
         raise ArgumentError(f"expected at least {2 * max(n_splits, 2)} series, got {len(data)}")
     if not 1 <= n_windows <= data.n_time:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +14,7 @@ from tstlens.data import planted_names
 from tstlens.data.planted import Score, TruthTable
 from tstlens.data.planted.table import joined
 from tstlens.errors import ArgumentError, UnknownNameError
+from tstlens.figures.images import write_png
 from tstlens.files import write_text
 from tstlens.model.planted import component_names
 from tstlens.report.suite.components import component_scores
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 QUESTIONS = ("where", "component", "feature", "state")
+_IMAGE = 960  # pixels; the width of a page of a code host
 _NEED_SAE_LENS = ("feature", "state")
 
 # Arguments of each part. "small" is for a laptop's coffee break, "full" for the documentation.
@@ -73,9 +75,13 @@ class Truth(Result):
         """Every number: question, task, method, kind, measure, seed, value."""
         return joined(self.tables)
 
-    def to_markdown(self) -> str:
-        """The page of all tables, with what each says and where each method misleads."""
-        return markdown(self.tables, self.setting, self.made)
+    def to_markdown(self, images: Mapping[str, str] | None = None) -> str:
+        """The page of all tables, with what each says and where each method misleads.
+
+        Args:
+            images: question -> address of its figure, for those that are to be shown.
+        """
+        return markdown(self.tables, self.setting, self.made, images or {})
 
     def figure(self, question: str = "where", **options: Any) -> Any:
         """The figure of one table.
@@ -86,15 +92,26 @@ class Truth(Result):
         """
         return self[question].figure(**options)
 
-    def save(self, path: str | Path) -> Path:
+    def save(self, path: str | Path, *, images: bool = False) -> Path:
         """Write the page, ``docs/truth.md`` say, and the numbers beside it as CSV.
 
+        Args:
+            path: of the page.
+            images: draw every table's figure as well, ``docs/truth-where.png`` and so on, and show
+                it on the page; needs kaleido and Chrome or Chromium.
+
         Raises:
+            ArgumentError: images were asked for and cannot be drawn.
             StorageError: the place cannot be written.
         """
         path = Path(path)
+        shown = {}
+        if images:
+            for table in self.tables:
+                shown[table.question] = f"{path.stem}-{table.question}.png"
+                write_png(table.figure(), path.with_name(shown[table.question]), width=_IMAGE)
         write_text(path.with_suffix(".csv"), self.to_dataframe().to_csv(index=False))
-        return write_text(path, self.to_markdown())
+        return write_text(path, self.to_markdown(shown))
 
     def __repr__(self) -> str:
         parts = ", ".join(f"{table.question}: {len(table.methods)} rows" for table in self.tables)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -95,13 +95,16 @@ MISLEADS = {
 }
 
 
-def markdown(tables: Sequence[TruthTable], setting: str, made: dict[str, Any]) -> str:
+def markdown(
+    tables: Sequence[TruthTable], setting: str, made: dict[str, Any], images: Mapping[str, str]
+) -> str:
     """The page.
 
     Args:
         tables: one per question.
         setting: of the suite.
         made: version and arguments.
+        images: question -> address of its figure.
     """
     lines = [
         "# Which explanation can you trust?",
@@ -117,19 +120,22 @@ def markdown(tables: Sequence[TruthTable], setting: str, made: dict[str, Any]) -
         "",
     ]
     for table in tables:
-        lines += _section(table)
+        lines += _section(table, images.get(table.question))
     return "\n".join(lines).rstrip() + "\n"
 
 
-def _section(table: TruthTable) -> list[str]:
+def _section(table: TruthTable, image: str | None) -> list[str]:
     question = table.question
     seeds = sorted({score.seed for score in table.scores})
     lines = [f"## {TITLES[question]}", "", ABOUT[question], ""]
-    lines += [f"Seeds {', '.join(map(str, seeds))}. {_checked(table)}", "", table.to_markdown()]
+    lines += [f"Seeds {', '.join(map(str, seeds))}. {_checked(table)}".rstrip(), ""]
+    if image:
+        lines += [f"![{TITLES[question]} Every method's score]({image})", ""]
+    lines += [table.to_markdown()]
     lines += [*_found(table), ""]
     if len(table.tasks) > 1:
         for task in table.tasks:
-            lines += [f"### {task}", "", table.to_markdown(task)]
+            lines += [f"### {task}", "", *_checked_of(table, task), table.to_markdown(task)]
     lines += ["Where each misleads:", "", *(f"- {text}" for text in MISLEADS[question]), ""]
     return lines
 
@@ -148,6 +154,22 @@ def _checked(table: TruthTable) -> str:
     else:
         text += "; none left out."
     return text
+
+
+def _checked_of(table: TruthTable, task: str) -> list[str]:
+    """One line: what the checks of a task gave, from the lowest to the highest."""
+    values = {name: value for name, value in table.checks.items() if f", {task}, " in name}
+    if not values:
+        return []
+    kind = next(iter(values)).partition(",")[0]
+    low, high = min(values.values()), max(values.values())
+    return [f"{_CHECKS.get(kind, kind)}: {low:.3f} to {high:.3f}.", ""]
+
+
+_CHECKS = {
+    "accuracy": "Accuracy of the trained models",
+    "interchange": "Lowest accuracy under interchange interventions",
+}
 
 
 def _place(check: str) -> tuple[str, int]:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from tstlens.arguments import checked
 from tstlens.data import TimeSeriesData
 from tstlens.errors import ArgumentError, SeriesShapeError
 from tstlens.model import HookedTST
@@ -21,6 +22,7 @@ from tstlens.saes.reading.place import on_device
 from tstlens.shapes import Mask, Series
 
 
+@checked
 def feature_graph(
     model: HookedTST,
     saes: Any,

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from tstlens.arguments import checked
 from tstlens.errors import ArgumentError
 from tstlens.results import Result
 
@@ -145,6 +146,7 @@ class FeatureGraph(Result):
         order = frame["effect"].abs().sort_values(ascending=False, kind="stable").index
         return frame.loc[order].reset_index(drop=True)
 
+    @checked
     def top_latents(self, series: int | None = None, n: int = 10) -> pd.DataFrame:
         """The latents with the largest estimated effect, in one series or on average.
 

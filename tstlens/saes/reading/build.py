@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from tstlens.arguments import checked
 from tstlens.data import TimeSeriesData
-from tstlens.errors import ArgumentError
 from tstlens.model import HookedTST
+from tstlens.model.passes import require_one_pass
 from tstlens.saes.checks import check_at_least, check_data
 from tstlens.saes.reading.activity import Activity, activity_of
 from tstlens.saes.reading.association import ClassAssociation, class_association
@@ -29,6 +30,7 @@ from tstlens.saes.reading.windows import Spans, cells_of, spans_of
 MOST_EFFECT_SERIES = 512  # effects are measured on a sample of the data of at most this size
 
 
+@checked
 def features(
     model: HookedTST,
     sae: Any,
@@ -87,11 +89,7 @@ def features(
     check_at_least(1, batch_size=batch_size)
     check_at_least(0, effect_series=effect_series)
     sae = by_head(model, sae)
-    if getattr(model.cfg.embed, "n_signs", 1) > 1:
-        raise ArgumentError(
-            "this model's trunk holds every channel and its mirror image, and a feature has one "
-            "place in a series: convert the source with both_signs=False to read its features"
-        )
+    require_one_pass(model, "to read its features")
     place = place_of(model, sae)
     read = {"place": place, "batch_size": batch_size, "progress": progress}
     activity = activity_of(model, sae, data, **read)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from tstlens.errors import ArgumentError
 from tstlens.model import HookedTST
+from tstlens.saes.checks import check_dictionary
 
 _PER_HEAD = ("hook_q", "hook_k", "hook_v", "hook_z")
 _BY_ROW = ("layer_norm", "constant_norm_rescale")
@@ -68,6 +69,7 @@ class ByHead(nn.Module):
 
 def by_head(model: HookedTST, dictionary: Any) -> Any:
     """The dictionary itself, or as :class:`ByHead` where it reads q, k, v or z head by head."""
+    check_dictionary(dictionary)
     cfg = getattr(dictionary, "cfg", None)
     metadata = getattr(cfg, "metadata", None)
     hook = getattr(metadata, "hook_name", None) or ""

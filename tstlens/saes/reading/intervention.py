@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tstlens.arguments import checked
 from tstlens.data import TimeSeriesData
 from tstlens.errors import ArgumentError
 from tstlens.model import HookedTST
@@ -18,6 +19,7 @@ from tstlens.saes.reading.latent_effect import LatentEffect
 from tstlens.saes.reading.worlds import Worlds
 
 
+@checked
 def ablate_latent(
     model: HookedTST,
     sae: Any,
@@ -82,6 +84,7 @@ def ablate_latent(
     return _result("ablation", worlds, data, latent, doses, outputs, controls, chosen, 1.0, seed)
 
 
+@checked
 def steer_latent(
     model: HookedTST,
     sae: Any,

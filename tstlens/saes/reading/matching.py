@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Float, Int
 from scipy.optimize import linear_sum_assignment
 
+from tstlens.arguments import checked
 from tstlens.data import TimeSeriesData
 from tstlens.errors import ArgumentError
 from tstlens.model import HookedTST
@@ -69,6 +70,7 @@ class DictionaryMatch(Result):
         )
 
 
+@checked
 def compare(
     sae_a: Any,
     sae_b: Any,

@@ -14,6 +14,7 @@ from torch import Tensor
 from tstlens.data import TimeSeriesData
 from tstlens.errors import ArgumentError, HookError, SeriesShapeError
 from tstlens.model import HookedTST, TrunkState
+from tstlens.saes.checks import check_dictionary
 
 _BY_ROW = ("layer_norm", "constant_norm_rescale")  # normalisations whose scale differs by position
 
@@ -138,6 +139,7 @@ def directions(dictionary: Any, chunk: int = 1024) -> Float[Tensor, "latent d_in
 
     A normalisation of the input by position is left out; :func:`scale` gives it.
     """
+    check_dictionary(dictionary)
     weights: Tensor = dictionary.W_dec
     n_latents = len(weights)
     plain = copy.copy(dictionary)  # shares the weights; only its functions below are replaced

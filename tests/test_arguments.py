@@ -1,0 +1,239 @@
+"""What is no argument is named before anything is computed: expected, got, what to do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tstlens import figures, patching, probing
+from tstlens.arguments import check_slice, checked, one_per_row, shown
+from tstlens.data import Pairs, TimeSeriesData
+from tstlens.errors import ArgumentError, InputError, LabelError, SeriesShapeError, SeriesValueError
+from tstlens.model import HeadConfig, HookedTST, HookedTSTConfig, PerStepConfig
+from tstlens.shapes import Labels, Mask, Series
+
+pytestmark = pytest.mark.usefixtures("no_shape_checks")
+
+
+@pytest.fixture(scope="module")
+def model() -> HookedTST:
+    cfg = HookedTSTConfig(
+        n_layers=2,
+        d_model=8,
+        n_heads=2,
+        d_mlp=8,
+        n_channels=2,
+        embed=PerStepConfig(),
+        head=HeadConfig("mean", n_classes=3),
+    )
+    return HookedTST(cfg)
+
+
+@pytest.fixture(scope="module")
+def data() -> TimeSeriesData:
+    generator = torch.Generator().manual_seed(0)
+    return TimeSeriesData(torch.randn(12, 2, 10, generator=generator), torch.arange(12) % 3)
+
+
+@checked
+def everything(
+    model: HookedTST | None = None,
+    series: Series | None = None,
+    mask: Mask | None = None,
+    labels: Labels | int | None = None,
+    names: Sequence[str] = (),
+    kind: Literal["a", "b"] = "a",
+    n: int = 1,
+    shift: int = 0,
+    seed: int = 0,
+    memory_mb: float | None = None,
+    level: float = 0.95,
+    strengths: Sequence[float] = (),
+    path: str | Path = "",
+    options: Mapping[str, Any] | None = None,
+    metric: Callable[..., Tensor] | None = None,
+    progress: bool = True,
+    unknown: NotThere | None = None,  # type: ignore[name-defined]  # noqa: F821
+) -> str:
+    """One parameter of every kind there is."""
+    return "ran"
+
+
+SERIES = torch.zeros(2, 3, 4)
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "message"),
+    [
+        (
+            {"model": nn.Linear(1, 1)},
+            ArgumentError,
+            r"expected model as a HookedTST or None, got a Linear; load one with HookedTST\.from_",
+        ),
+        (
+            {"series": SERIES.numpy()},
+            SeriesValueError,
+            r"a tensor of floats \[batch, channel, time\] or None, got ndarray float32 "
+            r"\[2, 3, 4\]; try torch.as_tensor\(series\)",
+        ),
+        ({"series": SERIES.tolist()}, SeriesValueError, "got a list; try torch.as_tensor"),
+        ({"series": TimeSeriesData(SERIES)}, SeriesValueError, "TimeSeriesData; try series.series"),
+        ({"mask": [True]}, SeriesShapeError, r"a tensor of bools \[batch, time\] or None"),
+        ({"labels": [0, 1]}, LabelError, r"ints \[batch\], an integer or None, got \[0, 1\]"),
+        ({"names": "z"}, ArgumentError, r"a sequence of names, got 'z'; try names=\('z',\)"),
+        ({"names": [1]}, ArgumentError, r"expected names as a sequence of names, got \[1\]"),
+        ({"kind": 3}, ArgumentError, "expected kind as 'a' or 'b', got 3"),
+        ({"n": 0}, ArgumentError, "expected n as an integer of at least 1, got 0"),
+        ({"n": True}, ArgumentError, "expected n as an integer of at least 1, got True"),
+        ({"shift": "2"}, ArgumentError, "expected shift as an integer, got '2'"),
+        ({"seed": -1}, ArgumentError, "expected seed as an integer of at least 0, got -1"),
+        ({"memory_mb": 0}, ArgumentError, "memory_mb as a positive number or None, got 0"),
+        ({"memory_mb": float("inf")}, ArgumentError, "positive number or None, got inf"),
+        ({"level": 95}, ArgumentError, "expected level as a number between 0 and 1, got 95"),
+        ({"strengths": [float("nan")]}, ArgumentError, r"finite numbers, got \[nan\]"),
+        ({"strengths": np.ones(2)}, ArgumentError, r"try strengths\.tolist\(\)"),
+        ({"path": None}, ArgumentError, "expected path as a string or a path, got None"),
+        ({"options": ["x"]}, ArgumentError, r"expected options as a dict or None, got \['x'\]"),
+        ({"metric": "prob"}, ArgumentError, "expected metric as a function or None, got 'prob'"),
+        ({"progress": "no"}, ArgumentError, "expected progress as True or False, got 'no'"),
+    ],
+)
+def test_an_argument_of_another_type_is_named(given, error, message):
+    with pytest.raises(error, match=message):
+        everything(**given)
+
+
+def test_what_fits_is_let_through(model):
+    assert everything(model, SERIES, torch.ones(2, 4).bool(), 1, ["a"], "b") == "ran"
+    assert everything(n=np.int64(3), level=np.float32(0.5), strengths=(1, 2.5)) == "ran"
+    assert everything(path=Path("x"), options={}, metric=len, unknown=object()) == "ran"
+    assert everything.__name__ == "everything" and everything.__doc__
+
+
+def test_python_says_itself_what_is_no_parameter():
+    with pytest.raises(TypeError, match="unexpected keyword argument 'sead'"):
+        everything(sead=1)
+
+
+def test_values_are_shown_short():
+    assert shown(torch.zeros(2, 3)) == "Tensor float32 [2, 3]"
+    assert shown(None) == "None" and shown("x") == "'x'" and shown([0] * 99) == "a list"
+    assert shown(nn.Linear(1, 1)) == "a Linear" and shown(everything) == "everything"
+
+
+def test_slices_are_not_cut_to_what_there_is():
+    for fits in (slice(None), slice(2, 5), slice(-3, None), slice(None, None, 2)):
+        check_slice(fits, 5, "pos")
+    with pytest.raises(ArgumentError, match=r"expected pos within 0\.\.5, got slice\(2, 6, None\)"):
+        check_slice(slice(2, 6), 5, "pos")
+    with pytest.raises(ArgumentError, match=r"selects nothing of 0\.\.4"):
+        check_slice(slice(3, 3), 5, "pos")
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (None, r"expected metric to give one value per series \[2\], got None"),
+        (torch.ones(2, 3), r"got \[2, 3\]"),
+        (torch.tensor(1.0), r"got \[\]"),
+        (torch.tensor([1.0, float("nan")]), "finite values, got nan for series 1"),
+        ([0.0, float("-inf")], "finite values, got -inf for series 1"),
+    ],
+)
+def test_numbers_that_cannot_be_ranked_by(values, message):
+    with pytest.raises(ArgumentError, match=message):
+        one_per_row(values, torch.zeros(2, 3), "metric")
+
+
+def test_counts_and_hits_become_numbers():
+    hits = one_per_row(torch.tensor([True, False]), torch.zeros(2, 3), "metric")
+    assert torch.equal(hits, torch.tensor([1.0, 0.0]))
+
+
+def test_analyses_refuse_what_would_be_guessed_or_spread(model, data):
+    a, b, labels = data.series[:4], data.series[4:8], data.labels[:4]
+    given, quiet = (model, a, b, "z", ("layer", "head")), {"progress": False}
+    metric = patching.log_prob(labels)
+    pairs = Pairs(a, b, labels)
+    result = patching.sweep(*given, metric, **quiet)
+    cases = [
+        (lambda: patching.sweep(*given, lambda out: out.mean(), **quiet), "one value per series"),
+        (lambda: patching.sweep(*given, lambda out: out[:, 0] / 0, **quiet), "finite values"),
+        (lambda: patching.sweep(*given, metric, "mean", reference=a[:0], **quiet), "one reference"),
+        (
+            lambda: patching.sweep(
+                model, a, b, patching.Site("attn_out", pos=slice(5, 99)), ("layer",), metric
+            ),
+            "pos within 0..10",
+        ),
+        (lambda: patching.Site("z", layer="0"), r"Site\.layer as an integer or None, got '0'"),
+        (lambda: patching.patch(model, a, b, []), "at least one site"),
+        (
+            lambda: patching.run_campaign(
+                model,
+                pairs,
+                "never-made",
+                grids=[("z", ("layer", "head"))],
+                metrics={"own": lambda pairs: lambda out: out[:, 0]},
+            ),
+            "metric 'own' to be a function from pairs to a metric",
+        ),
+        (lambda: probing.Direction("hook_embed", a / 0, "by hand", "ones"), "finite numbers"),
+        (lambda: patching.mse(a, horizon=slice(0, 99)), "horizon within 0..10"),
+        (lambda: patching.mse(a / 0), "finite reference"),
+        (lambda: patching.edge_sweep(model, a, b, metric, edges=[], **quiet), "at least one edge"),
+        (lambda: patching.alike_pairs(model, data[:0]), "series to pair, got none"),
+        (lambda: patching.alike_pairs(lambda x: 1.0, data), "logits .* from the model.* got 1.0"),
+        (
+            lambda: patching.null_map(model, pairs, "z", ("layer",), metric, **quiet),
+            "function from targets to a metric",
+        ),
+        (lambda: patching.summary(result, a.numpy()), r"per pair \[4\], got ndarray"),
+        (lambda: patching.faithfulness(result, model, pairs), "as a Circuit, got a SweepResult"),
+        (lambda: result.top(0), "n as an integer of at least 1, got 0"),
+        (
+            lambda: probing.skip_cost(
+                model, TimeSeriesData(data.series, torch.arange(12)), **quiet
+            ),
+            r"labels in 0\.\.2, got 3",
+        ),
+        (lambda: probing.skip_cost(model, data, metric=lambda out: out, **quiet), "one value per"),
+        (
+            lambda: probing.activations(model, data, "z")["blocks.0.attn.hook_z"].head(2),
+            "head in 0..1, got 2",
+        ),
+        (lambda: figures.draw_lens(result), "result as a LensResult, got a SweepResult"),
+        (lambda: figures.over_pairs(result, n_resamples=0), "n_resamples of at least 100"),
+        (lambda: figures.series(a[0], mask=torch.ones(1).bool()), r"a mask \[time=10\], got \[1\]"),
+        (lambda: figures.series(a[0], highlight=[7]), r"highlight in 0\.\.1, got 7"),
+        (lambda: figures.pair(pairs, 2, class_names=["only one"]), "a name for class 2 too"),
+        (lambda: figures.draw_sweep(result, limits=-1.0), "limits as a positive number"),
+    ]
+    for call, message in cases:
+        with pytest.raises(InputError, match=message):
+            call()
+
+
+def test_a_push_at_no_position_is_refused(model, data):
+    way = probing.Direction("hook_embed", torch.ones(8), "by hand", "ones")
+    for pos in (slice(50, 60), []):
+        with pytest.raises(ArgumentError, match=r"selects no position of 0\.\.9"):
+            probing.dose_response(model, data, way, target=0, pos=pos, n_random=1, progress=False)
+
+
+def test_functions_of_transformer_lens_name_what_does_not_fit(model, data):
+    clean, corrupted = data.series[:4], data.series[4:8]
+    cache = model.run_with_cache(clean)[1]
+    call = patching.get_act_patch_resid_pre
+    with pytest.raises(InputError, match="as many series of the same length"):
+        call(model, corrupted[:2], cache, lambda out: out.mean())
+    with pytest.raises(ArgumentError, match=r"one finite number .* got Tensor float32 \[4\]"):
+        call(model, corrupted, cache, lambda out: out[:, 0])
+    with pytest.raises(ArgumentError, match="index_df as a pandas DataFrame, got 3"):
+        call(model, corrupted, cache, lambda out: out.mean(), index_df=3)

@@ -1,0 +1,329 @@
+"""What an argument has to be, read off its annotation before an analysis begins.
+
+``@checked`` turns the annotations of a public function into an error that names the argument, what
+was expected, what came and what to do, so that no caller meets torch's or numpy's own words for a
+list where a tensor belongs. Shapes, and most bounds and names, are checked where they are used.
+
+Numbers have to be finite and no booleans, and numpy's count as numbers; what is called ``seed``,
+``n``, ``batch_size``, ``memory_mb``, ``level`` and so on has the same bounds everywhere; a string
+is no sequence of names. Annotations that are not known at run time and parameters without
+one are let through.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import math
+import numbers
+import os
+import sys
+import types
+import typing
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import PurePath
+from typing import Any, Literal, TypeVar, get_args, get_origin
+
+import torch
+from torch import Tensor
+
+from tstlens.errors import ArgumentError, InputError, LabelError, SeriesShapeError, SeriesValueError
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+Test = Callable[[Any], bool]
+_UNIONS = (typing.Union, types.UnionType)  # noqa: TID251 (X | Y makes either)
+
+# The least that an integer of this name may be; the count of anything needed is 1.
+_LEAST = {
+    "seed": 0,
+    **dict.fromkeys(("n", "k", "n_time", "batch_size", "rows_per_pass", "pairs_at_once"), 1),
+    **dict.fromkeys(("across", "levels", "most", "width"), 1),
+}
+_POSITIVE = ("limits", "memory_mb", "lr", "codebook_lr", "clip_norm")
+_SHARES = ("level", "q")
+
+# What to do about a missing object, by the name of its class.
+_ADVICE = {
+    "HookedTST": "load one with HookedTST.from_pretrained(name), or tstlens.convert(yours)",
+    "TimeSeriesData": "wrap series (and labels): TimeSeriesData(series, labels)",
+    "Pairs": "make some with tstlens.data.misclassified_pairs or class_pairs",
+    "Metric": "patching.log_prob(target), say",
+    "SAE": "saes.load(name, hook) loads one, saes.train(model, data, hook) makes one",
+}
+_SEQUENCES = (Sequence, Iterable, list, tuple, set)
+_ARRAY_ERRORS: dict[str, type[InputError]] = {"bool": SeriesShapeError, "int": LabelError}
+
+
+def checked(function: Function) -> Function:
+    """The function, with the types of its arguments checked at every call.
+
+    Args:
+        function: annotated; not a class.
+
+    Example:
+        >>> @checked
+        ... def top(n: int = 5, seed: int = 0) -> int: return n
+        >>> top("7")
+        Traceback (most recent call last):
+        ...
+        tstlens.errors.ArgumentError: expected n as an integer, got '7'
+    """
+    names = tuple(inspect.signature(function).parameters)
+
+    @functools.cache
+    def tests() -> dict[str, tuple[Any, Test]]:
+        hints = _hints(function)
+        hints.pop("return", None)
+        return {name: (hint, _test(hint, name)) for name, hint in hints.items()}
+
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        known = tests()
+        for name, value in (*zip(names, args, strict=False), *kwargs.items()):
+            if name in known and not known[name][1](value):
+                raise _error(name, known[name][0], value)
+        return function(*args, **kwargs)
+
+    return typing.cast(Function, call)
+
+
+def check_slice(index: slice, size: int, name: str) -> None:
+    """Refuse a slice that reaches past an axis of ``size`` entries, or that selects none of them.
+
+    Raises:
+        ArgumentError: Python would have cut it to what there is without a word.
+    """
+    ends = [end for end in (index.start, index.stop) if end is not None]
+    if not all(_is_number(end, numbers.Integral) and -size <= end <= size for end in ends):
+        raise ArgumentError(f"expected {name} within 0..{size}, got {index}")
+    if not range(size)[index]:
+        raise ArgumentError(f"{name}={index} selects nothing of 0..{size - 1}")
+
+
+def one_per_row(values: Any, output: Tensor, name: str) -> Tensor:
+    """What a function of the user's own gave for outputs [row, ...], as finite numbers [row].
+
+    Args:
+        values: what it gave: a tensor, or what becomes one.
+        output: the model's outputs.
+        name: of the argument that the function was passed as.
+
+    Raises:
+        ArgumentError: not one number per row, or NaN or infinity, which nothing can be ranked by.
+    """
+    expected = f"expected {name} to give one value per series [{len(output)}]"
+    try:
+        found = torch.as_tensor(values, device=output.device)
+    except (TypeError, ValueError, RuntimeError):
+        raise ArgumentError(f"{expected}, got {shown(values)}") from None
+    if found.shape != output.shape[:1]:
+        raise ArgumentError(f"{expected}, got {list(found.shape)}")
+    found = found if found.is_floating_point() else found.to(output.dtype)
+    if not bool(found.isfinite().all()):
+        at = int((~found.isfinite()).nonzero()[0, 0])
+        raise ArgumentError(
+            f"expected {name} to give finite values, got {float(found[at])} for series {at}; where "
+            "it takes the log of a probability, take log_softmax"
+        )
+    return found
+
+
+def check_fields(record: Any) -> None:
+    """Check the fields of a dataclass as :func:`checked` does arguments; for ``__post_init__``."""
+    for name, (hint, test) in _field_tests(type(record)).items():
+        value = getattr(record, name)
+        if not test(value):
+            raise _error(f"{type(record).__name__}.{name}", hint, value)
+
+
+@functools.cache
+def _field_tests(kind: type) -> dict[str, tuple[Any, Test]]:
+    return {name: (hint, _test(hint, name)) for name, hint in _hints(kind).items()}
+
+
+def _hints(annotated: Any) -> dict[str, Any]:
+    """Resolved annotations, without those that only a type checker knows."""
+    plain = inspect.unwrap(annotated)
+    package = sys.modules.get(plain.__module__.rpartition(".")[0])
+    # A name that only a type checker imports may be one that the folder itself offers.
+    rooms = [sys.modules.get(f"tstlens.{name}") for name in ("data", "model")]
+    space = {name: value for room in rooms if room for name, value in vars(room).items()}
+    space |= {**vars(package or types), **vars(sys.modules[plain.__module__])}
+    found = {}
+    for name, hint in getattr(plain, "__annotations__", {}).items():
+        try:
+            found[name] = eval(hint, space) if isinstance(hint, str) else hint  # our own code
+        except NameError:
+            continue
+    return found
+
+
+def _test(hint: Any, name: str = "") -> Test:
+    """Whether a value is what an annotation says."""
+    origin, inside = get_origin(hint), get_args(hint)
+    if hint is Any:
+        return lambda value: True
+    if origin in _UNIONS:
+        options = [_test(option, name) for option in inside]
+        return lambda value: any(option(value) for option in options)
+    if hint is None or hint is type(None):
+        return lambda value: value is None
+    if origin is Literal or hint is str:
+        return lambda value: isinstance(value, str)
+    if hint is bool:
+        return lambda value: isinstance(value, bool) or type(value).__name__ in ("bool_", "bool")
+    if hint is int:
+        least = _LEAST.get(name, -math.inf)
+        return lambda value: _is_number(value, numbers.Integral) and value >= least
+    if hint is float:
+        above = 0 if name in _POSITIVE + _SHARES else -math.inf
+        below = 1 if name in _SHARES else math.inf
+        return lambda value: _is_number(value, numbers.Real) and above < value < below
+    if isinstance(hint, type) and hasattr(hint, "array_type"):  # jaxtyping's
+        kind: Any = hint.array_type
+        return lambda value: isinstance(value, kind)
+    if isinstance(hint, type) and issubclass(hint, PurePath):
+        return lambda value: isinstance(value, os.PathLike)
+    if origin in _SEQUENCES:
+        return _sequence_test(origin, inside)
+    if origin in (Mapping, dict):
+        return lambda value: isinstance(value, Mapping)
+    if origin is Callable or hint is Callable:
+        return lambda value: callable(value) and not isinstance(value, type)
+    if isinstance(origin, type):  # SAE[Any]
+        return lambda value: isinstance(value, origin)
+    if isinstance(hint, type):
+        return lambda value: isinstance(value, hint)
+    return lambda value: True
+
+
+def _sequence_test(kind: type, inside: tuple[Any, ...]) -> Test:
+    item = _test(inside[0]) if inside and set(inside[1:]) <= {...} else None
+
+    def fits(value: Any) -> bool:
+        if isinstance(value, str | bytes | Mapping) or not isinstance(value, kind):
+            return False
+        # An iterator could be read once only: its entries are left to the function.
+        return item is None or isinstance(value, Iterator) or all(item(entry) for entry in value)
+
+    return fits
+
+
+def _is_number(value: Any, kind: type) -> bool:
+    return isinstance(value, kind) and not isinstance(value, bool)
+
+
+def _error(name: str, hint: Any, value: Any) -> InputError:
+    advice = _advice(name, hint, value)
+    words = _words(hint, name.rpartition(".")[2])  # a field is named with its class
+    message = f"expected {name} as {words}, got {shown(value)}"
+    return _error_kind(hint)(message + (f"; {advice}" if advice else ""))
+
+
+def _error_kind(hint: Any) -> type[InputError]:
+    arrays = [option for option in _options(hint) if hasattr(option, "array_type")]
+    if not arrays:
+        return ArgumentError
+    return _ARRAY_ERRORS.get(_kind_of_array(arrays[0]), SeriesValueError)
+
+
+def _options(hint: Any) -> tuple[Any, ...]:
+    return get_args(hint) if get_origin(hint) in _UNIONS else (hint,)
+
+
+def _kind_of_array(hint: Any) -> str:
+    return {"Bool": "bool", "Int": "int"}.get(hint.__name__.split("[")[0], "float")
+
+
+def _words(hint: Any, name: str = "") -> str:
+    words = list(dict.fromkeys(word for option in _options(hint) for word in _word(option, name)))
+    return " or ".join(filter(None, [", ".join(words[:-1]), words[-1]]))
+
+
+def _word(hint: Any, name: str = "") -> list[str]:
+    """An annotation in English: one phrase, or one per choice."""
+    if get_origin(hint) is Literal:
+        return [repr(choice) for choice in get_args(hint)]
+    return [_phrase(hint, name)]
+
+
+def _phrase(hint: Any, name: str) -> str:
+    origin, inside = get_origin(hint), get_args(hint)
+    if hint is None or hint is type(None):
+        return "None"
+    if isinstance(hint, type) and hasattr(hint, "array_type"):
+        array = "an array" if "ndarray" in str(hint.array_type) else "a tensor"
+        axes = hint.dim_str.replace("*", "").replace("_", " ").split()  # type: ignore[attr-defined]
+        kind = _kind_of_array(hint)
+        return f"{array} of {kind}s" + (f" [{', '.join(axes)}]" if axes and axes != ["..."] else "")
+    if origin in _SEQUENCES:
+        items = _PLURALS.get(inside[0], _words(inside[0])) if inside else "entries"
+        return f"a sequence of {items}" if items else "a sequence"
+    if origin in (Mapping, dict):
+        return "a dict"
+    if origin is Callable or hint is Callable:
+        return "a function"
+    if hint is int and name in _LEAST:
+        return f"an integer of at least {_LEAST[name]}"
+    if hint is float and name in _POSITIVE:
+        return "a positive number"
+    if hint is float and name in _SHARES:
+        return "a number between 0 and 1"
+    if hint in _SINGULARS:
+        return _SINGULARS[hint]
+    if isinstance(hint, type) and issubclass(hint, PurePath):
+        return "a path"
+    kind = getattr(hint, "__name__", str(hint))
+    return f"{'an' if kind[0] in 'AEIOU' else 'a'} {kind}"
+
+
+_SINGULARS = {
+    str: "a string",
+    bool: "True or False",
+    int: "an integer",
+    float: "a finite number",
+}
+_PLURALS = {Any: "", str: "names", int: "integers", float: "finite numbers"}
+
+
+def shown(value: Any) -> str:
+    """A value as an error message says it: small ones whole, arrays by type and shape."""
+    if hasattr(value, "dtype") and hasattr(value, "shape"):
+        dtype = str(value.dtype).removeprefix("torch.")
+        return f"{type(value).__name__} {dtype} {list(value.shape)}"
+    plain = value is None or isinstance(
+        value, str | bool | int | float | list | tuple | dict | os.PathLike
+    )
+    text = repr(value) if plain else ""
+    return text if plain and len(text) <= 60 else _named(value)
+
+
+def _named(value: Any) -> str:
+    if isinstance(value, type):
+        return f"the class {value.__name__}"
+    if callable(value) and hasattr(value, "__name__"):
+        return f"{value.__name__}"
+    return f"{'an' if type(value).__name__[0] in 'AEIOUaeiou' else 'a'} {type(value).__name__}"
+
+
+def _advice(name: str, hint: Any, value: Any) -> str:
+    options = _options(hint)
+    takes_tensor = any("Tensor" in str(getattr(option, "array_type", option)) for option in options)
+    name = name.rpartition(".")[2]
+    if takes_tensor and hasattr(value, "series"):
+        return f"try {name}.series"
+    if takes_tensor and hasattr(value, "corrupted"):
+        return "give a Pairs as two arguments, pairs.clean and pairs.corrupted"
+    if takes_tensor and (hasattr(value, "__array__") or isinstance(value, list | tuple)):
+        return f"try torch.as_tensor({name})"
+    if name == "metric":
+        return "such as patching.logit(target)"
+    for option in options:
+        if getattr(option, "__name__", "") in _ADVICE:
+            return _ADVICE[option.__name__]
+    if any(get_origin(option) in _SEQUENCES for option in options):
+        if isinstance(value, str):
+            return f"try {name}=({value!r},)"
+        if hasattr(value, "tolist"):
+            return f"try {name}.tolist()"
+    return ""
