@@ -14,6 +14,7 @@ from tstlens.data import planted
 from tstlens.errors import ArgumentError, UnknownNameError
 from tstlens.model import HeadConfig, HookedTST, HookedTSTConfig, LinearPatchesConfig
 from tstlens.model.planted import component_task
+from tstlens.patching import logit, window_sweep
 from tstlens.patching.circuits import edge_sweep
 from tstlens.report.suite import components, where
 from tstlens.report.suite.where import Explained
@@ -41,22 +42,14 @@ def of_class(model, series, labels):
 
 
 @pytest.mark.parametrize("away", [True, False])
-def test_windows_equal_a_loop_that_replaces_them_one_by_one(explained, away):
+def test_windows_are_a_mean_over_references_and_positive_where_the_class_gains(explained, away):
     model, task = explained.model, explained.task
-    n_time = 48
-    total, count = torch.zeros(task.series.shape), torch.zeros(n_time)
-    for start in range(-6, n_time, 2):
-        at = slice(max(start, 0), min(start + 8, n_time))
-        count[at] += 1
-        for reference in explained.references:
-            run, other = (task.series, reference) if away else (reference, task.series)
-            for channel in range(2):
-                changed = run.clone()
-                changed[:, channel, at] = other[:, channel, at]
-                effect = of_class(model, changed, task.labels) - of_class(model, run, task.labels)
-                total[:, channel, at] += effect[:, None] / 2 * (-1 if away else 1)
-    expected = (total / count).detach()
-    torch.testing.assert_close(where.windows(explained, away), expected, rtol=1e-4, atol=1e-5)
+    total = torch.zeros(task.series.shape)
+    for reference in explained.references:
+        clean, corrupted = (reference, task.series) if away else (task.series, reference)
+        found = window_sweep(model, clean, corrupted, logit(task.labels), progress=False)
+        total += found.effect() / 2 * (-1 if away else 1)
+    torch.testing.assert_close(where.windows(explained, away), total, rtol=1e-4, atol=1e-5)
 
 
 def test_every_map_is_of_channel_and_time_and_occlusion_is_patching(explained):
@@ -148,19 +141,17 @@ def test_every_part_repeats_with_its_seed_and_another_seed_says_something_else(m
         assert not part.equals(other[other["question"] == question]), question
 
 
-def test_sums_over_windows_are_what_windows_make_of_effects_that_add_up(explained, monkeypatch):
-    weight = torch.randn(2, 48, generator=torch.Generator().manual_seed(5))
+def test_the_smoothing_control_is_what_windows_make_of_effects_that_add_up(explained, monkeypatch):
+    generator = torch.Generator().manual_seed(5)
+    weight = torch.randn(2, 48, generator=generator)
 
-    differences = explained.task.series - explained.references.mean(0)
-    expected = where.over_windows(differences * weight)
+    def forward(self, series, mask=None):
+        return (series * weight).sum((1, 2))[:, None].expand(-1, 4)
 
-    def effects(model, clean, corrupted, site, axes, metric, progress):
-        at = site.time
-        change = ((clean - corrupted) * weight)[:, :, at].sum(2)
-        return type("Found", (), {"effect": lambda self: change})()
-
-    monkeypatch.setattr(where, "sweep", effects)
-    torch.testing.assert_close(where.windows(explained, True), expected)
+    monkeypatch.setattr(HookedTST, "forward", forward)
+    effects = (explained.task.series - explained.references.mean(0)) * weight
+    expected = where.over_windows(effects)
+    torch.testing.assert_close(where.windows(explained, True), expected, rtol=1e-4, atol=1e-4)
 
 
 def test_auroc_and_edges_are_those_of_a_direct_call():

@@ -64,6 +64,7 @@ from tstlens.patching.transformer_lens_names import (
     get_act_patch_resid_mid,
     get_act_patch_resid_pre,
 )
+from tstlens.patching.windows import window_sweep
 
 __all__ = [
     "Circuit",
@@ -135,4 +136,5 @@ __all__ = [
     "quantile_loss",
     "site_names",
     "sweep",
+    "window_sweep",
 ]

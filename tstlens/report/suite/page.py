@@ -44,9 +44,10 @@ ABOUT = {
 }
 MISLEADS = {
     "where": (
-        "**Causal patching of windows** asks about a window of 8 samples at a time: it cannot say "
-        "which of them matter, it blurs narrow spikes, and where two motifs are both needed or "
-        "either is enough, one window taken away says too much or nothing.",
+        "**Causal patching of windows** (`patching.window_sweep`) shares out effects of windows of "
+        "1 to 16 samples as if they added up: narrow spikes are blurred a little, and where two "
+        "motifs are both needed or either is enough, one window says too much or nothing. Its "
+        "settings were chosen on seeds 10 and 11 of these tasks, which no table here is made with.",
         "**Causal patching of single samples** changes too little to be noticed where the model "
         "averages, and makes edges that no series has.",
         "**Patching the embedding** has no channels and a position of a convolutional front end "
@@ -54,8 +55,9 @@ MISLEADS = {
         "channels, and where one position alone changes little it says little.",
         "**Attribution patching at the embedding** adds the error of the linearisation to that.",
         "**Integrated gradients and GradientSHAP** spread credit over the samples by their size "
-        "and the sign of the weights, so their maps are ragged within a motif. Sums over windows "
-        "mend that: compare that row with the causal windows, to see what these owe to smoothing.",
+        'and the sign of the weights, so their maps are ragged within a motif. "Same windows" '
+        "are their sums over the windows of causal patching, shared out in the same way: compare "
+        "that row with the causal windows, to see what these owe to smoothing.",
         "**Permutation SHAP and occlusion** work on patches, so all samples of a patch share a "
         "score; occlusion gives nothing where another patch says the same.",
         "**Prediction difference** rewards whatever breaks the model, right or wrong: samples "

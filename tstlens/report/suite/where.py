@@ -14,12 +14,12 @@ from tstlens.conversion import convert
 from tstlens.data import PlantedTask, score_where
 from tstlens.data.planted import Score
 from tstlens.model import HookedTST
-from tstlens.patching import Site, attribution, logit, sweep
+from tstlens.patching import attribution, logit, sweep, window_sweep
+from tstlens.patching.windows import shares, window_places
 from tstlens.probing import attribute, prediction_difference
 from tstlens.training import fit_planted
 
 LEARNED = 0.95  # accuracy from which a model has an answer that a method can be right about
-_WINDOW, _STEP = 8, 2  # samples of a patched window, and between two of them
 _HELD_OUT = 2  # references that attributions never see, for the prediction difference
 
 
@@ -86,7 +86,7 @@ def maps(what: Explained) -> dict[str, tuple[str, Tensor]]:
         "causal patching, embedding": ("method", _embedding(what, exact=True)),
         "attribution patching, embedding": ("method", _embedding(what, exact=False)),
         "integrated gradients": ("method", gradients),
-        "integrated gradients, sums over windows": ("method", over_windows(gradients)),
+        "integrated gradients, same windows": ("method", over_windows(gradients)),
         "GradientSHAP": ("method", _gradient_shap(what)),
         "permutation SHAP, patches": ("method", _attributed(what, "permutation_shap", "patch")),
         "occlusion, patches": ("method", _attributed(what, "occlusion", "patch")),
@@ -97,7 +97,7 @@ def maps(what: Explained) -> dict[str, tuple[str, Tensor]]:
 
 
 def windows(what: Explained, away: bool) -> Tensor:
-    """Effect of replacing windows, each sample the mean over the windows that hold it.
+    """Shares of samples in the effects of windows, see :func:`tstlens.patching.window_sweep`.
 
     Args:
         what: the model and series.
@@ -106,31 +106,17 @@ def windows(what: Explained, away: bool) -> Tensor:
     """
     series, references, labels = what.repeated
     clean, corrupted = (references, series) if away else (series, references)
-    n_time = series.shape[2]
-    total, count = torch.zeros_like(series), torch.zeros(n_time)
-    for start in range(_STEP - _WINDOW, n_time, _STEP):
-        at = slice(max(start, 0), min(start + _WINDOW, n_time))
-        site = Site("series", time=at)
-        found = sweep(
-            what.model, clean, corrupted, site, ("channel",), logit(labels), progress=False
-        )
-        total[:, :, at] += found.effect()[:, :, None]
-        count[at] += 1
-    return what.averaged(total / count) * (-1 if away else 1)
+    found = window_sweep(what.model, clean, corrupted, logit(labels), progress=False)
+    return what.averaged(found.effect()) * (-1 if away else 1)
 
 
 def over_windows(values: Tensor) -> Tensor:
-    """What `windows` would make of effects that add up: sums over windows, a mean per sample.
-
-    It tells what a lead of windows owes to smoothing alone.
-    """
-    n_time = values.shape[2]
-    total, count = torch.zeros_like(values), torch.zeros(n_time)
-    for start in range(_STEP - _WINDOW, n_time, _STEP):
-        at = slice(max(start, 0), min(start + _WINDOW, n_time))
-        total[:, :, at] += values[:, :, at].sum(2, keepdim=True)
-        count[at] += 1
-    return total / count
+    """What `windows` would make of effects that add up: it tells what smoothing alone does."""
+    n_series, _, n_time = values.shape
+    inside = window_places(n_time)
+    observed = torch.ones(n_series, n_time, dtype=torch.bool)
+    sums = values.double() @ inside.double().T
+    return shares(sums, inside, observed)[0].to(values.dtype)
 
 
 def _samples(what: Explained) -> Tensor:
