@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import nbformat
@@ -26,6 +27,8 @@ def test_there_are_tutorials() -> None:
 def test_a_tutorial_runs_from_top_to_bottom(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TSTLENS_NO_IMAGES", "1")  # the figures are made, not drawn as images
     monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    if "TSTLENS_REFERENCE" not in os.environ:  # as tests/conftest.py finds it
+        monkeypatch.setenv("TSTLENS_REFERENCE", str(FOLDER.parents[1] / "shared" / "reference"))
     notebook = nbformat.read(FOLDER / name, as_version=4)
     client = NotebookClient(
         notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": FOLDER}}

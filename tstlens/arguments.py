@@ -66,7 +66,7 @@ def checked(function: Function) -> Function:
         >>> top("7")
         Traceback (most recent call last):
         ...
-        tstlens.errors.ArgumentError: expected n as an integer, got '7'
+        tstlens.errors.ArgumentError: expected n as an integer of at least 1, got '7'
     """
     names = tuple(inspect.signature(function).parameters)
 

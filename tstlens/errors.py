@@ -71,18 +71,26 @@ class UnknownNameError(TstlensError, LookupError):
     """
 
     kind = "name"
+    most = 40  # names that a message prints; of more than these, the first ones
+    only_closest = False  # of more than ``most``, the closest ones instead
 
     def __init__(self, name: object, known: Iterable[object] = (), advice: str = "") -> None:
         self.name = name
         self.known = [str(entry) for entry in known]
-        close = difflib.get_close_matches(str(name), self.known, n=1, cutoff=0.6)
+        within = [entry for entry in self.known if entry.endswith(f".{name}")]  # "hook_z"
+        close = within or difflib.get_close_matches(str(name), self.known, n=1, cutoff=0.6)
         message = f"unknown {self.kind} {name!r}"
         if close:
             message += f"; did you mean {close[0]!r}?"
         if self.known:
-            shown = ", ".join(self.known[:40])
-            more = f" and {len(self.known) - 40} more" if len(self.known) > 40 else ""
-            message += f"{'' if close else ';'} known: {shown}{more}"
+            label, shown = "known", self.known[: self.most]
+            if self.only_closest and len(self.known) > self.most:
+                label = "closest"
+                shown = difflib.get_close_matches(str(name), self.known, n=self.most, cutoff=0.0)
+                shown = list(dict.fromkeys([*within, *shown]))[: self.most]
+            more = len(self.known) - len(shown)
+            message += f"{'' if close else ';'} {label}: {', '.join(shown)}"
+            message += f" and {more} more" if more else ""
         if advice:
             message += f". {advice}"
         super().__init__(message)
@@ -122,12 +130,14 @@ class UnknownHookError(UnknownNameError):
     """The model has no hook point of this name."""
 
     kind = "hook"
+    most, only_closest = 5, True
 
 
 class UnknownActivationError(UnknownNameError, KeyError):
     """The activation cache holds nothing of this name."""
 
     kind = "activation"
+    most, only_closest = 5, True
 
     def __str__(self) -> str:
         return str(self.args[0])

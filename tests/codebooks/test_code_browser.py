@@ -248,3 +248,24 @@ def test_text_from_the_data_stays_text_and_phones_do_not_scroll_sideways(page):
     page.send("Emulation.clearDeviceMetricsOverride")
     assert page.run("document.querySelectorAll('img').length") == 0
     assert page.run("document.title") != "owned"
+
+
+@pytest.mark.browser
+def test_codes_are_filtered_by_head_and_reached_with_the_keyboard(page, index):
+    page.run("document.activeElement.blur()")
+    page.press("/")
+    page.type("#search", "head 1")
+    units = units_of(index)
+    of_head = {u for u, (hook, i) in enumerate(units) if index.books[hook].named(i)[1] == 1}
+    used = {u for u in of_head if index.books[units[u][0]].support[units[u][1]]}
+    rows = "[...document.querySelectorAll('#latents tbody tr')].map(row => Number(row.dataset.row))"
+    found = page.run(rows)
+    assert set(found) == used and len(found) > 1
+    assert texts(page, "#count") == [f"{len(used)} of {len(units)} codes"]
+    page.press("ArrowDown", "ArrowDown", "Enter")
+    page.wait("!document.querySelector('#code').hidden")
+    assert page.run("location.hash") == f"#{found[1]}"
+    page.press("Escape")
+    page.wait("document.querySelector('#code').hidden")
+    focused = "Number(document.activeElement.closest('tr').dataset.row)"
+    assert page.run(rows) == found and page.run(focused) == found[1]

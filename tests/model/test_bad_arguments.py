@@ -14,7 +14,14 @@ from tstlens.errors import (
     UnknownActivationError,
     UnknownHookError,
 )
-from tstlens.model import HeadConfig, HookedTST, LinearPatchesConfig, TrunkState
+from tstlens.model import (
+    HeadConfig,
+    HookedTST,
+    HookedTSTConfig,
+    LinearPatchesConfig,
+    Parity,
+    TrunkState,
+)
 
 pytestmark = pytest.mark.usefixtures("no_shape_checks")
 
@@ -113,6 +120,10 @@ def test_hooks_and_caches(make_model, series, call, error, words):
             lambda m: m.steer(SimpleNamespace(hook=HOOK, vector=torch.ones(8)), "2").__enter__(),
             "strength as a finite number, got '2'",
         ),
+        (lambda m: HookedTST("gunpoint"), "expected a HookedTSTConfig, got str"),
+        (lambda m: HookedTSTConfig.from_dict([1]), "to_dict.* dictionary, got list"),
+        (lambda m: Parity.from_dict({"tolerance": 1}), "the entries inputs, max_abs"),
+        (lambda m: m.run_with_saes(None, saes=3), "expected one or several SAEs, got int"),
         (lambda m: LinearPatchesConfig(2, 2, bias="no"), "bias as True or False, got 'no'"),
         (lambda m: HeadConfig("mean", n_classes=2, bias=1), "HeadConfig.bias as True or False"),
     ],

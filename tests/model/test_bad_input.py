@@ -48,6 +48,71 @@ def test_bad_series_are_refused(make_model, series, change, error, words, no_sha
             make_model(front_end)(change(series))
 
 
+class Plain(torch.nn.Module):
+    """A front end without weights: what comes out has the dtype of what went in."""
+
+    def forward(self, series):
+        return series.transpose(1, 2)[..., :1].expand(-1, -1, 8).clone()
+
+
+class Convolution(torch.nn.Module):
+    """A front end whose first layer is torch's own, with torch's own words for a wrong dtype."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = torch.nn.Conv1d(3, 8, 1)
+
+    def forward(self, series):
+        return self.layer(series).transpose(1, 2)
+
+
+class CastingConvolution(Convolution):
+    def forward(self, series):
+        return super().forward(series.to(self.layer.weight.dtype))
+
+
+def with_front_end(module):
+    head = HeadConfig("mean", n_classes=4)
+    cfg = HookedTSTConfig(1, 8, 2, 8, CustomConfig("tests.Own"), head, n_channels=3, n_time=12)
+    return HookedTST(cfg, embed=module)
+
+
+@pytest.mark.parametrize(
+    ("front_end", "words"),
+    [
+        (
+            Convolution,
+            r"expected torch.float32 series like the weights of your embed module, which does not "
+            r"cast them, got torch.float64; cast one of them: series.to\(torch.float32\) or "
+            r"model.to\(torch.float64\)",
+        ),
+        (Plain, "expected torch.float32 embeddings like the model's weights, got torch.float64"),
+    ],
+)
+def test_a_front_end_of_ones_own_says_which_dtype_it_takes(series, front_end, words):
+    model = with_front_end(front_end())
+    with pytest.raises(SeriesValueError, match=words):
+        model(series.double())
+    with torch.autocast("cpu"):
+        assert model(series).shape == (4, 4)
+    assert model.double()(series.double()).dtype == torch.float64
+
+
+def test_a_front_end_of_ones_own_may_cast(series):
+    model = with_front_end(CastingConvolution())
+    torch.testing.assert_close(model(series.double()), model(series))
+
+
+def test_what_fails_in_a_front_end_of_ones_own_for_another_reason_stays_torchs(series):
+    class Broken(Convolution):
+        def forward(self, series):
+            return super().forward(series[:, :2])
+
+    with pytest.raises(RuntimeError, match="channels") as found:
+        with_front_end(Broken())(series)
+    assert not isinstance(found.value, SeriesValueError)
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [

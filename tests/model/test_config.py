@@ -88,6 +88,11 @@ def test_every_kind_of_config_survives_json(embed, head):
         ({"act_fn": "tanh"}, r"act_fn must be one of relu, gelu, gelu_tanh, silu, got 'tanh'"),
         ({"norm_position": "mid"}, r"norm_position must be one of pre, post, got 'mid'"),
         ({"normalization_type": "IN"}, r"normalization_type must be one of LN, RMS, BN, got 'IN'"),
+        ({"last_norm": False}, r"last_norm=False is for post-norm blocks of attention and MLP"),
+        (
+            {"last_norm": False, "norm_position": "post", "second_attention": "channel"},
+            r"last_norm=False is for post-norm blocks of attention and MLP",
+        ),
         ({"positions": "rotary"}, r"positions must be one of learned, sinusoidal, none"),
         ({"positions": "learned"}, r"learned positions need n_ctx, or n_time"),
         ({"positions": "learned", "embed": CustomConfig("E")}, r"learned positions need n_ctx"),

@@ -25,6 +25,12 @@ OPTIONS = {
         "causal": True,
     },
     "residual attention": {"residual_attention": True, "norm_position": "post"},
+    "norms one place earlier": {
+        "norm_position": "post",
+        "norm_embed": True,
+        "last_norm": False,
+        "residual_attention": True,
+    },
     "channel attention, pre": {"second_attention": "channel", "mlp_normalization_type": "LN"},
     "channel attention, post": {"second_attention": "channel", "norm_position": "post"},
 }

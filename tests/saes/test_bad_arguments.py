@@ -121,7 +121,7 @@ def test_readers(model, data, sae, no_shape_checks):
         r"feature_activations \[row=3, feature=8\]": lambda: saes.recovery(
             sae, torch.randn(8, 8), torch.randn(3, 8), torch.randn(4, 8)
         ),
-        "or a tensor of series, got int": lambda: saes.feature_graph(
+        "baseline as a string or a tensor of floats": lambda: saes.feature_graph(
             model, [sae], data, patching.logit(data.labels), baseline=3
         ),
     }

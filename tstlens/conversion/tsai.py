@@ -16,12 +16,15 @@ input of the head's linear map          ``head.hook_pooled``, position-major (ts
 ======================================  ====================================================
 
 Covered: batch or layer norm, no biases in TST's attention, residual attention (scores handed from
-layer to layer), every kind of positions, ``max_seq_len`` and plain ``Conv1d`` inputs (zeros at the
-ends), ``pre_norm`` (each norm's output replaces the stream, which makes of a layer's first norm the
-end of the block before: ``ln_embed``, then ``blocks.L.ln2`` of the next layer's; the last block has
-none, ``hook_resid_post`` is what leaves a layer there), heads that flatten or pool, with ``bn`` and ``y_range``, individual heads, RevIN with and
-without ``affine`` and ``subtract_last``, NaN and padding masks of TSTPlus (steps without any
-observed channel are hidden as keys and zero in the head).
+layer to layer), ``pre_norm``, every kind of positions, ``max_seq_len`` and plain ``Conv1d`` inputs
+(zeros at the ends), heads that flatten or pool, with ``bn`` and ``y_range``, individual heads,
+RevIN with and without ``affine`` and ``subtract_last``, NaN and padding masks of TSTPlus (steps
+without any observed channel are hidden as keys and zero in the head).
+
+With ``pre_norm`` each norm's output replaces the stream, so that it is a post-norm stack whose
+norms stand one place earlier: ``norm_attn`` of layer 0 is ``ln_embed``, ``norm_ffn`` of layer L is
+``blocks.L.ln1``, ``norm_attn`` of layer L + 1 ``blocks.L.ln2``. The last block ends without a norm,
+and what leaves tsai's layer L is ``blocks.L.hook_resid_post``.
 
 Refused: ``decomposition=True`` (two trunks), ``custom_head``, ``attn_mask``,
 ``padding_var``, ``key_padding_mask=-1``, ``d_v`` other than ``d_k``, even ``Conv1d`` widths with

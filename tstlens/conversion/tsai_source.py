@@ -171,7 +171,7 @@ def taps(source: Any, model: HookedTST) -> list[Tap]:
     if kind == "PatchTST" and source.model.revin:
         found.append(Tap("embed.hook_scaled", "model.revin_layer"))
         found.append(Tap("head.hook_scaled", "model.head", lambda x: x.flatten(0, 1)))
-    # Where norms come first, a layer's next norm belongs to the layer that follows it in the source.
+    # Where norms come first, what ends our block is the first norm of the source's next layer.
     leaving = "hook_normalized_resid_post" if model.cfg.last_norm else "hook_resid_post"
     stack = f"{prefix}layers." if kind == "PatchTST" else f"{prefix}encoder.layers."
     for layer in range(model.cfg.n_layers):

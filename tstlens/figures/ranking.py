@@ -53,6 +53,7 @@ def ranking(
     """
     if n < 1:
         raise ArgumentError(f"expected n of at least 1, got {n}")
+    result = result.named()
     interval = over_pairs(result, clusters=clusters, seed=seed)
     axes = [axis for axis in result.axes if axis != "pair"]
     mean, low, high = (

@@ -78,6 +78,7 @@ def draw_sweep(
         (3, 8)
     """
     check_kind(kind)
+    result = result.named()
     if pair is not None:
         result = _one_pair(result, pair)
     interval = None

@@ -226,9 +226,7 @@ class PostNormBlock(Block):
         last: whether it is the trunk's last block, whose norm ``cfg.last_norm`` may leave out.
     """
 
-    def __init__(
-        self, cfg: HookedTSTConfig, of_decoder: bool = False, last: bool = False
-    ) -> None:
+    def __init__(self, cfg: HookedTSTConfig, of_decoder: bool = False, last: bool = False) -> None:
         super().__init__(cfg, of_decoder)
         if last and not cfg.last_norm:
             self.ln2 = NoNorm()

@@ -95,4 +95,5 @@ class TSTActivationCache(ActivationCache):
             return super().__getitem__(key)
         except KeyError as error:
             name = error.args[0] if error.args else key
-            raise UnknownActivationError(name, self.cache_dict) from None
+            advice = "cache.keys() lists them all"
+            raise UnknownActivationError(name, self.cache_dict, advice) from None

@@ -166,6 +166,9 @@ class HookedTSTConfig:
         one_of("act_fn", self.act_fn, ("relu", "gelu", "gelu_tanh", "silu"))
         one_of("norm_position", self.norm_position, ("pre", "post"))
         one_of("normalization_type", self.normalization_type, ("LN", "RMS", "BN"))
+        for name in ("mlp_normalization_type", "final_normalization_type"):
+            if getattr(self, name) is not None:
+                one_of(name, getattr(self, name), ("LN", "RMS", "BN"))
         one_of("qk_norm", self.qk_norm, ("none", "before_rotary", "after_rotary"))
         one_of("second_attention", self.second_attention, ("none", "channel", "cross"))
         if self.use_normalization_before_and_after and self.norm_position == "post":
@@ -292,6 +295,8 @@ class HookedTSTConfig:
         Raises:
             ArgumentError: an entry is unknown or impossible.
         """
+        if not isinstance(values, dict):
+            raise ArgumentError(f"expected to_dict()'s dictionary, got {type(values).__name__}")
         values = dict(values)
         known = {entry.name for entry in dataclasses.fields(cls) if entry.init}
         unknown = sorted(set(values) - known)

@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from transformer_lens.hook_points import HookPoint
 
-from tstlens.errors import ArgumentError, SeriesShapeError
+from tstlens.errors import ArgumentError, SeriesShapeError, SeriesValueError
 from tstlens.model.config import HookedTSTConfig
 from tstlens.model.mlp import ACTIVATIONS
 from tstlens.model.norms import listened_to
@@ -161,7 +161,17 @@ class CustomEmbed(nn.Module):
 
     def forward(self, series: Series, mask: Mask | None) -> Embedded:
         given = {"mask": mask} if self.takes_mask and mask is not None else {}
-        embedded = self.module(series, **given)
+        try:
+            embedded = self.module(series, **given)
+        except RuntimeError as error:
+            own = next((p.dtype for p in self.module.parameters() if p.is_floating_point()), None)
+            if own in (None, series.dtype):
+                raise
+            raise SeriesValueError(
+                f"expected {own} series like the weights of your embed module, which does not cast "
+                f"them, got {series.dtype}; cast one of them: series.to({own}) or "
+                f"model.to({series.dtype}) (torch says: {error})"
+            ) from error
         shape = (len(series), self.d_model)
         if embedded.ndim != 3 or (embedded.shape[0], embedded.shape[2]) != shape:
             raise SeriesShapeError(

@@ -74,6 +74,8 @@ class HookedTST(
         head: nn.Module | None = None,
     ) -> None:
         super().__init__()
+        if not isinstance(cfg, HookedTSTConfig):
+            raise ArgumentError(f"expected a HookedTSTConfig, got {type(cfg).__name__}")
         self.cfg = cfg = copy.copy(cfg)  # flags, device and dtype are this model's own
         self.parity: Any = None
         self.info: dict[str, Any] = {}
@@ -199,6 +201,7 @@ class HookedTST(
         if listened_to(self.hook_series):
             series = self.hook_series(series.clone())  # hooks may edit in place
         embedded, state = self.embed(series, mask)
+        self._check_dtype(embedded, "embeddings")
         self._check_positions(state)
         self._tell_padding(state)
         embedded = self.hook_embed(embedded)
@@ -269,13 +272,13 @@ class HookedTST(
         elif hasattr(embed, "check"):
             embed.check(series.shape[2])
 
-    def _check_dtype(self, series: Tensor) -> None:
-        own_front_end = isinstance(self.cfg.embed, CustomConfig)  # which may cast
-        casts = own_front_end or torch.is_autocast_enabled(series.device.type)
-        if series.dtype != self.cfg.dtype and not casts:
+    def _check_dtype(self, given: Tensor, what: str = "series") -> None:
+        may_cast = what == "series" and isinstance(self.cfg.embed, CustomConfig)
+        casts = may_cast or torch.is_autocast_enabled(given.device.type)
+        if given.dtype != self.cfg.dtype and not casts:
             raise SeriesValueError(
-                f"expected {self.cfg.dtype} series like the model's weights, got {series.dtype}; "
-                f"cast one of them: series.to({self.cfg.dtype}) or model.to({series.dtype})"
+                f"expected {self.cfg.dtype} {what} like the model's weights, got {given.dtype}; "
+                f"cast one of them: series.to({self.cfg.dtype}) or model.to({given.dtype})"
             )
 
     @staticmethod

@@ -57,6 +57,32 @@ class CheckedHooks(HookedRootModule):
         """Fire ``hook_attn_mlp_sum``, all that a block of a pre-norm model adds to the stream."""
         self.cfg.use_attn_mlp_sum = use_attn_mlp_sum
 
+    @checked
+    def set_use_attn_in(self, use_attn_in: bool) -> None:
+        """Refused: TransformerLens' ``hook_attn_in`` is not here; its three parts are.
+
+        Raises:
+            ArgumentError: True, with what to set instead.
+        """
+        if use_attn_in:
+            raise ArgumentError(
+                "there is no hook_attn_in here; model.set_use_split_qkv_input(True) gives every "
+                "head's hook_q_input, hook_k_input and hook_v_input: edit the three alike"
+            )
+
+    @checked
+    def set_ungroup_grouped_query_attention(self, ungroup_grouped_query_attention: bool) -> None:
+        """Refused: no model here groups its queries, so every head has keys and values of its own.
+
+        Raises:
+            ArgumentError: True, which would change nothing.
+        """
+        if ungroup_grouped_query_attention:
+            raise ArgumentError(
+                "nothing to ungroup: in these models every head has keys and values of its own; "
+                "leave set_ungroup_grouped_query_attention out"
+            )
+
     def why_silent(self, name: str) -> str | None:
         """Why a hook point cannot fire as the model is set, or None if it can.
 
@@ -217,6 +243,11 @@ class CheckedHooks(HookedRootModule):
         leaf = name.split(".")[-1]
         if leaf == "hook_pos_embed":
             return "This model adds no positions"
+        if leaf == "hook_attn_in":
+            return (
+                "model.set_use_split_qkv_input(True) gives hook_q_input, hook_k_input and "
+                "hook_v_input of every head instead"
+            )
         if "channel_attn" in name or "cross_attn" in name:
             return "This model's blocks have no such attention"
         if leaf == "hook_attn_mlp_sum":
@@ -230,7 +261,7 @@ class CheckedHooks(HookedRootModule):
             return "This model's layers are encoder.{l} and decoder.{l}"
         if name.startswith(("ln_final", "encoder_final_ln", "decoder_final_ln")):
             return "This model has no final norm"
-        return ""
+        return "model.hook_dict lists them all"
 
 
 def pos_axis(name: str) -> int | None:

@@ -1,9 +1,9 @@
 """SHA-256 sums of what makes a model's folder what it is, kept in its ``config.json``.
 
-``weights_sha256`` is of the weights' file, ``config_sha256`` of everything else that ``config.json``
-says (whatever its layout), ``files`` of the dictionaries beside the model. README and scores are
-not recorded: they change no result. Folders that were written before a sum was kept go unchecked
-for it.
+``weights_sha256`` is of the weights' file, ``config_sha256`` of everything else that
+``config.json`` says (whatever its layout), ``files`` of the dictionaries beside the model. README
+and scores are not recorded: they change no result. Folders that were written before a sum was kept
+go unchecked for it.
 """
 
 from __future__ import annotations
@@ -132,7 +132,7 @@ def seal_checkpoint(folder: str | Path) -> Path:
         >>> folder = tempfile.mkdtemp()
         >>> _ = HookedTST.from_pretrained("gunpoint").save_pretrained(folder)
         >>> HookedTST.from_pretrained(seal_checkpoint(folder)).cfg.n_layers
-        3
+        2
     """
     from tstlens.model.storage import read_config
 

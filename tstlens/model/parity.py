@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
+
+from tstlens.errors import ArgumentError
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,9 @@ class Parity:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Parity:
         """Read back :meth:`to_dict`'s dictionary."""
+        names = {entry.name for entry in fields(cls)}
+        if not isinstance(values, dict) or set(values) != names:
+            raise ArgumentError(f"expected the entries {', '.join(sorted(names))}, got {values!r}")
         return cls(**{**values, "inputs": tuple(values["inputs"])})
 
     def __str__(self) -> str:

@@ -5,7 +5,7 @@ The names, arguments and meaning are those of sae-lens' ``HookedSAETransformer``
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -83,6 +83,8 @@ class SplicedSAEs(SplicedDictionaries):
         # An SAE of sae-lens can be iterated over, as a relic.
         one = isinstance(saes, nn.Module) and not isinstance(saes, nn.ModuleList)
         given: Any = [saes] if one else saes
+        if not isinstance(given, Iterable):
+            raise ArgumentError(f"expected one or several SAEs, got {type(saes).__name__}")
         try:
             for sae in given:
                 self.add_sae(sae, use_error_term, exclude_special_tokens)

@@ -1,8 +1,8 @@
 """A model's folder on disk: ``model.safetensors`` and ``config.json``, whole or not there at all.
 
 ``config.json`` holds the format's version, the model's configuration, SHA-256 sums (so that a
-truncated or altered file is noticed, see ``integrity.py``) and whatever the model's ``info`` says of
-its data and training. Folders are written beside their place and renamed into it.
+truncated or altered file is noticed, see ``integrity.py``) and whatever the model's ``info`` says
+of its data and training. Folders are written beside their place and renamed into it.
 """
 
 from __future__ import annotations

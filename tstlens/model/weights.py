@@ -8,15 +8,17 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from transformer_lens import FactoredMatrix
+from transformer_lens.utilities import composition_scores
 
 from tstlens.arguments import checked
-from tstlens.errors import ArgumentError
+from tstlens.errors import ArgumentError, NonlinearResidualError
 from tstlens.model.parts import CustomConfig
 
 
 class StackedWeights(nn.Module):
     """Properties that stack one weight over layers; layouts as in TransformerLens."""
 
+    cfg: Any
     layers: list[Any]
     head: nn.Module
 
@@ -136,6 +138,85 @@ class StackedWeights(nn.Module):
         """
         total = self.b_O[: layer + mlp_input].sum(0)
         return total + self.b_out[:layer].sum(0) if include_mlp_biases else total
+
+    @checked
+    def all_composition_scores(
+        self, mode: str, *, fold_ln: bool = False
+    ) -> Float[Tensor, "layer head later_layer later_head"]:
+        """How much of what each head writes each later head's weights could read.
+
+        ``|W_1 W_2| / (|W_1| |W_2|)`` in Frobenius norms, with the earlier head's OV as ``W_1`` and
+        the later head's QK (``"Q"``), its transpose (``"K"``) or its OV (``"V"``) as ``W_2``; zero
+        for pairs that are not one after the other.
+
+        What can mislead: these are weights alone. Heads that could compose need not do so on real
+        series, random heads score above 0 (compare with ``model.init_weights()``), and rotary
+        positions and norms of queries and keys are left out. What heads do to each other in a run
+        is :func:`tstlens.patching.head_influence`.
+
+        Args:
+            mode: ``"Q"``, ``"K"`` or ``"V"``, the input of the later head.
+            fold_ln: count the norm before attention (its gain and, for LN, its centring), as
+                TransformerLens' ``from_pretrained`` does on loading; False takes the weights as
+                they are.
+
+        Returns:
+            Scores from 0 to 1.
+
+        Raises:
+            ArgumentError: another mode.
+            NonlinearResidualError: a norm between what a head writes and the stream, or no one
+                stream that all heads share.
+
+        Source: Elhage et al. 2021; ``HookedTransformer.all_composition_scores``.
+
+        Example:
+            >>> from tstlens import HookedTST
+            >>> model = HookedTST.from_pretrained("co2")
+            >>> model.all_composition_scores("V").shape
+            torch.Size([2, 4, 2, 4])
+        """
+        if mode not in ("Q", "K", "V"):
+            raise ArgumentError(f"expected mode as 'Q', 'K' or 'V', got {mode!r}")
+        self._require_shared_stream("all_composition_scores")
+        w_q, w_k, w_v, w_o = self.W_Q, self.W_K, self.W_V, self.W_O
+        if fold_ln:
+            w_q, w_k, w_v = map(self._read_through_norm, (w_q, w_k, w_v))
+            if self.cfg.normalization_type == "LN":
+                w_o = w_o - w_o.mean(-1, keepdim=True)
+        left, right = FactoredMatrix(w_v, w_o), FactoredMatrix(w_q, w_k.transpose(-2, -1))
+        right = {"Q": right, "K": right.T, "V": left}[mode]
+        scores = composition_scores(left, right)
+        layer = torch.arange(len(self.layers), device=scores.device)
+        later = layer[:, None, None, None] < layer[None, None, :, None]
+        return torch.where(later, scores, torch.zeros_like(scores))
+
+    def _read_through_norm(
+        self, weight: Float[Tensor, "layer head d_model d_head"]
+    ) -> Float[Tensor, "layer head d_model d_head"]:
+        """What of the stream a weight behind each block's first norm reads, up to its scale."""
+        gain = self._stack("ln1", "w")
+        if self.cfg.normalization_type == "BN":
+            variance = self._stack("ln1", "running_var")
+            gain = gain / (variance + self.cfg.eps).sqrt()
+        weight = gain[:, None, :, None] * weight
+        centres = self.cfg.normalization_type == "LN"
+        return weight - weight.mean(-2, keepdim=True) if centres else weight
+
+    def _require_shared_stream(self, method: str) -> None:
+        """Raise unless heads write straight to one stream that later heads read."""
+        cfg = self.cfg
+        reasons = {
+            "normalises the stream after every sublayer (post-norm)": cfg.norm_position == "post",
+            "normalises what attention writes": cfg.use_normalization_before_and_after,
+            "has an encoder and a decoder, whose streams are two": bool(cfg.n_decoder_layers),
+        }
+        found = [reason for reason, holds in reasons.items() if holds]
+        if found:
+            raise NonlinearResidualError(
+                f"{method} multiplies what a head writes with what a later one reads, but this "
+                f"model {found[0]}; measure it in a run: tstlens.patching.head_influence"
+            )
 
     def all_head_labels(self) -> list[str]:
         """``L0H0`` and so on, layer by layer."""

@@ -172,6 +172,7 @@ def attribution(
         site=repr(site) if site.selections() or site.layer is not None else site.name,
         source=source if isinstance(source, str) else "other series",
         time_cells=time_cells(model, clean.shape[2], place),
+        positions_are=model.cfg.positions_are,
         n_pairs=len(clean),
         made={
             "model": model.cfg.model_name,

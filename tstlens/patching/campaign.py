@@ -327,6 +327,7 @@ def _sweeps(
             site=site,
             source="clean",
             time_cells=time_cells(model, pairs.clean.shape[2]),
+            positions_are=model.cfg.positions_are,
             n_pairs=len(pairs),
             made={"model": model.cfg.model_name, "method": "exact", "n_slices": None},
         )

@@ -34,6 +34,7 @@ _DESCRIBED = (
     "site",
     "source",
     "time_cells",
+    "positions_are",
     "n_pairs",
     "made",
 )

@@ -34,6 +34,8 @@ class SweepResult(Result):
         site: what was replaced.
         source: what it was replaced by.
         time_cells: first and one-past-last sample that each position stands for, or None.
+        positions_are: what entries of the axis ``pos`` are: ``"time"`` (a patch, a step), or
+            ``"channel"`` in models whose tokens are channels, where position c is channel c.
         n_pairs: pairs that the values come from.
         made: how: model, sizes, method.
     """
@@ -48,6 +50,7 @@ class SweepResult(Result):
     site: str
     source: str = "clean"
     time_cells: tuple[tuple[int, int], ...] | None = None
+    positions_are: str = "time"
     n_pairs: int = 1
     made: dict[str, Any] = field(default_factory=dict)
 
@@ -83,6 +86,14 @@ class SweepResult(Result):
             clean=self.clean.mean() if over_pairs else self.clean,
         )
 
+    def named(self) -> SweepResult:
+        """The result as figures show it: ``pos`` is called ``channel`` where positions are."""
+        if self.positions_are != "channel" or "pos" not in self.axes:
+            return self
+        axes = tuple("channel" if axis == "pos" else axis for axis in self.axes)
+        coords = dict(zip(axes, (self.coords[axis] for axis in self.axes), strict=True))
+        return replace(self, axes=axes, coords=coords)
+
     def std_error(self) -> Float[Tensor, "*axes"]:
         """Standard error of the mean effect over pairs, [*axes without pair]."""
         if "pair" not in self.axes:
@@ -98,7 +109,10 @@ class SweepResult(Result):
         return frame.loc[order[:n]].reset_index(drop=True)
 
     def to_dataframe(self) -> pd.DataFrame:
-        """Long format: a column per axis, then value, baseline, clean, effect, normalized."""
+        """Long format: a column per axis, then value, baseline, clean, effect, normalized.
+
+        Where positions are channels, a column ``channel`` beside ``pos`` says which.
+        """
         import pandas as pd
 
         index = pd.MultiIndex.from_product(
@@ -113,7 +127,10 @@ class SweepResult(Result):
             "normalized": self.normalized(),
         }
         flat = {name: tensor.reshape(-1).cpu().numpy() for name, tensor in columns.items()}
-        return pd.DataFrame(flat, index=index).reset_index()
+        frame = pd.DataFrame(flat, index=index).reset_index()
+        if self.named() is not self:
+            frame.insert(list(frame.columns).index("pos") + 1, "channel", frame["pos"])
+        return frame
 
     def __repr__(self) -> str:
         shape = ", ".join(

@@ -302,7 +302,7 @@ def _template(model: HookedTST, site: Site) -> tuple[str, int | None, tuple[int 
         layer = model.layer_of(site.name)
         return site.name, layer, (layer,)
     if "." in site.name or site.name.startswith("hook_"):
-        raise UnknownHookError(site.name, model.hook_dict)
+        raise UnknownHookError(site.name, model.hook_dict, "model.hook_dict lists them all")
     raise UnknownSiteError(
         site.name, site_names(model), "A full hook name (see model.hook_dict) works too"
     )
