@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from torch import Tensor, nn
@@ -97,7 +98,11 @@ SERIES = torch.zeros(2, 3, 4)
         ({"memory_mb": float("inf")}, ArgumentError, "positive number or None, got inf"),
         ({"level": 95}, ArgumentError, "expected level as a number between 0 and 1, got 95"),
         ({"strengths": [float("nan")]}, ArgumentError, r"finite numbers, got \[nan\]"),
-        ({"strengths": np.ones(2)}, ArgumentError, r"try strengths\.tolist\(\)"),
+        ({"strengths": np.ones((2, 2))}, ArgumentError, r"got ndarray float64 \[2, 2\]"),
+        ({"strengths": {1.0, 2.0}}, ArgumentError, r"has no order, try sorted\(strengths\)"),
+        ({"names": iter([1])}, ArgumentError, "a sequence of names, got a list_iterator"),
+        ({"n": np.int64(0)}, ArgumentError, "integer of at least 1, got 0"),
+        ({"n": torch.tensor(2.0)}, ArgumentError, r"at least 1, got Tensor float32 \[\]"),
         ({"path": None}, ArgumentError, "expected path as a string or a path, got None"),
         ({"options": ["x"]}, ArgumentError, r"expected options as a dict or None, got \['x'\]"),
         ({"metric": "prob"}, ArgumentError, "expected metric as a function or None, got 'prob'"),
@@ -114,6 +119,65 @@ def test_what_fits_is_let_through(model):
     assert everything(n=np.int64(3), level=np.float32(0.5), strengths=(1, 2.5)) == "ran"
     assert everything(path=Path("x"), options={}, metric=len, unknown=object()) == "ran"
     assert everything.__name__ == "everything" and everything.__doc__
+
+
+@checked
+def taken(
+    n: int = 1,
+    level: float = 0.5,
+    on: bool = True,
+    names: Sequence[str] = (),
+    strengths: Sequence[float] = (),
+    cells: Sequence[tuple[int, int]] = (),
+    limits: tuple[float, float] | None = None,
+    arrays: Sequence[Any] = (),
+    *rest: Any,
+    flag: bool = False,
+) -> Any:
+    """What reaches a function."""
+    return locals()
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "expected"),
+    [
+        ("n", np.int64(3), 3),
+        ("n", torch.tensor(3), 3),
+        ("level", np.float32(0.25), 0.25),
+        ("on", np.bool_(False), False),
+        ("names", {"a": 1, "b": 2}.keys(), ["a", "b"]),
+        ("names", (name for name in "ab"), ["a", "b"]),
+        ("names", np.array(["a", "b"]), ["a", "b"]),
+        ("strengths", np.linspace(0, 1, 3), [0.0, 0.5, 1.0]),
+        ("strengths", torch.tensor([0.5, 1.0]), [0.5, 1.0]),
+        ("strengths", pd.Series([0.5, 1.0]), [0.5, 1.0]),
+        ("strengths", range(2), range(2)),
+        ("cells", [[0, 4], [4, 8]], [(0, 4), (4, 8)]),
+        ("cells", np.array([[0, 4], [4, 8]]), [(0, 4), (4, 8)]),
+        ("limits", [-1, 1], (-1, 1)),
+    ],
+)
+def test_what_says_the_same_without_a_loss_is_taken_as_what_it_says(name, given, expected):
+    found = taken(**{name: given})[name]
+    assert found == expected and type(found) is type(expected)
+
+
+def test_an_array_of_series_is_a_sequence_of_arrays():
+    found = taken(arrays=np.arange(6).reshape(3, 2))["arrays"]
+    assert [row.tolist() for row in found] == [[0, 1], [2, 3], [4, 5]]
+    sites = patching.Site("z", head=np.array([0, 1]), pos=np.int64(2))
+    assert sites.head == [0, 1] and type(sites.pos) is int
+
+
+def test_more_arguments_without_a_name_are_no_parameter(model, data):
+    found = taken(1, 0.5, True, (), (), (), None, (), "more", None)
+    assert found["rest"] == ("more", None) and found["flag"] is False
+    with pytest.raises(ArgumentError, match="flag as True or False, got 2"):
+        taken(flag=2)
+    expected = model(data.series, "logits")
+    assert torch.equal(model.run_with_codebooks(data.series, "logits"), expected)
+    logits, loss = model.run_with_saes(data.series, "both", target=data.labels)
+    assert torch.equal(logits, expected) and loss.ndim == 0
 
 
 def test_python_says_itself_what_is_no_parameter():

@@ -4,10 +4,12 @@
 was expected, what came and what to do, so that no caller meets torch's or numpy's own words for a
 list where a tensor belongs. Shapes, and most bounds and names, are checked where they are used.
 
-Numbers have to be finite and no booleans, and numpy's count as numbers; what is called ``seed``,
-``n``, ``batch_size``, ``memory_mb``, ``level`` and so on has the same bounds everywhere; a string
-is no sequence of names. Annotations that are not known at run time and parameters without
-one are let through.
+Numbers have to be finite and no booleans; what is called ``seed``, ``n``, ``batch_size``,
+``memory_mb``, ``level`` and so on has the same bounds everywhere; a string is no sequence of names.
+What says the same without a loss is taken as what it says: numpy's numbers and arrays without axes
+as Python's, and, where a sequence belongs, arrays, iterators and views of dictionaries as the
+entries that they hold. Annotations that are not known at run time and parameters without one are
+let through.
 """
 
 from __future__ import annotations
@@ -20,10 +22,11 @@ import os
 import sys
 import types
 import typing
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, KeysView, Mapping, Sequence, ValuesView
 from pathlib import PurePath
 from typing import Any, Literal, TypeVar, get_args, get_origin
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -68,7 +71,12 @@ def checked(function: Function) -> Function:
         ...
         tstlens.errors.ArgumentError: expected n as an integer of at least 1, got '7'
     """
-    names = tuple(inspect.signature(function).parameters)
+    names = tuple(
+        name
+        for name, parameter in inspect.signature(function).parameters.items()
+        # What follows ``*args`` cannot be meant by the next argument without a name.
+        if parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD)
+    )
 
     @functools.cache
     def tests() -> dict[str, tuple[Any, Test]]:
@@ -78,11 +86,14 @@ def checked(function: Function) -> Function:
 
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
-        known = tests()
-        for name, value in (*zip(names, args, strict=False), *kwargs.items()):
-            if name in known and not known[name][1](value):
-                raise _error(name, known[name][0], value)
-        return function(*args, **kwargs)
+        known, read = tests(), list(args)
+        for place, (name, value) in enumerate(zip(names, args, strict=False)):
+            if name in known:
+                read[place] = _read(name, *known[name], value)
+        for name, value in kwargs.items():
+            if name in known:
+                kwargs[name] = _read(name, *known[name], value)
+        return function(*read, **kwargs)
 
     return typing.cast(Function, call)
 
@@ -111,6 +122,13 @@ def one_per_row(values: Any, output: Tensor, name: str) -> Tensor:
     Raises:
         ArgumentError: not one number per row, or NaN or infinity, which nothing can be ranked by.
     """
+    found = numbers_of_rows(values, output, name)
+    check_finite(found, name)
+    return found
+
+
+def numbers_of_rows(values: Any, output: Tensor, name: str) -> Tensor:
+    """As :func:`one_per_row`, without looking at the numbers, for which a GPU has to be waited."""
     expected = f"expected {name} to give one value per series [{len(output)}]"
     try:
         found = torch.as_tensor(values, device=output.device)
@@ -118,22 +136,26 @@ def one_per_row(values: Any, output: Tensor, name: str) -> Tensor:
         raise ArgumentError(f"{expected}, got {shown(values)}") from None
     if found.shape != output.shape[:1]:
         raise ArgumentError(f"{expected}, got {list(found.shape)}")
-    found = found if found.is_floating_point() else found.to(output.dtype)
+    return found if found.is_floating_point() else found.to(output.dtype)
+
+
+def check_finite(found: Tensor, name: str) -> None:
+    """Raise :class:`ArgumentError` for NaN or infinity in what a function gave [..., row]."""
     if not bool(found.isfinite().all()):
-        at = int((~found.isfinite()).nonzero()[0, 0])
+        at = tuple((~found.isfinite()).nonzero()[0].tolist())
         raise ArgumentError(
-            f"expected {name} to give finite values, got {float(found[at])} for series {at}; where "
-            "it takes the log of a probability, take log_softmax"
+            f"expected {name} to give finite values, got {float(found[at])} for series {at[-1]}; "
+            "where it takes the log of a probability, take log_softmax"
         )
-    return found
 
 
 def check_fields(record: Any) -> None:
     """Check the fields of a dataclass as :func:`checked` does arguments; for ``__post_init__``."""
     for name, (hint, test) in _field_tests(type(record)).items():
         value = getattr(record, name)
-        if not test(value):
-            raise _error(f"{type(record).__name__}.{name}", hint, value)
+        read = _read(f"{type(record).__name__}.{name}", hint, test, value)
+        if read is not value:
+            object.__setattr__(record, name, read)  # the dataclass may be frozen
 
 
 @functools.cache
@@ -158,6 +180,38 @@ def _hints(annotated: Any) -> dict[str, Any]:
     return found
 
 
+def _read(name: str, hint: Any, test: Test, value: Any) -> Any:
+    """The value, or what says the same and is what the annotation says; else the error."""
+    if isinstance(value, np.generic) and hint is not Any:
+        value = value.item()
+    if test(value):
+        return value
+    for other in _readings(hint, value):
+        if test(other):
+            return other
+    raise _error(name, hint, value)
+
+
+def _readings(hint: Any, value: Any) -> Iterator[Any]:
+    """What else a value says, without a loss; sets are left out, as they have no order."""
+    if getattr(value, "ndim", None) == 0:
+        yield value.tolist()
+        return
+    if not any(get_origin(option) in _SEQUENCES for option in _options(hint)):
+        return
+    if hasattr(value, "tolist"):  # arrays of torch, numpy and pandas
+        if value.ndim > 1:
+            yield list(value)
+        value = value.tolist()
+    elif isinstance(value, Iterator | KeysView | ValuesView):
+        value = list(value)
+    elif not isinstance(value, list | tuple | range):
+        return
+    yield value
+    yield tuple(value)
+    yield [tuple(entry) if isinstance(entry, list) else entry for entry in value]
+
+
 def _test(hint: Any, name: str = "") -> Test:
     """Whether a value is what an annotation says."""
     origin, inside = get_origin(hint), get_args(hint)
@@ -171,7 +225,7 @@ def _test(hint: Any, name: str = "") -> Test:
     if origin is Literal or hint is str:
         return lambda value: isinstance(value, str)
     if hint is bool:
-        return lambda value: isinstance(value, bool) or type(value).__name__ in ("bool_", "bool")
+        return lambda value: isinstance(value, bool | np.bool_)
     if hint is int:
         least = _LEAST.get(name, -math.inf)
         return lambda value: _is_number(value, numbers.Integral) and value >= least
@@ -324,6 +378,6 @@ def _advice(name: str, hint: Any, value: Any) -> str:
     if any(get_origin(option) in _SEQUENCES for option in options):
         if isinstance(value, str):
             return f"try {name}=({value!r},)"
-        if hasattr(value, "tolist"):
-            return f"try {name}.tolist()"
+        if isinstance(value, set | frozenset):
+            return f"a set has no order, try sorted({name})"
     return ""

@@ -34,6 +34,8 @@ def test_a_saved_model_has_the_same_codes_and_logits(saved):
     ids, expected = again.code_ids(data.series), model.code_ids(data.series)
     assert all(torch.equal(ids[hook], expected[hook]) for hook in (MLP, Z))
     assert again.acts_to_codebooks[Z].cfg.metadata.tstlens_fit["n_codes"] == 6
+    there = torch.device("cpu")
+    assert codebooks.load(folder, device=there).acts_to_codebooks[MLP].table.device == there
     assert codebooks.load(folder, dtype=torch.float64).acts_to_codebooks[MLP].table.dtype == (
         torch.float64
     )

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
 from tstlens import figures
 from tstlens.data import Pairs
-from tstlens.figures.words import number, quantity
+from tstlens.figures.words import in_cell, number, quantity
 from tstlens.patching import SweepResult
 
 
@@ -41,11 +42,21 @@ def test_where_smaller_is_better_the_figure_says_that_red_is_towards_the_clean_r
     assert "red" not in words_of(result_of(values, baseline=0.0, clean=2.0).figure())
 
 
-@pytest.mark.parametrize(("largest", "form"), [(0.00004, ".0e"), (0.04, ".3f"), (0.4, ".2f")])
-def test_cells_print_digits_that_are_not_all_zeros(largest, form):
+@pytest.mark.parametrize(
+    ("largest", "text"), [(0.00004, "4e−5"), (0.04, "0.040"), (0.4, "0.40"), (-0.4, "−0.40")]
+)
+def test_cells_print_digits_that_are_not_all_zeros_and_a_real_minus(largest, text):
     values = torch.full((6, 2, 3), largest)
     figure = result_of(values, baseline=0.0, clean=1.0).figure()
-    assert figure.data[0].texttemplate == f"%{{z:{form}}}"
+    cells = figure.data[0]
+    assert cells.texttemplate == "%{text}" and set(np.ravel(cells.text)) == {text}
+
+
+def test_a_cell_that_rounds_to_zero_has_no_sign_and_an_undefined_one_no_text():
+    values = torch.tensor([-0.004, 0.3, -0.3]).expand(6, 2, 3)
+    figure = result_of(values, baseline=0.0, clean=1.0).figure()
+    assert list(np.ravel(figure.data[0].text)) == ["0.00", "0.30", "−0.30"] * 2
+    assert in_cell(float("nan"), ".2f") == ""
 
 
 def test_a_ranking_of_few_pairs_claims_no_interval():

@@ -78,7 +78,7 @@ def with_front_end(module):
 
 
 @pytest.mark.parametrize(
-    ("front_end", "words"),
+    ("module", "words"),
     [
         (
             Convolution,
@@ -89,8 +89,8 @@ def with_front_end(module):
         (Plain, "expected torch.float32 embeddings like the model's weights, got torch.float64"),
     ],
 )
-def test_a_front_end_of_ones_own_says_which_dtype_it_takes(series, front_end, words):
-    model = with_front_end(front_end())
+def test_a_front_end_of_ones_own_says_which_dtype_it_takes(series, module, words):
+    model = with_front_end(module())
     with pytest.raises(SeriesValueError, match=words):
         model(series.double())
     with torch.autocast("cpu"):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+
 import pytest
 import torch
 
@@ -13,9 +15,10 @@ MODES = ("Q", "K", "V")
 
 def hooked_transformer(model):
     """TransformerLens' model with our blocks' weights."""
-    transformer_lens = pytest.importorskip("transformer_lens")
-    if not hasattr(transformer_lens, "HookedTransformer"):
+    if importlib.util.find_spec("transformer_lens.HookedTransformer") is None:
         pytest.skip("TransformerLens 4 has no HookedTransformer to compare with")
+    import transformer_lens
+
     ours = model.cfg
     cfg = transformer_lens.HookedTransformerConfig(
         n_layers=ours.n_layers,

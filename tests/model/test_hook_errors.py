@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tstlens.errors import ArgumentError, HookError, UnknownHookError
+from tstlens.errors import ArgumentError, HookError, UnknownActivationError, UnknownHookError
 
 
 def assert_clean(model):
@@ -151,3 +151,34 @@ def test_hooks_added_on_purpose_survive_and_reset(make_model, series):
     model.reset_hooks()
     assert_clean(model)
     assert torch.equal(model(series), logits)
+
+
+def test_of_many_hooks_only_the_closest_are_named_and_where_all_are(make_model, series):
+    model = make_model()
+    with pytest.raises(UnknownHookError) as found:
+        model.run_with_cache(series, names_filter="blocks.0.hook_zz")
+    words = str(found.value)
+    named = [name for name in model.hook_dict if f" {name}," in words or f" {name} and" in words]
+    assert len(named) == 5 and len(words) < 400
+    assert words.endswith(f"and {len(model.hook_dict) - 5} more. model.hook_dict lists them all")
+    _, cache = model.run_with_cache(series)
+    with pytest.raises(UnknownActivationError, match=r"cache.keys\(\) lists them all") as found:
+        cache["zz"]
+    assert len(str(found.value)) < 400
+
+
+def test_a_hooks_last_part_finds_the_hook(make_model, series):
+    with pytest.raises(UnknownHookError, match="did you mean 'blocks.0.attn.hook_z'"):
+        make_model().run_with_cache(series, names_filter="hook_z")
+
+
+def test_switches_of_transformer_lens_that_have_no_use_here_say_what_has(make_model, series):
+    model = make_model()
+    with pytest.raises(ArgumentError, match=r"set_use_split_qkv_input\(True\) gives every head's"):
+        model.set_use_attn_in(True)
+    with pytest.raises(ArgumentError, match="every head has keys and values of its own"):
+        model.set_ungroup_grouped_query_attention(True)
+    model.set_use_attn_in(False)  # as it is
+    model.set_ungroup_grouped_query_attention(False)
+    with pytest.raises(UnknownHookError, match=r"set_use_split_qkv_input\(True\) gives hook_q_inp"):
+        model.run_with_cache(series, names_filter="blocks.0.hook_attn_in")

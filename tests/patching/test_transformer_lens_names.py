@@ -100,3 +100,11 @@ def test_rows_that_do_not_fit_are_refused(pre_norm: Case) -> None:
         patching.get_act_patch_attn_out(*call, index_df=rows)
     with pytest.raises(ArgumentError, match=r"expected pos in 0\.\.9"):
         patching.get_act_patch_attn_out(*call, index_df=pd.DataFrame({"layer": [0], "pos": [10]}))
+    for rows, words in (
+        ({"layer": [-1], "pos": [0]}, r"expected layer in 0\.\.1, got -1"),
+        ({"layer": [2], "pos": [0]}, r"expected layer in 0\.\.1, got 2"),
+        ({"layer": [0.5], "pos": [0]}, "expected integers in column 'layer', got float64"),
+        ({"layer": [0], "pos": ["a"]}, "expected integers in column 'pos', got"),
+    ):
+        with pytest.raises(ArgumentError, match=words):
+            patching.get_act_patch_attn_out(*call, index_df=pd.DataFrame(rows))

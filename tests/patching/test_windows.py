@@ -11,7 +11,7 @@ from sklearn.linear_model import Ridge
 
 from tstlens.errors import ArgumentError, SeriesShapeError
 from tstlens.model import HeadConfig, HookedTST, HookedTSTConfig, LinearPatchesConfig
-from tstlens.patching import logit, window_sweep
+from tstlens.patching import logit, mse, window_sweep
 from tstlens.patching.windows import shares, window_places
 
 N_TIME = 12
@@ -109,6 +109,32 @@ def test_chunks_and_blocks_change_nothing():
         model, clean, corrupted, lambda out: out[torch.arange(3), TARGET], progress=False
     )
     torch.testing.assert_close(own.values, whole.values)
+
+
+def test_rows_of_channel_independent_models_count_as_rows(monkeypatch):
+    embed = LinearPatchesConfig(2, 2, channel_independent=True)
+    model = tiny(embed=embed, head=HeadConfig("flatten", horizon=4))
+    clean, corrupted = pairs()
+    metric = mse(torch.randn(3, 2, 4, dtype=torch.float64))
+    options = {"lengths": (4,), "ridge": 0.5, "progress": False}
+    whole = window_sweep(model, clean, corrupted, metric, **options)
+    rows = []
+    model.blocks[0].register_forward_hook(lambda module, given, out: rows.append(len(out)))
+    monkeypatch.setattr("tstlens.patching.windows.rows_that_fit", lambda *given: 12)
+    parts = window_sweep(model, clean, corrupted, metric, **options)
+    torch.testing.assert_close(parts.values, whole.values)
+    assert max(rows) == 12  # two worlds of three pairs of two channels
+    held, effects = window_places(N_TIME, (4,)), []
+    for window in held:
+        changed = corrupted.clone()
+        changed[:, 0, window] = clean[:, 0, window]
+        effects.append(metric(model(changed)[None])[0] - metric(model(corrupted)[None])[0])
+    solved = Ridge(0.5 * float(held.sum(0).double().mean()), fit_intercept=False).fit(
+        held.double().numpy(), torch.stack(effects).detach().numpy()
+    )
+    torch.testing.assert_close(
+        whole.effect()[:, 0], torch.from_numpy(solved.coef_), atol=1e-9, rtol=1e-6
+    )
 
 
 def test_padding_is_never_replaced_and_has_no_share():

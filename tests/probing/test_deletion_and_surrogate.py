@@ -237,7 +237,8 @@ def test_the_prediction_difference_is_a_point_of_the_deletion_curve():
     [
         ({"n_top": 9}, ArgumentError, r"n_top: expected from 1 to .* \(at least 8\), got 9 to 9"),
         ({"n_top": torch.tensor([0, 1, 1])}, ArgumentError, "got 0 to 1"),
-        ({"n_top": torch.tensor([1])}, SeriesShapeError, r"one per series \[3\], got \[1\]"),
+        ({"n_top": torch.tensor([1])}, SeriesShapeError, r"series \[3\], got Tensor int64 \[1\]"),
+        ({"n_top": torch.tensor(1.5)}, SeriesShapeError, "one integer.* got Tensor float32"),
         (
             {"replacement": torch.zeros(2, 8)},
             SeriesShapeError,

@@ -16,6 +16,13 @@ from tstlens.model import seal_checkpoint
 MLP_OUT = "blocks.0.hook_mlp_out"
 
 
+def test_a_device_may_be_torchs_own():
+    there = torch.device("cpu")
+    sae = saes.load("japanese-vowels", MLP_OUT, device=there)
+    assert sae.W_dec.device == there and sae.cfg.device == "cpu"
+    assert saes.training_config("topk", 8, device=there).device == "cpu"
+
+
 def two_layers(d_in=6, d_sae=10, **options):
     torch.manual_seed(0)
     return nn.ModuleDict(

@@ -108,10 +108,8 @@ def browse(
     dictionary = saes.load(model, hook=hook) if hook in known else saes.load(hook)
     described = {"name": data} if data else loaded.info.get("data") or {}
     series = load_described(described, split)
-    found = saes.features(loaded, dictionary, series, seed=seed, progress=not quiet)
-    path = found.to_html(
-        out or Path(f"{Path(model).name}-features.html"), n_windows=windows, seed=seed
-    )
+    path = out or Path(f"{Path(model).name}-features.html")
+    saes.browse(loaded, dictionary, series, path, n_windows=windows, seed=seed, progress=not quiet)
     print(f"wrote {path}")
 
 

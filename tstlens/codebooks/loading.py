@@ -17,7 +17,9 @@ SHIPPED = "codebooks"  # folder of a checkpoint that holds it tuned, with codebo
 
 
 @checked
-def load(name: str | Path, *, device: str = "cpu", dtype: torch.dtype | None = None) -> HookedTST:
+def load(
+    name: str | Path, *, device: str | torch.device = "cpu", dtype: torch.dtype | None = None
+) -> HookedTST:
     """A model that was fitted together with codebooks, with them on.
 
     Args:

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from plotly.subplots import make_subplots
 
 from tstlens.figures import style
-from tstlens.figures.words import Cells, axis_title, entry_label
+from tstlens.figures.words import Cells, axis_title, entry_label, in_cell
 
 MOST_IN_CELLS = (12, 9)  # rows and columns up to which cells print their numbers
 MOST_DOTS = 400  # more single pairs than this are a cloud
@@ -44,7 +44,7 @@ class Scale:
 
     @property
     def form(self) -> str:
-        """How d3 writes a number in a cell; powers of ten where three decimals would be zeros."""
+        """The format of a number in a cell; powers of ten where three decimals would be zeros."""
         small = max(abs(self.low), abs(self.high)) < 0.005
         return ".0e" if small else f".{self.digits}f"
 
@@ -188,7 +188,11 @@ def heat_maps(
             hovertemplate="%{hovertext}<extra></extra>",
             xgap=1 if n_columns <= 60 else 0,
             ygap=1 if row_height > 7 else 0,
-            texttemplate=f"%{{z:{scale.form}}}" if printed else None,
+            # plotly itself would write a hyphen for a minus in cells, unlike on its axes.
+            text=[[in_cell(z, scale.form) for z in row] for row in panel.values.tolist()]
+            if printed
+            else None,
+            texttemplate="%{text}" if printed else None,
             textfont={"size": 10},
         )
         figure.add_trace(trace, row=row, col=column)

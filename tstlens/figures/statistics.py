@@ -29,7 +29,10 @@ def draw_summary(
     """The n strongest sites: dot and interval, filled where the q-value is at most ``q``.
 
     What can mislead: the sites at the top were chosen because they came out large, so their means
-    are a little too large; a hollow dot is "not shown", not "no effect".
+    are a little too large; a hollow dot is "not shown", not "no effect". The interval of a filled
+    dot can cross 0, as q tests another thing in another way: whether signs could have fallen like
+    this by chance (sign flips), while the ends of the interval (bootstrap-t) are pushed out by a
+    few unusually large or skewed effects.
 
     Args:
         result: of :func:`tstlens.patching.summary`.

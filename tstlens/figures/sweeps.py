@@ -93,7 +93,7 @@ def draw_sweep(
     scale = scale_of(result, values, kind, limits)
     words: dict[str, Any] = {"title": _title(result, axes) if title == "" else title}
     if words["title"]:
-        words["subtitle"] = _subtitle(result, pair)
+        words["subtitle"] = _subtitle(result, pair, kind)
     if not axes:
         return _per_pair(result, kind, scale, words)
     order = sorted(range(len(axes)), key=lambda at: (_rank(axes[at]), at))
@@ -237,14 +237,17 @@ def _title(result: SweepResult, axes: tuple[str, ...]) -> str:
     return f"{how} {site_title(result.site)}" + (f" by {' × '.join(words)}" if words else "")
 
 
-def _subtitle(result: SweepResult, pair: int | None) -> str:
+def _subtitle(result: SweepResult, pair: int | None, kind: str) -> str:
     unit = "" if result.unit in ("probability", "value") else f" {result.unit}"
     which = f"pair {pair}" if pair is not None else f"mean over {result.n_pairs} pairs"
     if result.n_pairs == 1 and pair is None:
         which = "one pair"
     source = "" if result.source == "clean" else f"; patched with {result.source}"
     baseline, clean = float(result.baseline.mean()), float(result.clean.mean())
-    if result.source == "clean" and clean < baseline:  # an error, or patching that noises
+    towards = result.source == "clean" and clean < baseline  # an error, or patching that noises
+    if (
+        towards and kind == "effect"
+    ):  # shares are positive towards the clean run, values have no red
         source = "; red lowers it, towards the clean run"
     return (
         f"{which}; {result.metric}: corrupted {number(baseline)}, clean {number(clean)}{unit}"

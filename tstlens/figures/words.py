@@ -133,3 +133,22 @@ def number(value: float, signed: bool = False) -> str:
         digits = 1 if size >= 10 else 2 if size >= 1 else 3 if size >= 0.1 else 4
         text = f"{value:+.{digits}f}" if signed else f"{value:.{digits}f}"
     return text.replace("-", "−")
+
+
+def in_cell(value: float, form: str) -> str:
+    """A number as a cell of a heat map prints it, with a real minus sign; nothing where undefined.
+
+    Args:
+        value: the number.
+        form: one of Python's formats: ".2f", ".0e".
+
+    Example:
+        >>> in_cell(-0.123, ".2f"), in_cell(-0.001, ".2f"), in_cell(-0.00004, ".0e")
+        ('−0.12', '0.00', '−4e−5')
+    """
+    if value != value:
+        return ""
+    text = format(value, form).replace("e-0", "e-")
+    if float(text) == 0:
+        text = text.removeprefix("-")
+    return text.replace("-", "−")

@@ -273,8 +273,8 @@ class HookedTST(
             embed.check(series.shape[2])
 
     def _check_dtype(self, given: Tensor, what: str = "series") -> None:
-        may_cast = what == "series" and isinstance(self.cfg.embed, CustomConfig)
-        casts = may_cast or torch.is_autocast_enabled(given.device.type)
+        casts = what == "series" and isinstance(self.cfg.embed, CustomConfig)
+        casts = casts or torch.is_autocast_enabled(given.device.type)
         if given.dtype != self.cfg.dtype and not casts:
             raise SeriesValueError(
                 f"expected {self.cfg.dtype} {what} like the model's weights, got {given.dtype}; "
@@ -386,8 +386,7 @@ class HookedTST(
         device = kwargs.get("device", args[0] if args else None)
         if isinstance(device, str | int):
             usable_device(device)
-        moved = super().to(*args, **kwargs)
-        return moved._follow_parameters()
+        return super().to(*args, **kwargs)._follow_parameters()
 
     def _apply(self, fn: Any, *args: Any, **kwargs: Any) -> Any:
         applied = super()._apply(fn, *args, **kwargs)

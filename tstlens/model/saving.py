@@ -64,7 +64,7 @@ class SavedModel(nn.Module):
         *,
         embed: nn.Module | None = None,
         head: nn.Module | None = None,
-        device: str | torch.device | None = None,
+        device: str | int | torch.device | None = None,
         dtype: torch.dtype | None = None,
     ) -> _Model:
         """Load a model in eval mode.

@@ -163,9 +163,10 @@ def _chosen(
         inside = isinstance(entries, slice) or all(-n_pos <= entry < n_pos for entry in entries)
         if not inside:
             raise ArgumentError(f"expected positions in 0..{n_pos - 1}, got pos={pos!r}")
-        chosen[:, entries if isinstance(entries, slice) else list(entries)] = 1
-        if not bool(chosen.any()):
+        selected = list(range(n_pos)[entries] if isinstance(entries, slice) else entries)
+        if not selected:
             raise ArgumentError(f"pos={pos!r} selects no position of 0..{n_pos - 1}")
+        chosen[:, selected] = 1
     if mask is not None and mask.shape == (len(activation), n_pos):
         chosen = chosen * mask.to(chosen)
     return chosen.view(*chosen.shape, *(1,) * n_features)

@@ -39,11 +39,23 @@ from tstlens.patching.logit_attribution import logit_attribution
 from tstlens.patching.logit_attribution_result import Component, LogitAttribution
 from tstlens.patching.metrics import Metric, log_prob, logit, logit_diff, mse, prob, quantile_loss
 from tstlens.patching.patch import patch
+from tstlens.patching.patch_setters import (
+    layer_head_dest_src_pos_pattern_patch_setter,
+    layer_head_pattern_patch_setter,
+    layer_head_pos_pattern_patch_setter,
+    layer_head_vector_patch_setter,
+    layer_pos_head_vector_patch_setter,
+    layer_pos_patch_setter,
+)
 from tstlens.patching.result import SweepResult
 from tstlens.patching.sites import Site, site_names
 from tstlens.patching.stability import SplitHalf, alike_pairs, null_map, split_half
 from tstlens.patching.statistics import Summary, summary
 from tstlens.patching.sweep import sweep
+from tstlens.patching.transformer_lens_generic import (
+    generic_activation_patch,
+    make_df_from_ranges,
+)
 from tstlens.patching.transformer_lens_names import (
     get_act_patch_attn_head_all_pos_every,
     get_act_patch_attn_head_by_pos_every,
@@ -127,6 +139,14 @@ __all__ = [
     "get_act_patch_attn_head_all_pos_every",
     "get_act_patch_attn_head_by_pos_every",
     "get_act_patch_block_every",
+    "generic_activation_patch",
+    "layer_pos_patch_setter",
+    "layer_pos_head_vector_patch_setter",
+    "layer_head_vector_patch_setter",
+    "layer_head_pattern_patch_setter",
+    "layer_head_pos_pattern_patch_setter",
+    "layer_head_dest_src_pos_pattern_patch_setter",
+    "make_df_from_ranges",
     "log_prob",
     "logit",
     "logit_diff",

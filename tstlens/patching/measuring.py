@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tstlens.arguments import one_per_row
+from tstlens.arguments import check_finite, numbers_of_rows
 from tstlens.errors import ArgumentError, SeriesShapeError
 from tstlens.patching.metrics import Metric
 
@@ -22,7 +22,10 @@ def read_metric(metric: MeasureOutput, output: Tensor) -> Tensor:
         return metric(output)
     if not len(output):
         return output.new_zeros(0, output.shape[1])
-    return torch.stack([one_per_row(metric(of_world), of_world, "metric") for of_world in output])
+    values = [numbers_of_rows(metric(of_world), of_world, "metric") for of_world in output]
+    found = torch.stack(values)
+    check_finite(found, "metric")
+    return found
 
 
 def check_metric(metric: MeasureOutput, n_pairs: int) -> None:

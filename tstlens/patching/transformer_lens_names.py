@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 PatchingMetric = Callable[[Tensor], Any]
 
 
-def _number(value: Any) -> float:
+def one_number(value: Any) -> float:
     """What a metric of all outputs gave.
 
     Raises:
@@ -113,7 +113,7 @@ class ActPatch:
         if index_df is None:
             rows = list(itertools.product(*map(range, shape)))
             index_df = pd.DataFrame(rows, columns=list(self.index_axis_names))
-        self._check_rows(index_df)
+        self._check_rows(index_df, model.cfg.n_layers)
         values = torch.zeros(len(index_df), device=run.final.device)
         per_chunk = max(1, rows_that_fit(model, run.final.shape[1], None) // len(run.final))
         bar = tqdm(total=len(index_df), desc=self.__name__, leave=False)
@@ -133,7 +133,7 @@ class ActPatch:
                     f"ones {list(own.shape)}, got {list(source.shape)}"
                 )
             outputs = run_worlds(model, run, place, int(layer), grid, source, per_chunk)
-            measured = [_number(patching_metric(out)) for chunk in outputs for out in chunk]
+            measured = [one_number(patching_metric(out)) for chunk in outputs for out in chunk]
             values[where] = torch.tensor(measured, device=values.device)
             bar.update(len(where))
         bar.close()
@@ -144,7 +144,7 @@ class ActPatch:
         name = AXIS_ALIASES.get(name, name)
         return "query" if name == "pos" and self.activation == "pattern" else name
 
-    def _check_rows(self, index_df: pd.DataFrame) -> None:
+    def _check_rows(self, index_df: pd.DataFrame, n_layers: int) -> None:
         if not hasattr(index_df, "columns"):
             raise ArgumentError(f"expected index_df as a pandas DataFrame, got {shown(index_df)}")
         columns = [str(column) for column in index_df.columns]
@@ -154,6 +154,12 @@ class ActPatch:
         for column in columns:
             if self._axis(column) not in expected:
                 raise UnknownAxisError(column, self.index_axis_names, f"{self.__name__} has these")
+        for column, entries in index_df.items():
+            if entries.dtype.kind not in "iu" and len(entries):
+                raise ArgumentError(f"expected integers in column {column!r}, got {entries.dtype}")
+        for layer in index_df["layer"]:
+            if not 0 <= layer < n_layers:
+                raise ArgumentError(f"expected layer in 0..{n_layers - 1}, got {layer}")
 
 
 _BY_POS = ("layer", "pos", "head")

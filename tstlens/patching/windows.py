@@ -139,7 +139,7 @@ def window_sweep(
         made={
             "model": model.cfg.model_name,
             "method": "exact windows, shared out by ridge regression",
-            "lengths": None if lengths is None else list(lengths),
+            "lengths": None if lengths is None else [int(length) for length in lengths],
             "n_windows": len(inside),
             "ridge": ridge,
             "r2": r2.tolist(),
@@ -244,7 +244,7 @@ def _explained(
     """Shares, R², baseline and clean values of some of the pairs."""
     n_pairs, n_channels, n_time = run.clean.shape
     n_rows = rows_that_fit(run.model, run.model.n_pos(n_time) or n_time, memory_mb)
-    per_chunk = max(1, n_rows // n_pairs)
+    per_chunk = max(1, n_rows // (n_pairs * run.model.cfg.rows_per_series))
     observed = run.observed
     device = run.corrupted.device
     baseline = run.measured(run.corrupted[None], run.corrupted_mask)[0]

@@ -18,12 +18,14 @@ except ImportError as error:
     ) from error
 
 if TYPE_CHECKING:
+    from tstlens.saes.browsing import browse
     from tstlens.saes.configs import architectures, training_config
     from tstlens.saes.controls import neuron_dictionary, random_dictionary
     from tstlens.saes.graph import FeatureGraph, feature_graph
     from tstlens.saes.loading import from_linear, list_saes, load
     from tstlens.saes.planted import Recovery, recovery
     from tstlens.saes.reading import ablate_latent, compare, features, steer_latent
+    from tstlens.saes.saving import save
     from tstlens.saes.scores import DictionaryScore, Scores
     from tstlens.saes.scoring import score
     from tstlens.saes.stream import ActivationStream
@@ -39,6 +41,7 @@ __all__ = [
     "TensorStream",
     "ablate_latent",
     "architectures",
+    "browse",
     "compare",
     "feature_graph",
     "features",
@@ -49,6 +52,7 @@ __all__ = [
     "neuron_dictionary",
     "random_dictionary",
     "recovery",
+    "save",
     "score",
     "steer_latent",
     "train",
@@ -64,6 +68,7 @@ _HOME = {
     "TensorStream": "tensor_stream",
     "ablate_latent": "reading",
     "architectures": "configs",
+    "browse": "browsing",
     "compare": "reading",
     "feature_graph": "graph",
     "features": "reading",
@@ -74,6 +79,7 @@ _HOME = {
     "neuron_dictionary": "controls",
     "random_dictionary": "controls",
     "recovery": "planted",
+    "save": "saving",
     "score": "scoring",
     "steer_latent": "reading",
     "train": "training",

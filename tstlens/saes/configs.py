@@ -8,8 +8,10 @@ of sqrt(width), on which the coefficients below were chosen.
 from __future__ import annotations
 
 import dataclasses
+import difflib
 from typing import Any
 
+import torch
 from sae_lens.registry import SAE_TRAINING_CLASS_REGISTRY
 from sae_lens.saes.sae import TrainingSAEConfig
 
@@ -37,7 +39,7 @@ def training_config(
     k: int | None = None,
     steps: int = 5000,
     normalize: str = "expected_average_only_in",
-    device: str = "cpu",
+    device: str | torch.device = "cpu",
     dtype: str = "float32",
     options: dict[str, Any] | None = None,
 ) -> TrainingSAEConfig:
@@ -70,7 +72,7 @@ def training_config(
     config_class = SAE_TRAINING_CLASS_REGISTRY[sae][1]
     _check_writes(sae, config_class, d_out)
     width = d_sae if d_sae is not None else 4 * d_in
-    usable_device(device)
+    place = str(usable_device(device))
     check_dtype_name(dtype)
     if k is not None and sae not in _BY_K and not sae.startswith("topk"):
         penalty = "l0_coefficient" if sae == "jumprelu" else "l1_coefficient"
@@ -82,7 +84,7 @@ def training_config(
     chosen: dict[str, Any] = {
         "d_in": d_in,
         "d_sae": width,
-        "device": device,
+        "device": place,
         "dtype": dtype,
         "normalize_activations": normalize,
     }
@@ -106,13 +108,41 @@ def training_config(
         )
     unknown = sorted(set(options) - fields)
     if unknown:
-        raise ArgumentError(
-            f"{sae!r} has no option {unknown[0]!r}; it has {', '.join(sorted(fields))}"
-        )
+        raise ArgumentError(_no_option(sae, unknown[0], fields))
     try:
         return config_class(**{**chosen, **options})
     except ValueError as error:
         raise ArgumentError(f"sae-lens refuses this configuration: {error}") from error
+
+
+# Arguments of ``train`` that one may look for under another name, as sae-lens or others call them.
+_OF_TRAIN = ("d_sae", "k", "steps", "batch_size", "lr", "seed", "normalize", "head", "mask")
+_OF_TRAIN += (
+    "hook",
+    "hook_out",
+    "memory_mb",
+    "cache",
+    "checkpoint",
+    "checkpoint_every",
+    "progress",
+)
+_ELSEWHERE = {
+    "n_steps": "steps",
+    "training_steps": "steps",
+    "learning_rate": "lr",
+    "n_latents": "d_sae",
+    "n_features": "d_sae",
+    "train_batch_size_samples": "batch_size",
+}
+
+
+def _no_option(sae: str, name: str, fields: set[str]) -> str:
+    """What to say of an option that neither the architecture nor ``train`` has."""
+    options = sorted(fields - {"d_in", "d_out", "metadata", "device"})
+    known = [*_OF_TRAIN, *options]
+    close = [_ELSEWHERE[name]] if name in _ELSEWHERE else difflib.get_close_matches(name, known, 1)
+    meant = f"; did you mean {close[0]!r}?" if close else ";"
+    return f"{sae!r} has no option {name!r}{meant} it has {', '.join(options)}"
 
 
 def _check_writes(name: str, config_class: type, d_out: int | None) -> None:

@@ -45,7 +45,9 @@ def list_saes(checkpoint: str | Path) -> list[str]:
 
 
 @checked
-def load(name: str | Path, hook: str | None = None, *, device: str = "cpu") -> SAE[Any]:
+def load(
+    name: str | Path, hook: str | None = None, *, device: str | torch.device = "cpu"
+) -> SAE[Any]:
     """Load an SAE: a folder that ``save_model`` wrote, or the one that ships with a checkpoint.
 
     Args:
@@ -66,7 +68,7 @@ def load(name: str | Path, hook: str | None = None, *, device: str = "cpu") -> S
         >>> saes.load("japanese-vowels", "blocks.0.hook_mlp_out").cfg.d_in
         128
     """
-    usable_device(device)
+    place = str(usable_device(device))
     if hook is None:
         folder = Path(name)
         if not folder.is_dir():
@@ -84,7 +86,7 @@ def load(name: str | Path, hook: str | None = None, *, device: str = "cpu") -> S
         raise CorruptFileError(f"expected {missing[0]} in {folder}, found none; save the SAE again")
     check_dictionary(folder)
     try:
-        return SAE.load_from_disk(folder, device=device).eval()
+        return SAE.load_from_disk(folder, device=place).eval()
     except Exception as error:
         unknown = isinstance(error, KeyError) and error.args == ("codebook",)
         why = "it is a codebook: import tstlens.codebooks first" if unknown else str(error)

@@ -11,8 +11,8 @@ from sae_lens import SAE
 from tstlens.data import load_dataset
 from tstlens.errors import ArgumentError, StorageError
 from tstlens.model import HookedTST
-from tstlens.model.integrity import owner_of, seal_checkpoint
 from tstlens.model.saving import as_model
+from tstlens.saes.saving import save
 from tstlens.saes.scores import Scores
 from tstlens.saes.scoring import score
 from tstlens.saes.training import train
@@ -93,16 +93,13 @@ def make_sae(
     )
     scores = score(model, made, load_dataset(name, split="test", **how), seed=seed)
     recipe = {"steps": steps, "batch_size": batch_size, "lr": lr, "seed": seed, **options}
+    save(made, folder)
     try:
-        made.save_model(folder)
         record = {**scores.to_dict(), "recipe": recipe, "command": command}
         (folder / SCORES).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
         (folder / README).write_text(_readme(model, made, scores, command), encoding="utf-8")
     except OSError as error:
         raise StorageError(f"could not write the SAE to {folder}: {error}") from error
-    owner = owner_of(folder)
-    if owner is not None:
-        seal_checkpoint(owner)  # the SAE is among the dictionaries of a model on disk
     return made, scores
 
 

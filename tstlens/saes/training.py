@@ -107,6 +107,7 @@ def train(
         ('topk', 'blocks.0.hook_mlp_out')
     """
     check_at_least(0, seed=seed)
+    _check_told(options)
     hooks = [hook] if hook_out is None else [hook, hook_out]
     stream: Any = ActivationStream(
         model,
@@ -162,6 +163,24 @@ def train(
     )
 
 
+# What ``train`` tells ``fit`` by itself, and where it takes it from.
+_TOLD = {
+    "d_in": "the width of the activations at hook=",
+    "d_out": "the width of the activations at hook_out=",
+    "device": "the model's: model.to(device)",
+    "metadata": "the model's, the hook's and the data's names",
+    "source": "the model and the data",
+}
+
+
+def _check_told(options: dict[str, Any]) -> None:
+    for name, place in _TOLD.items():
+        if name in options:
+            raise ArgumentError(
+                f"{name} is {place}, which saes.train reads off by itself; leave {name}= out"
+            )
+
+
 @checked
 def fit(
     activations: Tensor | Iterator[Tensor],
@@ -178,7 +197,7 @@ def fit(
     normalize: str = "expected_average_only_in",
     metadata: dict[str, Any] | None = None,
     source: dict[str, Any] | None = None,
-    device: str = "cpu",
+    device: str | torch.device = "cpu",
     checkpoint: str | Path | None = None,
     checkpoint_every: int = 1000,
     progress: bool = True,

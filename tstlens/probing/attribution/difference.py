@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tstlens.arguments import checked
+from tstlens.arguments import checked, shown
 from tstlens.data import TimeSeriesData
 from tstlens.errors import ArgumentError, SeriesShapeError
 from tstlens.model import HookedTST
@@ -86,12 +86,12 @@ def prediction_difference(
         raise ArgumentError(
             "expected a score for every observed unit, got NaN; is the mask the same?"
         )
-    counts = torch.as_tensor(n_top).expand(len(series)) if isinstance(n_top, int) else n_top.cpu()
-    if counts.shape != (len(series),):
+    counts = torch.as_tensor(n_top).cpu()
+    if counts.shape not in ((), (len(series),)) or counts.is_floating_point():
         raise SeriesShapeError(
-            f"n_top: expected one number, or one per series [{len(series)}], got "
-            f"{list(counts.shape)}"
+            f"n_top: expected one integer, or one per series [{len(series)}], got {shown(counts)}"
         )
+    counts = counts.expand(len(series))
     most = int((seen.flatten(1).sum(1) - counts).min())
     if int(counts.min()) < 1 or most < 0:
         raise ArgumentError(
