@@ -295,7 +295,7 @@ def test_functions_of_transformer_lens_name_what_does_not_fit(model, data):
     clean, corrupted = data.series[:4], data.series[4:8]
     cache = model.run_with_cache(clean)[1]
     call = patching.get_act_patch_resid_pre
-    with pytest.raises(InputError, match="as many series of the same length"):
+    with pytest.raises(InputError, match="of one series or as many as the corrupted ones"):
         call(model, corrupted[:2], cache, lambda out: out.mean())
     with pytest.raises(ArgumentError, match=r"one finite number .* got Tensor float32 \[4\]"):
         call(model, corrupted, cache, lambda out: out[:, 0])

@@ -200,7 +200,7 @@ def _readings(hint: Any, value: Any) -> Iterator[Any]:
     if not any(get_origin(option) in _SEQUENCES for option in _options(hint)):
         return
     if hasattr(value, "tolist"):  # arrays of torch, numpy and pandas
-        if value.ndim > 1:
+        if getattr(value, "ndim", 1) > 1:
             yield list(value)
         value = value.tolist()
     elif isinstance(value, Iterator | KeysView | ValuesView):

@@ -293,3 +293,15 @@ def test_no_hook_means_the_fused_kernels_and_the_same_outputs(make_model, series
     silent = model(series.double())
     heard, _ = model.run_with_cache(series.double())
     torch.testing.assert_close(heard, silent, rtol=1e-12, atol=1e-12)
+
+
+def test_hooks_may_come_as_anything_that_gives_pairs(make_model, series):
+    model = make_model()
+    names = ["blocks.0.attn.hook_z", "blocks.1.hook_mlp_out"]
+    pairs = [(name, lambda x, hook: x * 0) for name in names]
+    expected = model.run_with_hooks(series, fwd_hooks=pairs)
+    assert not torch.equal(expected, model(series))
+    for given in (dict(pairs).items(), iter(pairs), map(tuple, pairs), tuple(map(list, pairs))):
+        assert torch.equal(model.run_with_hooks(series, fwd_hooks=given), expected)
+    with model.hooks(fwd_hooks=iter(pairs)):
+        assert torch.equal(model(series), expected)

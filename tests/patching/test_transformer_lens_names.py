@@ -59,6 +59,18 @@ def test_a_function_gives_what_transformer_lens_gives(case: Case, name: str) -> 
     torch.testing.assert_close(of_rows, expected, atol=1e-5, rtol=0)
 
 
+def test_a_cache_may_be_a_dict_and_of_one_series_for_all(pre_norm: Case) -> None:
+    case = pre_norm
+    one = case.clean[:1]
+    cache = case.model.run_with_cache(one, return_cache_object=False)[1]
+    assert type(cache) is dict
+    repeated = case.model.run_with_cache(one.expand_as(case.clean).contiguous())[1]
+    call = (case.model, case.corrupted)
+    for function in (patching.get_act_patch_resid_pre, patching.get_act_patch_attn_head_v_all_pos):
+        ours = function(*call, cache, lambda out: metric(out)[None, None])  # .item() takes it too
+        torch.testing.assert_close(ours, function(*call, repeated, metric), atol=1e-6, rtol=0)
+
+
 def test_the_every_functions_stack_what_their_parts_give(pre_norm: Case) -> None:
     case = pre_norm
     _, cache = case.model.run_with_cache(case.clean)

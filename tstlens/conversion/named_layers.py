@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from tstlens.arguments import shown
 from tstlens.conversion.encoder_layers import fill
 from tstlens.errors import ArgumentError, StateDictError, UnsupportedSourceError
 from tstlens.model import HookedTST
@@ -316,7 +317,7 @@ def activation_name(module: Any, where: str) -> str:
     if isinstance(module, nn.SiLU) or module is F.silu:
         return "silu"
     raise UnsupportedSourceError(
-        f"{where} is {module!r}, which is not covered; relu, gelu and silu are"
+        f"{where} is {shown(module)}, which is not covered; relu, gelu and silu are"
     )
 
 

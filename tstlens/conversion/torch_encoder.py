@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tstlens.arguments import shown
 from tstlens.conversion.checking import Trial
 from tstlens.conversion.comparing import Tap
 from tstlens.conversion.encoder_layers import fill, fill_block, layer_taps
@@ -205,7 +206,7 @@ def _activation(activation: Any) -> str:
     if activation is nn.functional.silu or isinstance(activation, nn.SiLU):
         return "silu"
     raise UnsupportedSourceError(
-        f"activation {activation!r} is not covered; relu, gelu (exact or tanh) and silu are"
+        f"activation {shown(activation)} is not covered; relu, gelu (exact or tanh) and silu are"
     )
 
 

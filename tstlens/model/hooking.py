@@ -6,7 +6,7 @@ fire. Here the first names the closest hook point and the second says why it can
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -129,20 +129,22 @@ class CheckedHooks(HookedRootModule):
     @contextmanager
     def hooks(  # type: ignore[override]
         self,
-        fwd_hooks: Sequence[tuple[Any, Callable[..., Any]]] = (),
-        bwd_hooks: Sequence[tuple[Any, Callable[..., Any]]] = (),
+        fwd_hooks: Iterable[tuple[Any, Callable[..., Any]]] = (),
+        bwd_hooks: Iterable[tuple[Any, Callable[..., Any]]] = (),
         reset_hooks_end: bool = True,
         clear_contexts: bool = False,
     ) -> Any:
         """As TransformerLens', with unknown and silent hook points refused before any is added."""
-        self.require_live([*_hooked(fwd_hooks), *_hooked(bwd_hooks)])
-        with super().hooks(list(fwd_hooks), list(bwd_hooks), reset_hooks_end, clear_contexts):
+        forward, backward = _pairs(fwd_hooks), _pairs(bwd_hooks)
+        self.require_live([name for name, _ in (*forward, *backward)])
+        with super().hooks(forward, backward, reset_hooks_end, clear_contexts):
             yield self
 
     def run_with_hooks(self, *model_args: Any, **kwargs: Any) -> Any:
         """As TransformerLens', with hooks in layers that do not run refused too."""
-        hooked = [*_hooked(kwargs.get("fwd_hooks", ())), *_hooked(kwargs.get("bwd_hooks", ()))]
-        self._require_run(kwargs, hooked)
+        given = {key: _pairs(kwargs[key]) for key in ("fwd_hooks", "bwd_hooks") if key in kwargs}
+        kwargs |= given
+        self._require_run(kwargs, [name for pairs in given.values() for name, _ in pairs])
         return super().run_with_hooks(*model_args, **kwargs)
 
     def run_with_cache(self, *model_args: Any, names_filter: Any = None, **kwargs: Any) -> Any:
@@ -284,12 +286,12 @@ def _named(names_filter: Any) -> list[str]:
     return [] if names_filter is None or callable(names_filter) else list(names_filter)
 
 
-def _hooked(hooks: Any) -> list[Any]:
-    """The names or predicates of (name, function) pairs."""
-    pairs = list(hooks) if isinstance(hooks, list | tuple) else [hooks]
+def _pairs(hooks: Any) -> list[tuple[Any, Callable[..., Any]]]:
+    """What was given as hooks, as a list of (name or predicate, function) pairs."""
+    pairs = list(hooks) if isinstance(hooks, Iterable) and not isinstance(hooks, str) else [hooks]
     for pair in pairs:
         if not isinstance(pair, list | tuple) or len(pair) != 2 or not callable(pair[1]):
             raise ArgumentError(
                 f"expected hooks as a list of (hook name, function) pairs, got {hooks!r:.200}"
             )
-    return [name for name, _ in pairs]
+    return [(name, function) for name, function in pairs]

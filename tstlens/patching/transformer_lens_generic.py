@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 from tqdm import tqdm
-from transformer_lens import ActivationCache
 from transformer_lens.utilities import get_act_name
 
 from tstlens.arguments import checked, shown
@@ -23,7 +22,7 @@ from tstlens.model import HookedTST
 from tstlens.patching.checks import require_one_stack
 from tstlens.patching.patch_setters import PatchSetter
 from tstlens.patching.sites import AXIS_ALIASES, Site, locate, site_names
-from tstlens.patching.transformer_lens_names import ActPatch, PatchingMetric, one_number
+from tstlens.patching.transformer_lens_names import ActPatch, Cache, PatchingMetric, one_number
 from tstlens.shapes import Series
 
 if TYPE_CHECKING:
@@ -69,7 +68,7 @@ def make_df_from_ranges(
 def generic_activation_patch(
     model: HookedTST,
     corrupted_tokens: Series,
-    clean_cache: ActivationCache,
+    clean_cache: Cache,
     patching_metric: PatchingMetric,
     patch_setter: Setter,
     activation_name: str,
@@ -193,7 +192,7 @@ def _known_to_engine(model: HookedTST, setter: PatchSetter, name: str) -> bool:
 def _in_worlds(
     model: HookedTST,
     series: Tensor,
-    cache: ActivationCache,
+    cache: Cache,
     metric: PatchingMetric,
     setter: Any,
     name: str,
@@ -208,7 +207,7 @@ def _in_worlds(
 def _one_by_one(
     model: HookedTST,
     series: Tensor,
-    cache: ActivationCache,
+    cache: Cache,
     metric: PatchingMetric,
     setter: Setter,
     name: str,

@@ -11,8 +11,8 @@ the clean run, ``patching_metric`` any function from outputs [batch, ...] to one
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
-from math import isfinite
+from collections.abc import Callable, Mapping, Sequence
+from math import isfinite, prod
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 PatchingMetric = Callable[[Tensor], Any]
+Cache = ActivationCache | Mapping[str, Tensor]
 
 
 def one_number(value: Any) -> float:
@@ -43,13 +44,14 @@ def one_number(value: Any) -> float:
     Raises:
         ArgumentError: it is not one finite number.
     """
-    single = isinstance(value, int | float) or getattr(value, "shape", None) in ((), (1,))
-    if not single or not isfinite(value):
+    size = 1 if isinstance(value, int | float) else prod(getattr(value, "shape", (0,)))
+    number = value.item() if size == 1 and hasattr(value, "item") else value
+    if size != 1 or not isfinite(number):
         raise ArgumentError(
             f"expected the metric to give one finite number for all series, got {shown(value)}; "
             "average over the series: .mean()"
         )
-    return float(value)
+    return float(number)
 
 
 class ActPatch:
@@ -78,7 +80,7 @@ class ActPatch:
         self,
         model: HookedTST,
         corrupted_tokens: Series,
-        clean_cache: ActivationCache,
+        clean_cache: Cache,
         patching_metric: PatchingMetric,
         index_df: pd.DataFrame | None = None,
         return_index_df: bool = False,
@@ -88,7 +90,8 @@ class ActPatch:
         Args:
             model: the model.
             corrupted_tokens: corrupted series [batch, channel, time].
-            clean_cache: cache of the clean run, with this activation in every layer asked for.
+            clean_cache: cache of the clean run (or a dict by hook name), with this activation in
+                every layer asked for; of as many series, or of one for all.
             patching_metric: from outputs [batch, ...] to one number.
             index_df: rows to patch, the first column ``layer``; all of them where None.
             return_index_df: return the rows as well.
@@ -127,10 +130,11 @@ class ActPatch:
             grid = grid_of_rows(place, sizes, entries, run.final.device)
             source = clean_cache[place.hook_name(int(layer))]
             own = run.acts[place.hook_name(int(layer))]
-            if source.shape != own.shape:
+            one_series = len(own) // len(corrupted_tokens)  # its rows: one, or one per channel
+            if source.shape[1:] != own.shape[1:] or len(source) not in (len(own), one_series):
                 raise SeriesShapeError(
-                    f"expected clean_cache of as many series of the same length as the corrupted "
-                    f"ones {list(own.shape)}, got {list(source.shape)}"
+                    f"expected clean_cache of one series or as many as the corrupted ones, of the "
+                    f"same length: {list(own.shape)}, got {list(source.shape)}"
                 )
             outputs = run_worlds(model, run, place, int(layer), grid, source, per_chunk)
             measured = [one_number(patching_metric(out)) for chunk in outputs for out in chunk]
@@ -196,7 +200,7 @@ def _stack(functions: Sequence[ActPatch], *arguments: Any) -> Tensor:
 
 @checked
 def get_act_patch_attn_head_all_pos_every(
-    model: HookedTST, corrupted_tokens: Series, clean_cache: ActivationCache, metric: PatchingMetric
+    model: HookedTST, corrupted_tokens: Series, clean_cache: Cache, metric: PatchingMetric
 ) -> Float[Tensor, "patch_type layer head"]:
     """Every head's output, query, key, value and pattern, over all positions."""
     functions = (
@@ -211,7 +215,7 @@ def get_act_patch_attn_head_all_pos_every(
 
 @checked
 def get_act_patch_attn_head_by_pos_every(
-    model: HookedTST, corrupted_tokens: Series, clean_cache: ActivationCache, metric: PatchingMetric
+    model: HookedTST, corrupted_tokens: Series, clean_cache: Cache, metric: PatchingMetric
 ) -> Float[Tensor, "patch_type layer pos head"]:
     """Every head's output, query, key, value and pattern, by position (of the query)."""
     functions = (
@@ -227,7 +231,7 @@ def get_act_patch_attn_head_by_pos_every(
 
 @checked
 def get_act_patch_block_every(
-    model: HookedTST, corrupted_tokens: Series, clean_cache: ActivationCache, metric: PatchingMetric
+    model: HookedTST, corrupted_tokens: Series, clean_cache: Cache, metric: PatchingMetric
 ) -> Float[Tensor, "patch_type layer pos"]:
     """The residual stream before each block, and what attention and MLP write, by position."""
     functions = (get_act_patch_resid_pre, get_act_patch_attn_out, get_act_patch_mlp_out)
