@@ -185,5 +185,5 @@ def _bars(
 
 def title_at_edge(figure: go.Figure) -> go.Figure:
     """The title at the figure's left edge: above long row labels a phone would cut it off."""
-    figure.update_layout(title={"xref": "container", "x": 0, "pad": {"l": 12, "t": 12}})
+    figure.update_layout(title={"xref": "container", "x": 0, "pad": {"l": 12, "t": 22}})
     return figure
