@@ -288,7 +288,8 @@ def _named(names_filter: Any) -> list[str]:
 
 def _pairs(hooks: Any) -> list[tuple[Any, Callable[..., Any]]]:
     """What was given as hooks, as a list of (name or predicate, function) pairs."""
-    pairs = list(hooks) if isinstance(hooks, Iterable) and not isinstance(hooks, str) else [hooks]
+    several = isinstance(hooks, Iterable) and not isinstance(hooks, str)
+    pairs: list[Any] = list(hooks) if several else [hooks]
     for pair in pairs:
         if not isinstance(pair, list | tuple) or len(pair) != 2 or not callable(pair[1]):
             raise ArgumentError(

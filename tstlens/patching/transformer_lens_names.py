@@ -44,9 +44,10 @@ def one_number(value: Any) -> float:
     Raises:
         ArgumentError: it is not one finite number.
     """
-    size = 1 if isinstance(value, int | float) else prod(getattr(value, "shape", (0,)))
-    number = value.item() if size == 1 and hasattr(value, "item") else value
-    if size != 1 or not isfinite(number):
+    plain = isinstance(value, int | float)
+    single = plain or prod(getattr(value, "shape", (0,))) == 1
+    number = value.item() if single and not plain else value
+    if not single or not isfinite(number):
         raise ArgumentError(
             f"expected the metric to give one finite number for all series, got {shown(value)}; "
             "average over the series: .mean()"
