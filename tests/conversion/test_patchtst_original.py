@@ -234,7 +234,7 @@ def test_sweeps_over_channels_equal_the_serial_loop(site):
         (lambda: restated("authors", pre_norm=True), "pre_norm=True .neuralforecast: batch_norm"),
         (lambda: restated("authors model", decomposition=True), "two trunks"),
         (lambda: restated("authors", pretrain_head=True), "pretrain_head=True"),
-        (lambda: restated("authors", act="tanh"), "MLP's activation is Tanh"),
+        (lambda: restated("authors", act="tanh"), "MLP's activation is a Tanh"),
         (lambda: restated("neuralforecast", scaler_type="robust"), "scaler_type='robust' scales"),
         (
             lambda: restated("neuralforecast", attn_dropout=0.2, res_attention=False),
