@@ -26,7 +26,8 @@ def test_there_are_tutorials() -> None:
 @pytest.mark.parametrize("name", NOTEBOOKS)
 def test_a_tutorial_runs_from_top_to_bottom(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TSTLENS_NO_IMAGES", "1")  # the figures are made, not drawn as images
-    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    side_by_side = "PYTEST_XDIST_WORKER" in os.environ
+    monkeypatch.setenv("OMP_NUM_THREADS", "1" if side_by_side else "2")
     if "TSTLENS_REFERENCE" not in os.environ:  # as tests/conftest.py finds it
         monkeypatch.setenv("TSTLENS_REFERENCE", str(FOLDER.parents[1] / "shared" / "reference"))
     notebook = nbformat.read(FOLDER / name, as_version=4)
