@@ -79,30 +79,15 @@ def pytest_ignore_collect(collection_path: Path) -> bool | None:
     return None
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    _mark_what_cannot_run(items)
-    if config.getoption("dist", "no") == "loadgroup":
-        _share_out(items)
-
-
-def _share_out(items: list[pytest.Item]) -> None:
-    """For ``-n auto --dist loadgroup``: a file is a group, with its fixtures; a slow test is one.
-
-    The slow ones come first, so that no process is left alone with one of them at the end.
-    """
-    for item in items:
-        slow = item.get_closest_marker("slow") is not None
-        item.add_marker(pytest.mark.xdist_group(item.nodeid if slow else str(item.path)))
-    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
-
-
-def _mark_what_cannot_run(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     reasons = {"saes": NO_SAES, "browser": NO_BROWSER, "network": NO_NETWORK}
     for item in items:
         for marker, reason in reasons.items():
             if reason and item.get_closest_marker(marker):
                 item.add_marker(pytest.mark.skip(reason=reason))
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        # The longest file first, so that no process is left alone with it at the end.
+        items.sort(key=lambda item: item.path.name != "test_tutorials.py")
 
 
 def _seed() -> None:
