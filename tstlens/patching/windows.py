@@ -75,8 +75,8 @@ def window_sweep(
         lengths: of windows, in samples; None for 1, 2, 4, 8 and 16, as far as the series reach.
             Windows of n samples start every ``n // 4`` (at least 1).
         ridge: strength of the regression, as a multiple of the windows that hold a sample. The
-            default was chosen on planted tasks of seeds that no table of ours is made with; scores
-            hardly change between half and four times as much.
+            default was chosen on planted tasks of seeds that no table of ours is made with; there
+            the mean AUPRC stayed between 0.78 and 0.80 from a third to nearly three times as much.
         clean_mask: bool [pair, time] of the clean series. A sample that is padding in either
             series is never replaced, and its effect is 0.
         corrupted_mask: bool [pair, time] of the corrupted series.
