@@ -139,13 +139,21 @@ def numbers_of_rows(values: Any, output: Tensor, name: str) -> Tensor:
     return found if found.is_floating_point() else found.to(output.dtype)
 
 
-def check_finite(found: Tensor, name: str) -> None:
-    """Raise :class:`ArgumentError` for NaN or infinity in what a function gave [..., row]."""
+def check_finite(found: Tensor, name: str, first: int | None = 0) -> None:
+    """Raise :class:`ArgumentError` for NaN or infinity in what a function gave [..., row].
+
+    Args:
+        found: what it gave.
+        name: of the function.
+        first: number of the first row among all series; None where that is not known.
+    """
     if not bool(found.isfinite().all()):
         at = tuple((~found.isfinite()).nonzero()[0].tolist())
+        which = f"row {at[-1]} of a batch" if first is None else f"series {first + at[-1]}"
         raise ArgumentError(
-            f"expected {name} to give finite values, got {float(found[at])} for series {at[-1]}; "
-            "where it takes the log of a probability, take log_softmax"
+            f"expected {name} to give finite values, got {float(found[at])} for {which}; where the "
+            "model's own output is not finite, leave that series out or scale it as the training "
+            "data were; where a log of a probability is taken, take log_softmax"
         )
 
 

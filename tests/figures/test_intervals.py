@@ -7,6 +7,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from scipy.stats import t
 
 from tstlens.errors import ArgumentError
 from tstlens.figures import over_pairs
@@ -29,8 +30,9 @@ def by_hand(effect: np.ndarray, clusters: list[int], n: int, rng) -> tuple[np.nd
         if len(set(drawn)) > 1:
             of_draw, error_of_draw = studentise([groups[one] for one in drawn])
             ts.append((of_draw - mean) / error_of_draw)
-    low, high = np.quantile(ts, [0.975, 0.025], axis=0)
-    return mean - low * error, mean - high * error
+    high, low = np.quantile(ts, [0.025, 0.975], axis=0)
+    plain = t.ppf(0.975, len(groups) - 1)  # no end is nearer than that of the t interval
+    return mean - np.maximum(low, plain) * error, mean - np.minimum(high, -plain) * error
 
 
 @pytest.mark.parametrize("clusters", [list(range(12)), [0, 0, 0, 1, 1, 2, 3, 4, 5, 5, 6, 7]])

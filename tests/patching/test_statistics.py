@@ -10,7 +10,7 @@ from tests.patching.conftest import CONFIGS, randomised
 from tstlens import patching
 from tstlens.data import TimeSeriesData
 from tstlens.errors import ArgumentError, LabelError
-from tstlens.patching.resampling import bootstrap_t, flip_p_values
+from tstlens.stats import bootstrap_t, flip_p_values
 
 
 def result(effects, axes=("head",), **changes):

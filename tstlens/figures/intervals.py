@@ -17,10 +17,16 @@ from jaxtyping import Float
 from tstlens.arguments import checked
 from tstlens.errors import ArgumentError, UnknownNameError
 from tstlens.patching import SweepResult
-from tstlens.patching.resampling import bootstrap_t
+from tstlens.stats import (
+    FEWEST,
+    by_cluster,
+    check_intervals,
+    limits_of,
+    mean_interval,
+    strongest_share,
+)
 
 KINDS = ("effect", "normalized", "value")
-FEWEST = 5  # a bootstrap over fewer independent series says nothing
 
 
 @dataclass(frozen=True)
@@ -29,13 +35,14 @@ class Interval:
 
     Args:
         mean: [*axes], the mean; for "normalized" the mean effect over the mean gap.
-        low: [*axes], lower end; NaN where there are fewer than 5 clusters.
+        low: [*axes], lower end; NaN where there are fewer than 5 clusters, or none of them has an
+            effect, and where an effect is not finite.
         high: [*axes], upper end.
         n_pairs: pairs averaged over.
         n_clusters: independent groups among them.
         level: coverage, 0.95 for a 95 % interval.
         strongest: [*axes], in which fraction of the resamples this site is the largest in size;
-            NaN where there is no interval.
+            NaN with fewer than 5 clusters.
     """
 
     mean: Float[np.ndarray, "*axes"]
@@ -73,9 +80,9 @@ def over_pairs(
         ArgumentError: the result was averaged over pairs, or clusters of another length.
         UnknownNameError: another kind.
 
-    Source: bootstrap-t over clusters (Efron and Tibshirani 1993, chapter 12), as in
-    :func:`tstlens.patching.summary`; for "normalized", a ratio, the percentile method of
-    scipy.stats.bootstrap, whose intervals are too narrow for fewer than about ten series.
+    Source: :func:`tstlens.stats.mean_interval`, which gives the rule and its coverage. Ends lie
+    within what the metric can be: where the corrupted runs have a mean log-probability of -0.2, no
+    mean effect passes 0.2.
 
     Example:
         >>> import torch
@@ -86,37 +93,45 @@ def over_pairs(
         array([5., 6.])
     """
     check_kind(kind)
-    if n_resamples < 100:
-        raise ArgumentError(f"expected n_resamples of at least 100, got {n_resamples}")
+    check_intervals(level, n_resamples, "n_resamples")
     if "pair" not in result.axes:
         raise ArgumentError("expected a result with its pair axis; it was averaged over before")
     n_pairs = result.values.shape[0]
     if clusters is not None and len(clusters) != n_pairs:
         raise ArgumentError(f"expected one cluster per pair [{n_pairs}], got {len(clusters)}")
-    shown = result.values if kind == "value" else result.effect()
-    values = shown.double().cpu().numpy()
+    values, baseline, clean = (
+        part.detach().double().cpu().numpy()
+        for part in (result.values, result.baseline, result.clean)
+    )
     shape = values.shape[1:]
-    values = values.reshape(n_pairs, -1).T  # [site, pair]
+    values = values.reshape(n_pairs, -1)
+    low, high = limits_of(result.unit, baseline, values[np.isfinite(values)])
     weight = np.ones(n_pairs)
+    if kind != "value":
+        values = result.effect().detach().double().cpu().numpy().reshape(n_pairs, -1)
+        low, high = low - baseline.mean(), high - baseline.mean()
     if kind == "normalized":
-        weight = (result.clean - result.baseline).double().cpu().numpy()
+        weight = clean - baseline
+        gap = weight.mean()
+        low, high = sorted((low / gap, high / gap)) if gap else (-np.inf, np.inf)
     names = list(range(n_pairs)) if clusters is None else list(clusters)
-    member = np.array([[name == one for one in names] for name in dict.fromkeys(names)], float)
-    sums, weights = values @ member.T, np.broadcast_to(member @ weight, (len(values), len(member)))
-    mean = _ratio(sums, weights, axis=-1)
-    low, high, strongest = (np.full_like(mean, np.nan) for _ in range(3))
-    if len(member) >= FEWEST and mean.size:
-        low, high, strongest = _bootstrap(sums, weights, level, n_resamples, seed)
-        if kind != "normalized":
-            # Percentile ends are too narrow for few series (80 to 90 % coverage at 5 to 9).
-            generator = np.random.default_rng(seed)
-            low, high = bootstrap_t(sums.T, member.sum(1), level, n_resamples, generator)
+    both, _ = by_cluster(np.column_stack([values, weight]), names)
+    sums, weights = both[:, :-1], both[:, -1]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        mean = sums.sum(0) / weights.sum()
+    mean[~np.isfinite(mean)] = np.nan
+    low, high = mean_interval(
+        sums, weights, level=level, n_boot=n_resamples, seed=seed, limits=(low, high)
+    )
+    strongest = np.full_like(mean, np.nan)
+    if len(sums) >= FEWEST and mean.size:
+        strongest = strongest_share(sums, n_resamples, seed)
     return Interval(
         mean.reshape(shape),
         low.reshape(shape),
         high.reshape(shape),
         n_pairs,
-        len(member),
+        len(sums),
         level,
         strongest.reshape(shape),
     )
@@ -126,32 +141,3 @@ def check_kind(kind: str) -> None:
     """Raise UnknownNameError for a kind of value that does not exist."""
     if kind not in KINDS:
         raise UnknownNameError(kind, KINDS, "this names what a figure shows")
-
-
-def _ratio(sums: np.ndarray, weights: np.ndarray, axis: int) -> np.ndarray:
-    with np.errstate(divide="ignore", invalid="ignore"):
-        ratio = sums.sum(axis) / weights.sum(axis)
-    return np.where(np.isfinite(ratio), ratio, np.nan)
-
-
-def _bootstrap(
-    sums: np.ndarray, weights: np.ndarray, level: float, n_resamples: int, seed: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    from scipy.stats import bootstrap
-
-    generator: Any = {"random_state": np.random.default_rng(seed)}  # "rng" from SciPy 1.15 on
-    drawn = bootstrap(
-        (sums, weights),
-        _ratio,
-        paired=True,
-        vectorized=True,
-        axis=-1,
-        n_resamples=n_resamples,
-        batch=max(1, 2_000_000 // sums.size),
-        confidence_level=level,
-        method="percentile",
-        **generator,
-    )
-    size = np.nan_to_num(np.abs(drawn.bootstrap_distribution), nan=-1.0)  # [site, resample]
-    wins = np.bincount(size.argmax(0), minlength=len(sums)) / size.shape[1]
-    return drawn.confidence_interval.low, drawn.confidence_interval.high, wins

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -15,11 +14,16 @@ from tstlens.arguments import checked
 from tstlens.errors import ArgumentError
 from tstlens.patching.result import SweepResult
 from tstlens.results import Result
+from tstlens.stats import (
+    correlation,
+    mean_known,
+    rank_correlation,
+    sign_agreement,
+    top_overlap,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
-
-SIGN_FLOOR = 0.01  # effects below this share of a pair's largest have no sign worth comparing
 
 
 @dataclass(frozen=True)
@@ -30,7 +34,7 @@ class Agreement(Result):
         pearson: [pair], correlation of the effects; NaN where one map is constant.
         spearman: [pair], correlation of their ranks (signed effects, not their sizes).
         top_k_overlap: [pair], share of the exact map's k largest effects (in size) that are among
-            the estimate's k largest.
+            the estimate's k largest; NaN where there are no more than k sites.
         sign_agreement: [pair], share of sites with the same sign, among sites whose exact effect
             is at least 1 % of the pair's largest.
         k: how many sites count as the top.
@@ -82,12 +86,10 @@ class Agreement(Result):
         return frame
 
     def __repr__(self) -> str:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", RuntimeWarning)  # means of nothing but NaN
-            means = [
-                f"{name} {np.nanmean(getattr(self, name)):.3f}"
-                for name in ("pearson", "spearman", "top_k_overlap", "sign_agreement")
-            ]
+        means = [
+            f"{name} {mean_known(getattr(self, name)):.3f}"
+            for name in ("pearson", "spearman", "top_k_overlap", "sign_agreement")
+        ]
         return (
             f"Agreement({self.site}, {len(self.pearson)} pairs x {len(self.sites)} sites, "
             f"means: {', '.join(means)})"
@@ -100,12 +102,14 @@ def agreement(exact: SweepResult, approximate: SweepResult, k: int = 5) -> Agree
 
     Answers "may I trust the cheap map?". What can mislead: a high correlation can rest on a few
     strong sites while all others are wrong, and a low one on noise among sites that do nothing,
-    so look at the figure (a scatter) and at the top-k overlap too.
+    so look at the figure (a scatter) and at the top-k overlap too. A site whose effect is not
+    finite in one of the two takes no part in that pair.
 
     Args:
         exact: a :func:`sweep` (or whatever is taken as the truth).
         approximate: an :func:`attribution` of the same pairs, site, axes and metric.
-        k: how many of the largest effects count as the top (all of them where there are fewer).
+        k: how many of the largest effects count as the top; without more sites than that, there
+            is no top-k overlap (NaN).
 
     Returns:
         Pearson, Spearman, top-k overlap and sign agreement per pair, with frame and figure.
@@ -145,7 +149,12 @@ def agreement(exact: SweepResult, approximate: SweepResult, k: int = 5) -> Agree
         for result in (exact, approximate)
     )
     rows = [
-        _of_pair(a, b, min(k, len(sites)))
+        (
+            correlation(a, b),
+            rank_correlation(a, b),
+            top_overlap(a, b, min(k, len(sites))),
+            sign_agreement(a, b),
+        )
         for a, b in zip(truth.numpy(), guess.numpy(), strict=True)
     ]
     pearson, spearman, top, sign = np.array(rows, dtype=float).T
@@ -163,20 +172,3 @@ def agreement(exact: SweepResult, approximate: SweepResult, k: int = 5) -> Agree
         exact.site,
         made={"exact": exact.made, "approximate": approximate.made},
     )
-
-
-def _of_pair(truth: np.ndarray, guess: np.ndarray, k: int) -> tuple[float, float, float, float]:
-    from scipy.stats import pearsonr, spearmanr
-
-    constant = len(truth) < 2 or bool(np.ptp(truth) == 0) or bool(np.ptp(guess) == 0)
-    pearson = spearman = float("nan")
-    if not constant:
-        pearson, spearman = (
-            float(np.asarray(correlate(truth, guess))[0]) for correlate in (pearsonr, spearmanr)
-        )
-    size = np.abs(truth)
-    best, found = (set(np.argsort(-np.abs(x), kind="stable")[:k]) for x in (truth, guess))
-    counts = size >= SIGN_FLOOR * size.max()
-    counts &= size > 0
-    same = np.sign(truth[counts]) == np.sign(guess[counts])
-    return pearson, spearman, len(best & found) / k, float(same.mean()) if len(same) else np.nan

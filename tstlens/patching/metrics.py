@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from tstlens.arguments import check_slice, checked
+from tstlens.arguments import check_finite, check_slice, checked
 from tstlens.errors import ArgumentError, LabelError, SeriesShapeError, SeriesValueError
 from tstlens.model.families.distributions import PARAMETERS, Distribution, quantiles_of
 
@@ -36,6 +36,7 @@ class Metric:
     unit: str
     measure: Callable[..., Tensor]
     targets: tuple[Tensor, ...]
+    first_pair: int = 0  # where these pairs start among all, for errors that name one
 
     def __call__(self, output: Float[Tensor, ...]) -> Values:
         """Values [*world, pair] of outputs [*world, pair, ...].
@@ -43,13 +44,19 @@ class Metric:
         Raises:
             SeriesShapeError: the outputs are for another number of pairs.
             LabelError: a target is outside the model's classes.
+            ArgumentError: a value is NaN or infinite: the model's output for that pair is.
         """
-        return self.measure(output, *self.targets)
+        values = self.measure(output, *self.targets)
+        check_finite(values, self.name, self.first_pair)
+        return values
 
     @checked
     def of_pairs(self, index: slice) -> Metric:
         """The same metric for some of the pairs."""
-        return replace(self, targets=tuple(target[index] for target in self.targets))
+        first = self.first_pair + range(self.n_pairs)[index].start
+        return replace(
+            self, targets=tuple(target[index] for target in self.targets), first_pair=first
+        )
 
     @property
     def n_pairs(self) -> int:

@@ -18,9 +18,10 @@ from tstlens.model import HookedTST
 from tstlens.patching.metrics import Metric, log_prob
 from tstlens.patching.result import SweepResult
 from tstlens.patching.sites import Site
-from tstlens.patching.statistics import Groups, by_cluster, labels_of, pair_effects
+from tstlens.patching.statistics import Groups, labels_of, pair_effects
 from tstlens.patching.sweep import sweep
 from tstlens.results import Result
+from tstlens.stats import by_cluster, mean_known, rank_correlation, top_overlap
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -35,7 +36,8 @@ class SplitHalf(Result):
 
     Args:
         spearman: [split], rank correlation of the mean effects of two halves.
-        top_k_overlap: [split], share of one half's k largest effects (in size) among the other's.
+        top_k_overlap: [split], share of one half's k largest effects (in size) among the other's;
+            NaN where there are no more than k sites, since the top of all is all.
         k: how many sites count as the top.
         n_clusters: independent series that were split.
         site: what was replaced.
@@ -54,8 +56,15 @@ class SplitHalf(Result):
     @property
     def reliability(self) -> float:
         """Rank reliability of all series together: 2r / (1 + r) of the mean half correlation r."""
-        r = float(np.mean(self.spearman))
+        r = mean_known(self.spearman)
         return 2 * r / (1 + r) if r > -1 else float("-inf")
+
+    @property
+    def middle(self) -> tuple[float, float]:
+        """The rank correlations between which 95 % of the splits lie; NaN where none is known."""
+        known = self.spearman[np.isfinite(self.spearman)]
+        low, high = np.quantile(known, [0.025, 0.975]) if len(known) else (np.nan, np.nan)
+        return float(low), float(high)
 
     def to_dataframe(self) -> pd.DataFrame:
         """One row per split."""
@@ -65,11 +74,11 @@ class SplitHalf(Result):
         return pd.DataFrame({"split": np.arange(len(self.spearman)), **columns})
 
     def __repr__(self) -> str:
-        low, high = np.quantile(self.spearman, [0.025, 0.975])
+        low, high = self.middle
         return (
             f"SplitHalf({self.site}, {self.n_clusters} series: Spearman "
-            f"{self.spearman.mean():.2f} [{low:.2f}, {high:.2f}], top-{self.k} overlap "
-            f"{self.top_k_overlap.mean():.2f})"
+            f"{mean_known(self.spearman):.2f} [{low:.2f}, {high:.2f}], top-{self.k} overlap "
+            f"{mean_known(self.top_k_overlap):.2f})"
         )
 
 
@@ -87,7 +96,8 @@ def split_half(
     Answers "would other series have given the same ranking?". What can mislead: halves are half as
     large as the whole, so they agree less than two full samples would (``reliability`` corrects
     for it, after Spearman and Brown); and many sites that all do nothing keep agreement low however
-    clear the top is, so look at the top-k overlap too.
+    clear the top is, so look at the top-k overlap too. Sites with an effect that is not finite
+    take no part.
 
     Args:
         result: a sweep with its pair axis.
@@ -110,32 +120,29 @@ def split_half(
         >>> float(split_half(result, k=2).spearman.min())
         1.0
     """
-    from scipy.stats import rankdata
-
     effects = pair_effects(result)
     names = range(len(effects)) if cluster is None else labels_of(cluster, len(effects), "cluster")
     sums, counts = by_cluster(effects, list(names))
+    sums = sums[:, np.isfinite(sums).all(0)]
     if len(counts) < 4 or sums.shape[1] < 3:
         raise ArgumentError(
-            f"expected at least 4 independent series and 3 sites to rank, got {len(counts)} and "
-            f"{sums.shape[1]}"
+            f"expected at least 4 independent series and 3 sites of finite effects to rank, got "
+            f"{len(counts)} and {sums.shape[1]}"
         )
     if n_splits < 1 or k < 1:
         raise ArgumentError(f"expected n_splits and k of at least 1, got {n_splits} and {k}")
-    k = min(k, sums.shape[1])
     generator = np.random.default_rng(seed)
     spearman, overlap = np.empty(n_splits), np.empty(n_splits)
     for split in range(n_splits):
         order = generator.permutation(len(counts))
         halves = (order[: len(order) // 2], order[len(order) // 2 :])
         means = [sums[half].sum(0) / counts[half].sum() for half in halves]
-        ranks = np.stack([rankdata(mean) for mean in means])
-        constant = bool((np.ptp(ranks, axis=1) == 0).any())
-        spearman[split] = np.nan if constant else np.corrcoef(ranks)[0, 1]
-        best = [set(np.argsort(-np.abs(mean), kind="stable")[:k]) for mean in means]
-        overlap[split] = len(best[0] & best[1]) / k
+        spearman[split] = rank_correlation(*means)
+        overlap[split] = top_overlap(*means, k)
     made = {**result.made, "n_splits": n_splits, "seed": seed}
-    return SplitHalf(spearman, overlap, k, len(counts), result.site, result.metric, made)
+    return SplitHalf(
+        spearman, overlap, min(k, sums.shape[1]), len(counts), result.site, result.metric, made
+    )
 
 
 @checked

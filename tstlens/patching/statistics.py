@@ -17,14 +17,20 @@ from torch import Tensor
 
 from tstlens.arguments import checked, shown
 from tstlens.errors import ArgumentError
-from tstlens.patching.resampling import bootstrap_t, flip_p_values
 from tstlens.patching.result import SweepResult
 from tstlens.results import Result
+from tstlens.stats import (
+    adjusted,
+    by_cluster,
+    check_intervals,
+    flip_p_values,
+    limits_of,
+    mean_interval,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
 
-FEWEST = 5  # an interval from fewer independent series says nothing
 Groups = Sequence[Hashable] | Tensor | np.ndarray
 
 
@@ -34,9 +40,10 @@ class Summary(Result):
 
     Args:
         effect: [class, *axes], mean effect over the pairs of a class, in ``unit``.
-        low: lower end of the interval; NaN where there are fewer than 5 clusters.
+        low: lower end of the interval; NaN where there are fewer than 5 clusters, or none of them
+            has an effect.
         high: upper end.
-        p: sign-flip permutation p-value, two-sided.
+        p: sign-flip permutation p-value, two-sided; NaN, as all else, where an effect is.
         q: p adjusted by Benjamini and Hochberg over all classes and sites of this table.
         axes: ``"class"`` first, then the sweep's.
         coords: what the entries of every axis are; class ``"all"`` where there is no ``by``.
@@ -117,11 +124,12 @@ def summary(
 ) -> Summary:
     """Effect, interval, p and q of every site, per class.
 
-    The effect is the mean over pairs. Its interval is a bootstrap-t interval: clusters are drawn
-    with replacement, and the spread of the studentised mean gives the ends, which holds its
-    coverage with few clusters better than percentiles do. p comes from flipping the signs of whole
-    clusters (all 2^n ways where that is at most ``n_flips``), which asks "is the effect as often
-    up as down?"; q is p after Benjamini and Hochberg over the whole table.
+    The effect is the mean over pairs. Its interval is a bootstrap-t interval between one and three
+    times as wide as plain t, whose rule and coverage :func:`tstlens.stats.mean_interval` gives; it
+    ends where the metric does (a log-probability cannot pass 0). p comes from flipping the signs
+    of whole clusters (all 2^n ways where that is at most ``n_flips``), which asks "is the effect as
+    often up as down?"; q is p after Benjamini and Hochberg over the whole table. A site with an
+    effect that is not finite is NaN in all of these, and no other site changes.
 
     What can mislead: with n clusters no p lies below 2 / 2^n, so a class with four misclassified
     series cannot reach 0.05 whatever the effects (and has no interval); the test takes effects to
@@ -158,11 +166,8 @@ def summary(
         True
     """
     effects = pair_effects(result)
-    if not 0 < level < 1:
-        raise ArgumentError(f"expected a level between 0 and 1, 0.95 say, got {level}")
-    for name, count in (("n_boot", n_boot), ("n_flips", n_flips)):
-        if count < 100:
-            raise ArgumentError(f"expected {name} of at least 100, got {count}")
+    check_intervals(level, n_boot)
+    check_intervals(level, n_flips, "n_flips")
     n_pairs = len(effects)
     classes = labels_of(by, n_pairs, "by") if by is not None else ["all"] * n_pairs
     clusters = labels_of(cluster, n_pairs, "cluster") if cluster is not None else range(n_pairs)
@@ -173,11 +178,16 @@ def summary(
         rows = [row for row, name in enumerate(classes) if name == one]
         sums, counts = by_cluster(effects[rows], [clusters[row] for row in rows])
         mean = sums.sum(0) / counts.sum()
-        low = high = np.full_like(mean, np.nan)
-        if len(counts) >= FEWEST:
-            low, high = bootstrap_t(sums, counts, level, n_boot, generator)
-        p = flip_p_values(sums, n_flips, generator)
-        parts.append((mean, low, high, p))
+        mean[~np.isfinite(mean)] = np.nan
+        ends = mean_interval(
+            sums,
+            counts,
+            level=level,
+            n_boot=n_boot,
+            seed=generator,
+            limits=_effect_limits(result, rows),
+        )
+        parts.append((mean, *ends, flip_p_values(sums, n_flips, generator)))
         sizes.append((len(rows), len(counts)))
     shape = (len(found), *result.values.shape[1:])
     effect, low, high, p = (np.stack(part) for part in zip(*parts, strict=True))
@@ -197,17 +207,6 @@ def summary(
     )
 
 
-def adjusted(p: np.ndarray) -> np.ndarray:
-    """q-values by Benjamini and Hochberg over all entries; NaN stays NaN and does not count."""
-    from scipy.stats import false_discovery_control
-
-    q = np.full(p.shape, np.nan)
-    known = np.isfinite(p)
-    if known.any():
-        q[known] = false_discovery_control(p[known], method="bh")
-    return q
-
-
 def labels_of(given: Groups, n_pairs: int, name: str) -> list[Any]:
     """One label per pair as plain values.
 
@@ -223,17 +222,6 @@ def labels_of(given: Groups, n_pairs: int, name: str) -> list[Any]:
     return labels
 
 
-def by_cluster(
-    effects: Float[np.ndarray, "pair site"], clusters: Sequence[Hashable]
-) -> tuple[Float[np.ndarray, "cluster site"], Float[np.ndarray, " cluster"]]:
-    """Sums of effects and counts of pairs in every cluster, in order of first appearance."""
-    number = {name: at for at, name in enumerate(dict.fromkeys(clusters))}
-    index = np.array([number[name] for name in clusters])
-    sums = np.zeros((len(number), effects.shape[1]))
-    np.add.at(sums, index, effects)
-    return sums, np.bincount(index).astype(float)
-
-
 def pair_effects(result: SweepResult) -> np.ndarray:
     """Effects as [pair, site], in double precision."""
     if "pair" not in result.axes:
@@ -241,6 +229,15 @@ def pair_effects(result: SweepResult) -> np.ndarray:
     return (
         result.effect().detach().double().cpu().flatten(1).numpy().reshape(len(result.values), -1)
     )
+
+
+def _effect_limits(result: SweepResult, rows: list[int]) -> tuple[float, float]:
+    """What a mean effect can be at most, given what the corrupted runs gave."""
+    baseline, values = (
+        part[rows].detach().double().cpu().numpy() for part in (result.baseline, result.values)
+    )
+    low, high = limits_of(result.unit, baseline, values[np.isfinite(values)])
+    return low - baseline.mean(), high - baseline.mean()
 
 
 def _beyond(effect: np.ndarray, result: SweepResult, null: SweepResult) -> np.ndarray:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from tstlens.arguments import check_finite
 from tstlens.errors import ArgumentError, LabelError, SeriesShapeError
 from tstlens.model import HookedTST
 
@@ -44,6 +45,7 @@ class Measure:
                 f"expected the measure to give one number per series [{len(output)}], got "
                 f"{list(values.shape)}; it gets the output {list(output.shape)}"
             )
+        check_finite(values, self.name, None)
         return values
 
 

@@ -15,10 +15,10 @@ from tstlens.data import TimeSeriesData
 from tstlens.errors import ArgumentError
 from tstlens.model import HookedTST
 from tstlens.probing.extraction import Activations, Pool, activations, check_pool
-from tstlens.probing.multiple_tests import adjusted
 from tstlens.probing.probes_fit import Cell, Kind, Rows, Settings, fit_cell, pipeline
 from tstlens.probing.probes_result import ProbeResult
 from tstlens.probing.probes_target import Target, Targets, targets_of
+from tstlens.stats import adjusted
 
 _BY = ("layer", "head", "position")
 

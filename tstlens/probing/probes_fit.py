@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from tstlens.errors import ArgumentError
+from tstlens.stats import by_cluster, mean_interval
 
 Kind = Literal["logistic", "ridge"]
 MOST_STEPS = 1000  # of the logistic solver
@@ -227,29 +228,25 @@ def _score(loss: np.ndarray, truth: np.ndarray, how: Settings) -> float:
 def _interval(
     loss: np.ndarray, truth: np.ndarray, series: np.ndarray, how: Settings
 ) -> tuple[float, float]:
-    """Wilson's where every series has one row, else a bootstrap over series."""
+    """Wilson's where every series has one row, or all of its rows fare alike; else over series."""
     from scipy.stats import binomtest
 
-    _, number = np.unique(series, return_inverse=True)
-    count = np.bincount(number)
-    if how.is_class and count.max() == 1:
-        right = int((1 - loss).sum())
-        found = binomtest(right, len(loss)).proportion_ci(how.level, method="wilson")
+    spread = np.ones_like(loss) if how.is_class else (truth - truth.mean()) ** 2
+    sums, _ = by_cluster(np.column_stack([loss, spread]), series.tolist())
+    whole = not np.ptp(loss) > 0  # all right or all wrong: no spread to take an interval from
+    if how.is_class and (whole or len(sums) == len(loss)):
+        right = int((sums[:, 0] == 0).sum())
+        found = binomtest(right, len(sums)).proportion_ci(how.level, method="wilson")
         return float(found.low), float(found.high)
-    if len(count) < 2:
-        return float("nan"), float("nan")
-    sums = [np.bincount(number, part) for part in (np.ones_like(loss), loss, truth, truth**2.0)]
-    generator = np.random.default_rng(how.seed)
-    drawn = generator.multinomial(len(count), np.full(len(count), 1 / len(count)), how.n_boot)
-    n, total, first, second = (drawn @ part for part in sums)
-    if how.is_class:
-        scores = 1 - total / n
-    else:
-        spread = second / n - (first / n) ** 2
-        scores = 1 - total / n / np.where(spread > 0, spread, np.nan)
-    tail = (1 - how.level) / 2
-    low, high = np.nanquantile(scores, [tail, 1 - tail])
-    return float(low), float(high)
+    low, high = mean_interval(
+        sums[:, :1],
+        sums[:, 1],
+        level=how.level,
+        n_boot=how.n_boot,
+        seed=how.seed,
+        limits=(0, 1 if how.is_class else np.inf),
+    )
+    return 1 - float(high[0]), 1 - float(low[0])
 
 
 def _better(gain: np.ndarray, series: np.ndarray, how: Settings) -> float:

@@ -17,6 +17,7 @@ from tstlens.errors import ArgumentError, HookError
 from tstlens.model import HookedTST
 from tstlens.probing.task_scores import Metric, Runs, check_task, score
 from tstlens.results import Result
+from tstlens.stats import mean_interval
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -146,9 +147,8 @@ def skip_cost(
         found, correct = score(data, output, metric)
         at = first, last
         parts["value"][at], parts["accuracy"][at] = float(found.mean()), float(correct.mean())
-        change = (found - value).numpy()
-        half = 1.96 * change.std(ddof=1) / np.sqrt(len(change)) if len(change) > 1 else np.nan
-        parts["low"][at], parts["high"][at] = change.mean() - half, change.mean() + half
+        ends = mean_interval((found - value).double().numpy()[:, None])
+        parts["low"][at], parts["high"][at] = (float(end[0]) for end in ends)
         if output.ndim == 2:
             parts["changed"][at] = float((output.argmax(1) != whole.argmax(1)).double().mean())
     named = getattr(metric, "name", getattr(metric, "__name__", "metric"))

@@ -20,8 +20,8 @@ from tstlens.model.passes import require_one_pass
 from tstlens.probing.directions import Direction, random_directions
 from tstlens.probing.measures import Measure, measure_of, targets_of
 from tstlens.probing.steering_inputs import evaluating, series_and_mask
-from tstlens.probing.steering_intervals import check_intervals, mean_interval
 from tstlens.results import Result
+from tstlens.stats import check_intervals, limits_of, mean_interval
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -149,8 +149,8 @@ def dose_response(
     """How the output answers to pushes of growing strength, beside random pushes of equal norm.
 
     Answers "does the model use this direction, and how much of it does it take?". Strength 0 is
-    always among the doses. Intervals are over series (bootstrap); p compares with the random
-    directions.
+    always among the doses. Intervals are over series (:func:`tstlens.stats.mean_interval`); p
+    compares with the random directions.
 
     What can mislead: probabilities saturate (take ``"logit"`` too), and large strengths leave what
     the model was trained on, where curves bend or turn. Where a norm follows the hook point the
@@ -228,7 +228,14 @@ def dose_response(
     zero = doses.index(0.0)
     change = values - values[:, [zero]]
     above = change - (random - random[:, :, [zero]]).mean(0)
-    ends = [mean_interval(x, level, n_boot, seed) for x in (change, above)]
+    least, most = limits_of(measured.unit, values, random)
+    none = values[:, zero].mean()
+    ends = []
+    for x, limits in ((change, (least - none, most - none)), (above, (least - most, most - least))):
+        low, high = mean_interval(x, level=level, n_boot=n_boot, seed=seed, limits=limits)
+        if np.isfinite(low).any():
+            low[zero] = high[zero] = 0.0  # no push changes nothing, by construction
+        ends.append((low, high))
     made = {
         "n_series": len(series),
         "n_random": n_random,

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tstlens.arguments import one_per_row
+from tstlens.arguments import check_finite, one_per_row
 from tstlens.data import TimeSeriesData
 from tstlens.errors import ArgumentError, LabelError
 from tstlens.model import HookedTST
@@ -96,6 +96,7 @@ def score(data: TimeSeriesData, output: Tensor, metric: Metric | None) -> tuple[
         HookedTST.check_labels(labels, len(output), output.shape[1])
         right = (output.argmax(1) == labels).double()
         value = output.double().log_softmax(1).gather(1, labels[:, None])[:, 0]
+        check_finite(value, "the log-probability of the class")
     if metric is not None:
         value = one_per_row(metric(output), output, "metric").double()
     return value, right

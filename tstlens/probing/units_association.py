@@ -11,13 +11,12 @@ from tqdm.auto import tqdm
 
 from tstlens.arguments import checked
 from tstlens.data import TimeSeriesData
-from tstlens.data.correlation import clustered_correlation
 from tstlens.errors import ArgumentError
 from tstlens.model import HookedTST
 from tstlens.probing.extraction import Activations, activations, latents
-from tstlens.probing.multiple_tests import adjusted
 from tstlens.probing.units_predictors import Predictor, Spans, predictors_of
 from tstlens.probing.units_result import NEURONS, Found, Units
+from tstlens.stats import adjusted, clustered_correlation
 
 FEWEST = 8  # series, four on each side of the split
 CHUNK = 256  # units whose per-series sums are held at once

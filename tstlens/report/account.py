@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from tstlens.figures.intervals import FEWEST
 from tstlens.figures.words import time_label
 from tstlens.patching import SweepResult
 from tstlens.report.circuit_words import of_circuit
@@ -15,6 +14,7 @@ from tstlens.report.ranking import ranked
 from tstlens.report.study import Study, Swept
 from tstlens.report.views import by_part
 from tstlens.report.wording import nats, percent
+from tstlens.stats import FEWEST
 from tstlens.training import Evaluation
 
 WHAT = {  # sweep -> how a sentence names one of its sites

@@ -10,7 +10,6 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from tstlens import figures
-from tstlens.figures.intervals import FEWEST
 from tstlens.figures.words import when
 from tstlens.report.findings import Finding
 from tstlens.report.layout import block, html_of
@@ -18,6 +17,7 @@ from tstlens.report.page_causal import circuit_block, estimates_block, marks, ra
 from tstlens.report.study import Study, Swept
 from tstlens.report.views import as_probability, by_part
 from tstlens.report.wording import chance, nats, percent
+from tstlens.stats import FEWEST
 
 SHOWN_PAIRS = 2
 _IN_TABLE = ("parts", "heads", "inputs", "channels")

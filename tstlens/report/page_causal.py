@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 from tstlens import figures
-from tstlens.figures.intervals import FEWEST
 from tstlens.report.circuits import CircuitFound
 from tstlens.report.estimates import STEPS, cost_sentence
 from tstlens.report.findings import Finding
 from tstlens.report.layout import block, figure_of, lines_of, table_of
 from tstlens.report.study import Swept
 from tstlens.report.wording import nats, odds, percent
+from tstlens.stats import FEWEST
 
 RANKED = 8  # heads in the figure and the table beside it
 _NAMES = {"gradient": "plain gradient", "integrated": f"{STEPS['integrated']} gradients"}

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from tstlens.figures.intervals import FEWEST
 from tstlens.figures.words import site_label
 from tstlens.patching import SplitHalf, SweepResult, split_half, summary
 from tstlens.report.wording import odds
+from tstlens.stats import FEWEST
 
 LEVEL = 0.05  # q-value up to which a head counts as shown to matter
 TOP = 5  # heads at the top whose stability is told

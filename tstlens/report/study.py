@@ -10,12 +10,12 @@ from tqdm.auto import tqdm
 
 from tstlens.data import Pairs, TimeSeriesData
 from tstlens.errors import ArgumentError, LabelError
-from tstlens.figures.intervals import FEWEST
 from tstlens.model import HookedTST
 from tstlens.patching import Site, SweepResult, log_prob, patch, sweep
 from tstlens.report.circuits import CircuitFound, find
 from tstlens.report.estimates import Estimates, estimate, timed
 from tstlens.report.pairs import PairSet, choose
+from tstlens.stats import FEWEST
 from tstlens.training import Evaluation, evaluate
 
 # What is swept: name -> site and axes. "inputs" is what enters the trunk at each position: the

@@ -17,6 +17,7 @@ from torch import Tensor
 from tstlens.arguments import checked
 from tstlens.errors import ArgumentError, SeriesShapeError, UnknownNameError
 from tstlens.results import Result
+from tstlens.stats import mean_interval
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
 __all__ = ["WhereScore", "score_where"]
 
 SIGNS = ("given", "absolute", "positive")
-FEWEST = 5  # an interval from fewer series says nothing
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,8 @@ def score_where(
         seed: of the interval's resamples.
 
     Returns:
-        A WhereScore; its interval is over series (bootstrap, BCa), not over models.
+        A WhereScore; its interval is over series, not over models
+        (:func:`tstlens.stats.mean_interval`).
 
     Raises:
         SeriesShapeError: shapes that do not belong together.
@@ -141,7 +142,8 @@ def score_where(
         raise ArgumentError(
             "mask: expected series in which some samples decide and some do not, got none"
         )
-    low, high = _interval(values["auprc"][scored], level, seed)
+    ends = mean_interval(values["auprc"][scored][:, None], level=level, seed=seed, limits=(0, 1))
+    low, high = (float(end[0]) for end in ends)
     made = {"sign": sign, "top": top, "seed": seed, "over_positions": cells is not None}
     return WhereScore(
         **values,
@@ -220,16 +222,3 @@ def _found(score: np.ndarray, decides: np.ndarray, k: int) -> float:
     above, at = score > edge, score == edge
     room = (k - above.sum()) / at.sum()
     return float(decides[above].sum() + room * decides[at].sum())
-
-
-def _interval(values: np.ndarray, level: float, seed: int) -> tuple[float, float]:
-    from scipy.stats import bootstrap
-
-    if len(values) < FEWEST:
-        return float("nan"), float("nan")
-    if np.ptp(values) == 0:  # nothing to resample: BCa would divide by zero
-        return float(values[0]), float(values[0])
-    drawn = bootstrap(
-        (values,), np.mean, confidence_level=level, rng=np.random.default_rng(seed), batch=100
-    )
-    return float(drawn.confidence_interval.low), float(drawn.confidence_interval.high)

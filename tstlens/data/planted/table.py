@@ -10,6 +10,7 @@ import numpy as np
 
 from tstlens.errors import ArgumentError, UnknownNameError
 from tstlens.results import Result
+from tstlens.stats import percentile_interval
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -165,12 +166,8 @@ class TruthTable(Result):
 def interval(values: Sequence[float] | np.ndarray, level: float = 0.95) -> tuple[float, float]:
     """Percentile bootstrap of the mean; NaN for fewer than two values."""
     values = np.asarray(values, dtype=float)
-    if len(values) < 2 or not np.isfinite(values).all():
-        return float("nan"), float("nan")
-    generator = np.random.default_rng(0)
-    means = values[generator.integers(len(values), size=(5000, len(values)))].mean(1)
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
+    low, high = percentile_interval(values[:, None], level, 5000)
+    return float(low[0]), float(high[0])
 
 
 def joined(tables: Iterable[TruthTable]) -> pd.DataFrame:

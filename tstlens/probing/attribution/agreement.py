@@ -10,8 +10,8 @@ from jaxtyping import Float
 
 from tstlens.errors import ArgumentError
 from tstlens.probing.attribution.result import InputAttribution
-from tstlens.probing.steering_intervals import check_intervals, mean_interval
 from tstlens.results import Result
+from tstlens.stats import check_intervals, mean_interval, rank_correlation
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -26,7 +26,8 @@ class AttributionAgreement(Result):
     Args:
         spearman: [batch], NaN where either map is constant.
         mean: their mean.
-        low: lower end of the interval of the mean over series (bootstrap); NaN below 5 series.
+        low: lower end of the interval of the mean over series; NaN below 5 series. See
+            :func:`tstlens.stats.mean_interval`.
         high: upper end.
         attribution: [batch, site], NaN where a site is padding.
         effect: [batch, site], the causal effects.
@@ -136,9 +137,12 @@ def agreement(
     ours, theirs = (part.reshape(len(part), -1) for part in (values, effects))
     if absolute:
         ours, theirs = np.abs(ours), np.abs(theirs)
-    each = np.array([_spearman(a, b) for a, b in zip(ours, theirs, strict=True)])
+    enough = (np.isfinite(ours) & np.isfinite(theirs)).sum(1) >= _FEWEST_SITES
+    each = np.array([rank_correlation(a, b) for a, b in zip(ours, theirs, strict=True)])
+    each = np.where(enough, each, np.nan)
     known = each[np.isfinite(each)]
-    low, high = (float(end[0]) for end in mean_interval(known[:, None], level, n_boot, seed))
+    ends = mean_interval(known[:, None], level=level, n_boot=n_boot, seed=seed, limits=(-1, 1))
+    low, high = (float(end[0]) for end in ends)
     return AttributionAgreement(
         each,
         float(known.mean()) if len(known) else float("nan"),
@@ -197,13 +201,3 @@ def _by_position(values: np.ndarray, sweep: Any) -> np.ndarray:
         ],
         axis=2,
     )
-
-
-def _spearman(attribution: np.ndarray, effect: np.ndarray) -> float:
-    from scipy.stats import spearmanr
-
-    known = np.isfinite(attribution) & np.isfinite(effect)
-    a, b = attribution[known], effect[known]
-    if len(a) < _FEWEST_SITES or not np.ptp(a) > 0 or not np.ptp(b) > 0:
-        return float("nan")
-    return float(np.asarray(spearmanr(a, b))[0])

@@ -28,7 +28,7 @@ from tstlens.probing.attribution.units import (
 )
 from tstlens.probing.measures import Measure, measure_of, targets_of
 from tstlens.probing.steering_inputs import evaluating, series_and_mask
-from tstlens.probing.steering_intervals import check_intervals
+from tstlens.stats import check_intervals
 
 
 @checked

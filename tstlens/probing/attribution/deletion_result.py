@@ -11,8 +11,8 @@ from jaxtyping import Float
 
 from tstlens.arguments import checked
 from tstlens.errors import ArgumentError
-from tstlens.probing.steering_intervals import mean_interval
 from tstlens.results import Result
+from tstlens.stats import limits_of, mean_interval
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -86,7 +86,7 @@ class DeletionInsertion(Result):
             random = _areas(self.fractions, getattr(self, f"random_{kind}"))
             low, high = self._ends(own[:, None])
             better = sign * (own - random.mean(0))
-            better_low, better_high = self._ends(better[:, None])
+            better_low, better_high = self._ends(better[:, None], change=True)
             rows.append(
                 {
                     "curve": kind,
@@ -117,9 +117,15 @@ class DeletionInsertion(Result):
             }
         )
 
-    def _ends(self, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        options = self.made.get("n_boot", 2000), self.made.get("seed", 0)
-        return mean_interval(values, self.level, *options)
+    def _ends(self, values: np.ndarray, change: bool = False) -> tuple[np.ndarray, np.ndarray]:
+        low, high = limits_of(self.measure_unit, self.deletion, self.insertion)
+        return mean_interval(
+            values,
+            level=self.level,
+            n_boot=self.made.get("n_boot", 2000),
+            seed=self.made.get("seed", 0),
+            limits=(low - high, high - low) if change else (low, high),
+        )
 
     def __repr__(self) -> str:
         random = [

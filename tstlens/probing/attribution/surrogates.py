@@ -19,8 +19,8 @@ from tstlens.errors import ArgumentError
 from tstlens.model import HookedTST
 from tstlens.probing.measures import measure_of, targets_of
 from tstlens.probing.steering_inputs import evaluating
-from tstlens.probing.steering_intervals import check_intervals
 from tstlens.results import Result
+from tstlens.stats import check_intervals, mean_interval
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -37,7 +37,7 @@ class Surrogate(Result):
             is too low: then nothing is explained.
         withheld: why there is no explanation; "" where there is one.
         fidelity: R² of held-out predictions of the model's output (1 is perfect, 0 is the mean).
-        low: lower end of its interval over series (percentile bootstrap).
+        low: lower end of its interval over series (:func:`tstlens.stats.mean_interval`).
         high: upper end.
         shuffled: R² of the same fit on outputs shuffled over the series, the control.
         threshold: fidelity below which nothing is explained.
@@ -164,7 +164,13 @@ def surrogate(
     predicted, fidelity = _held_out(x, output, kind, max_depth, n_splits, seed)
     generator = np.random.default_rng(seed)
     shuffled = _held_out(x, generator.permutation(output), kind, max_depth, n_splits, seed)[1]
-    low, high = _interval(output, predicted, n_boot, generator)
+    error, spread = (output - predicted) ** 2, (output - output.mean()) ** 2
+    high, low = (
+        1 - float(end[0])
+        for end in mean_interval(
+            error[:, None], spread, n_boot=n_boot, seed=generator, limits=(0, np.inf)
+        )
+    )
     explanation, text, withheld = None, "", ""
     if fidelity >= threshold:
         explanation, text = _explain(x, output, names, kind, max_depth, seed)
@@ -253,18 +259,6 @@ def _held_out(
     folds = KFold(n_splits, shuffle=True, random_state=seed)
     predicted = cross_val_predict(_model(kind, max_depth, seed), x, y, cv=folds)
     return np.asarray(predicted), float(r2_score(y, predicted))
-
-
-def _interval(
-    y: np.ndarray, predicted: np.ndarray, n_boot: int, generator: np.random.Generator
-) -> tuple[float, float]:
-    """Ends of the 95 % percentile interval of R² over series."""
-    drawn = generator.integers(0, len(y), (n_boot, len(y)))
-    of_y, of_error = y[drawn], (y - predicted)[drawn]
-    spread = ((of_y - of_y.mean(1, keepdims=True)) ** 2).sum(1)
-    r2 = 1 - (of_error**2).sum(1)[spread > 0] / spread[spread > 0]
-    low, high = np.quantile(r2, [0.025, 0.975])
-    return float(low), float(high)
 
 
 def _explain(

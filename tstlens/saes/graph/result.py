@@ -13,11 +13,10 @@ from torch import Tensor
 from tstlens.arguments import checked
 from tstlens.errors import ArgumentError
 from tstlens.results import Result
+from tstlens.stats import correlation, rank_correlation, sign_agreement
 
 if TYPE_CHECKING:
     import pandas as pd
-
-SIGN_FLOOR = 0.01  # effects below this share of the largest have no sign worth comparing
 
 
 @dataclass(frozen=True)
@@ -255,23 +254,12 @@ def _standard_error(values: Tensor) -> Tensor:
 
 
 def _agreement(exact: Tensor, estimate: Tensor) -> dict[str, Any]:
-    from scipy.stats import pearsonr, spearmanr
-
     measured = ~exact.isnan() & ~estimate.isnan()
     truth, guess = exact[measured].double().numpy(), estimate[measured].double().numpy()
-    nan = float("nan")
-    row: dict[str, Any] = {
+    return {
         "n": len(truth),
-        "pearson": nan,
-        "spearman": nan,
-        "sign": nan,
-        "slope": nan,
+        "pearson": correlation(truth, guess),
+        "spearman": rank_correlation(truth, guess),
+        "sign": sign_agreement(truth, guess),
+        "slope": float(truth @ guess / (truth @ truth)) if truth.any() else float("nan"),
     }
-    if len(truth) > 1 and np.ptp(truth) > 0 and np.ptp(guess) > 0:
-        row["pearson"] = float(np.asarray(pearsonr(truth, guess))[0])
-        row["spearman"] = float(np.asarray(spearmanr(truth, guess))[0])
-    if len(truth) and np.abs(truth).max() > 0:
-        large = np.abs(truth) >= SIGN_FLOOR * np.abs(truth).max()
-        row["sign"] = float((np.sign(truth) == np.sign(guess))[large].mean())
-        row["slope"] = float(truth @ guess / (truth @ truth))
-    return row

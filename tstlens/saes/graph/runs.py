@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from tstlens.arguments import one_per_row
 from tstlens.errors import ArgumentError
 from tstlens.model import HookedTST
 from tstlens.saes.graph.points import Latents, Point, Vectors
@@ -223,13 +224,7 @@ class Runs:
         return self.model.run_with_hooks(self.series, mask=self.mask, fwd_hooks=list(hooks))
 
     def _measured(self, output: Tensor) -> Tensor:
-        values = torch.as_tensor(self.measure(output))
-        if values.shape != (len(self.series),):
-            raise ArgumentError(
-                f"expected the metric to give one value per series [{len(self.series)}], got "
-                f"{list(values.shape)}"
-            )
-        return values
+        return one_per_row(self.measure(output), output, "metric")
 
     def _observed(self, activation: Tensor) -> Tensor:
         with torch.no_grad():

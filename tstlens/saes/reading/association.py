@@ -6,10 +6,11 @@ from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float, Int
-from scipy.stats import false_discovery_control, rankdata
+from scipy.stats import rankdata
 
 from tstlens.errors import ArgumentError, LabelError
 from tstlens.saes.reading.activity import Activity
+from tstlens.stats import adjusted
 
 FEWEST_PERMUTATIONS = 100
 
@@ -106,9 +107,7 @@ def class_association(
         chosen = found_standard.argmax(1)
         chance += found[np.arange(len(found)), chosen]
     p = (1 + at_least) / (1 + n_permutations)
-    q = np.full(activity.n_latents, np.nan)
-    if active.any():
-        q[active] = false_discovery_control(p[active], method="bh")
+    q = adjusted(np.where(active, p, np.nan))
     fired = activity_in_series(activity)
     share = (member.T @ fired).T / np.maximum(size, 1)
     return ClassAssociation(auc, best, p, q, chance / n_permutations, share, n_permutations)

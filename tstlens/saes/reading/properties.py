@@ -6,12 +6,11 @@ from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
-from scipy.stats import false_discovery_control
 
-from tstlens.data.correlation import clustered_correlation
 from tstlens.errors import ArgumentError
 from tstlens.saes.reading.activity import Activity
 from tstlens.saes.reading.window_properties import WindowProperties
+from tstlens.stats import adjusted, clustered_correlation
 
 FEWEST = 4  # series, two on each side of the split
 LEVEL = 0.05
@@ -84,10 +83,7 @@ def property_association(
     picking, heldout = np.sort(order[: n_series // 2]), np.sort(order[n_series // 2 :])
     r, p = correlations(activity, properties, picking)
     r_heldout, p_heldout = correlations(activity, properties, heldout)
-    q = np.full(p.shape, np.nan)
-    known = np.isfinite(p)
-    if known.any():
-        q[known] = false_discovery_control(p[known], method="bh")
+    q = adjusted(p)
     size = np.nan_to_num(np.abs(r))
     best = (size + 2 * (np.nan_to_num(q, nan=1.0) <= LEVEL)).argmax(1)
     at = np.arange(len(best)), best
