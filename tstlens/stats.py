@@ -173,6 +173,12 @@ def _with_error(sums: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.nd
     return mean, np.where(constant, 0.0, error)
 
 
+def no_interval(n_clusters: int) -> str:
+    """Why :func:`mean_interval` gave none, in words."""
+    kind = "" if n_clusters < FEWEST else "non-zero "
+    return f"too few {kind}pairs for an interval"
+
+
 def limits_of(unit: str, *seen: Float[np.ndarray, ...]) -> tuple[float, float]:
     """Least and greatest value that a metric in this unit can have; infinite where there is none.
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from tstlens.arguments import checked
+from tstlens.arguments import checked, one_per_row
 from tstlens.codebooks.effects_result import CodeEffects
 from tstlens.data import TimeSeriesData
 from tstlens.errors import ArgumentError, HookError
@@ -118,7 +118,8 @@ def effects(
             rows = slice(start * per_series, end * per_series)
             where = (order[rows] < dose) & (order[rows] < n_observed[rows, None])
             if wanted is None:
-                parts.append(read(model(series, mask=mask)))
+                output = model(series, mask=mask)
+                parts.append(one_per_row(read(output), output, "measure"))
                 continue
             options: dict[str, Any] = {"pos": where, "head": shared_head}
             context = (
@@ -127,7 +128,8 @@ def effects(
                 else model.ban_codes(wanted, fill, **options)
             )
             with context:
-                parts.append(read(model(series, mask=mask)))
+                output = model(series, mask=mask)
+                parts.append(one_per_row(read(output), output, "measure"))
         return torch.cat(parts).double().cpu().numpy()
 
     baseline = run(None, 0)

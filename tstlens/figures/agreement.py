@@ -11,6 +11,7 @@ from tstlens.figures import style
 from tstlens.figures.drawing import draw
 from tstlens.figures.words import number, quantity, site_label, site_title
 from tstlens.patching import Agreement
+from tstlens.stats import mean_known
 
 MOST_HOVERED = 4000  # dots that carry their site's name
 
@@ -82,7 +83,7 @@ def draw_agreement(
     heading = f"Estimated against exact: {site_title(result.site)}" if title == "" else title
     which = f"pair {pair}" if pair is not None else f"{n_pairs} pairs" if n_pairs > 1 else "1 pair"
     means = [
-        number(float(np.mean(part[list(rows)])))
+        number(mean_known(part[list(rows)]))
         for part in (result.pearson, result.spearman, result.sign_agreement)
     ]
     subtitle = (

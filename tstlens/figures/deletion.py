@@ -70,10 +70,12 @@ def draw_deletion_insertion(result: DeletionInsertion, *, title: str | None = ""
             col=1,
         )
         low, high = result.intervals(kind)
-        if np.isfinite(low).all():
+        known = np.isfinite(low)
+        if known.any():
+            x = np.array(percent)[known]
             figure.add_scatter(
-                x=[*percent, *percent[::-1]],
-                y=[*high, *low[::-1]],
+                x=[*x, *x[::-1]],
+                y=[*high[known], *low[known][::-1]],
                 fill="toself",
                 fillcolor="rgba(33,102,172,0.15)",
                 line={"width": 0},

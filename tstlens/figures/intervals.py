@@ -141,3 +141,18 @@ def check_kind(kind: str) -> None:
     """Raise UnknownNameError for a kind of value that does not exist."""
     if kind not in KINDS:
         raise UnknownNameError(kind, KINDS, "this names what a figure shows")
+
+
+def ends_of_axis(
+    points: Float[np.ndarray, ...], *ends: Float[np.ndarray, ...]
+) -> tuple[float, float]:
+    """Range of an axis from 0 to the points, with at most their own span more for interval ends.
+
+    A single wide interval would else squeeze all that was measured into a line; it leaves the axis.
+    """
+    known = np.append(points[np.isfinite(points)], 0.0)
+    low, high = known.min(), known.max()
+    span = high - low or 1.0
+    reach = np.concatenate([known, *(end[np.isfinite(end)] for end in ends)])
+    low, high = max(reach.min(), low - span), min(reach.max(), high + span)
+    return float(low - 0.05 * (high - low)), float(high + 0.05 * (high - low))

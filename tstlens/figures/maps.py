@@ -13,6 +13,7 @@ from jaxtyping import Float
 from plotly.subplots import make_subplots
 
 from tstlens.figures import style
+from tstlens.figures.intervals import ends_of_axis
 from tstlens.figures.words import Cells, axis_title, entry_label, in_cell
 
 MOST_IN_CELLS = (12, 9)  # rows and columns up to which cells print their numbers
@@ -295,7 +296,9 @@ def bars(
     if ticks.edges is None:
         layout |= {"type": "linear", "range": [-0.6, len(values) - 0.4], "zeroline": False}
     figure.update_xaxes(layout)
-    shown = [scale.low, scale.high] if each is None or len(each) < 2 else None
+    shown = (scale.low, scale.high)
+    if each is not None and len(each) > 1:
+        shown = ends_of_axis(each, *(end for end in (low, high) if end is not None))
     figure.update_yaxes(zeroline=True, zerolinewidth=1.5, range=shown, nticks=6)
     above = style.label_above(figure, scale.label)
     return style.finish(figure, title, subtitle, plot_height=230, above=above)

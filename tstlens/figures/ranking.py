@@ -11,10 +11,11 @@ import plotly.graph_objects as go
 from tstlens.arguments import checked
 from tstlens.errors import ArgumentError
 from tstlens.figures import style
-from tstlens.figures.intervals import over_pairs
+from tstlens.figures.intervals import ends_of_axis, over_pairs
 from tstlens.figures.sweeps import shown
 from tstlens.figures.words import number, quantity, site_label, site_title
 from tstlens.patching import SweepResult
+from tstlens.stats import no_interval
 
 
 @checked
@@ -60,7 +61,7 @@ def ranking(
         np.asarray(part).ravel() for part in (interval.mean, interval.low, interval.high)
     )
     each = shown(result, "effect").reshape(len(result.values), -1)
-    order = np.argsort(-np.abs(mean), kind="stable")[:n]
+    order = np.argsort(-np.nan_to_num(np.abs(mean), nan=-1.0), kind="stable")[:n]
     places = [np.unravel_index(at, interval.mean.shape) for at in order]
     labels = [
         site_label(
@@ -72,7 +73,7 @@ def ranking(
     unit = "" if result.unit in ("probability", "value") else f" {result.unit}"
     hover = []
     for label, at in zip(labels, order, strict=True):
-        ends = "too few pairs for an interval"
+        ends = no_interval(interval.n_clusters)
         if np.isfinite(low[at]):
             ends = (
                 f"95 % CI {number(float(low[at]), True)} to {number(float(high[at]), True)}{unit}"
@@ -91,7 +92,7 @@ def ranking(
         showlegend=False,
     )
     whiskers: dict[str, Any] = {}
-    if np.isfinite(low).any():
+    if np.isfinite(low[order]).any():
         whiskers["error_x"] = {
             "type": "data",
             "symmetric": False,
@@ -125,12 +126,15 @@ def ranking(
         tickfont={"size": 12, "color": style.INK},
     )
     figure.update_xaxes(
-        title={"text": quantity(result.metric, result.unit, "effect")}, zeroline=False, nticks=6
+        title={"text": quantity(result.metric, result.unit, "effect")},
+        range=ends_of_axis(each[:, order], low[order], high[order]),
+        zeroline=False,
+        nticks=6,
     )
     heading = f"Strongest sites: {site_title(result.site)}" if title == "" else title
     marks = "dot and line: mean and 95 % interval"
     if not whiskers:
-        marks = "dot: mean, too few for an interval"
+        marks = f"dot: mean, {no_interval(interval.n_clusters)}"
     subtitle = f"{interval.n_pairs} pairs; {marks}; ticks: pairs"
     size = {"plot_height": 26 * len(order) + 12, "below": 52, "left": style.room_for(labels) + 6}
     return style.finish(figure, heading, subtitle, **size)

@@ -11,9 +11,11 @@ from tstlens.arguments import checked
 from tstlens.errors import ArgumentError
 from tstlens.figures import style
 from tstlens.figures.drawing import draw
+from tstlens.figures.intervals import ends_of_axis
 from tstlens.figures.sweeps import draw_sweep
 from tstlens.figures.words import number, quantity, site_label, site_title
 from tstlens.patching import AblationResult, Campaign, SplitHalf, Summary
+from tstlens.stats import mean_known, no_interval
 
 
 @draw.register
@@ -55,7 +57,7 @@ def draw_summary(
     at_class = 0 if of is None else classes.index(of)
     parts = (result.effect, result.low, result.high, result.q)
     effect, low, high, chance = (part[at_class].ravel() for part in parts)
-    order = np.argsort(-np.abs(effect), kind="stable")[:n]
+    order = np.argsort(-np.nan_to_num(np.abs(effect), nan=-1.0), kind="stable")[:n]
     axes = result.axes[1:]
     shape = result.effect.shape[1:]
     labels, hover = [], []
@@ -65,7 +67,9 @@ def draw_summary(
         entries = {a: result.coords[a][i] for a, i in zip(axes, place, strict=True)}
         labels.append(site_label(entries, result.time_cells))
         ends = f"{number(float(low[at]), True)} to {number(float(high[at]), True)}{unit}"
-        interval = f"{100 * result.level:.0f} % CI {ends}" if low[at] == low[at] else "no interval"
+        interval = f"{100 * result.level:.0f} % CI {ends}"
+        if low[at] != low[at]:
+            interval = no_interval(result.n_clusters[at_class])
         hover.append(
             f"<b>{labels[-1]}</b><br>{number(float(effect[at]), True)}{unit}<br>{interval}"
             f"<br>q = {number(float(chance[at]))}"
@@ -108,7 +112,10 @@ def draw_summary(
         tickfont={"size": 12, "color": style.INK},
     )
     figure.update_xaxes(
-        title={"text": quantity(result.metric, result.unit, "effect")}, zeroline=False, nticks=6
+        title={"text": quantity(result.metric, result.unit, "effect")},
+        range=ends_of_axis(effect[order], low[order], high[order]),
+        zeroline=False,
+        nticks=6,
     )
     heading = f"Strongest sites: {site_title(result.site)}" if title == "" else title
     name = "" if len(classes) == 1 and classes[0] == "all" else f"class {classes[at_class]}; "
@@ -151,9 +158,9 @@ def draw_split_half(result: SplitHalf, *, title: str | None = "") -> go.Figure:
     above = style.label_above(figure, "splits")
     heading = f"Split-half stability: {site_title(result.site)}" if title == "" else title
     subtitle = (
-        f"{result.n_clusters} independent series; mean {number(float(known.mean()))}, all series "
+        f"{result.n_clusters} independent series; mean {number(mean_known(known))}, all series "
         f"together {number(result.reliability)}; top-{result.k} overlap "
-        f"{number(float(result.top_k_overlap.mean()))}"
+        f"{number(mean_known(result.top_k_overlap))}"
     )
     return style.finish(figure, heading, subtitle, plot_height=220, above=above, left=46)
 

@@ -54,10 +54,12 @@ def draw_dose_response(result: DoseResponse, *, title: str | None = "") -> go.Fi
         line={"color": style.MUTED, "width": 2},
         hovertemplate="strength %{x:g}, random<br>%{y:.3g}<extra></extra>",
     )
-    if np.isfinite(result.low).all():
+    known = np.isfinite(result.low)
+    if known.any():
+        doses = np.array(x)[known]
         figure.add_scatter(
-            x=[*x, *x[::-1]],
-            y=[*(none + result.high), *(none + result.low)[::-1]],
+            x=[*doses, *doses[::-1]],
+            y=[*(none + result.high)[known], *(none + result.low)[known][::-1]],
             fill="toself",
             fillcolor="rgba(33,102,172,0.15)",
             line={"width": 0},

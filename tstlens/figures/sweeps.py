@@ -25,6 +25,7 @@ from tstlens.figures.intervals import Interval, check_kind, over_pairs
 from tstlens.figures.maps import Panel, Scale, Ticks, bars, heat_maps
 from tstlens.figures.words import number, quantity, site_label, site_title
 from tstlens.patching import SweepResult
+from tstlens.stats import no_interval
 
 # Axes from the one that makes panels and rows to the one that runs along the figure.
 _ORDER = ("layer", "channel", "head", "slice", "class", "feature", "query", "key", "pos", "time")
@@ -221,7 +222,7 @@ def _interval_text(interval: Interval, at: tuple[int, ...], kind: str, unit: str
     low, high = float(interval.low[at]), float(interval.high[at])
     pairs = f"mean over {interval.n_pairs} pairs"
     if low != low:
-        return f"{pairs}, too few for an interval"
+        return f"{pairs}, {no_interval(interval.n_clusters)}"
     signed = kind == "effect"
     ends = f"{number(low, signed)} to {number(high, signed)}"
     if kind == "normalized":

@@ -41,8 +41,8 @@ def build(
 
     One HTML file that opens offline, and beside it a JSON file with every number in it. Evaluates
     on the test split; sweeps layers, heads, MLPs, positions and channels over the misclassified
-    series and between the classes that the model confuses most; log-probabilities with bootstrap-t
-    intervals over pairs (percentile intervals for shares of the gap), and a control. Between
+    series and between the classes that the model confuses most; log-probabilities with intervals
+    over pairs (bootstrap-t, see :func:`tstlens.stats.mean_interval`), and a control. Between
     classes also: the heads' p- and q-values and the stability of their order, attribution beside
     the exact sweep, and a circuit whose faithfulness is judged on pairs that it was not chosen on.
     Under a minute on two cores for the shipped checkpoints.
@@ -103,7 +103,7 @@ def _made(found: Study, started: float) -> dict[str, Any]:
         "bootstrap": {
             "resamples": 2000,
             "level": 0.95,
-            "method": "bootstrap-t, by series; shares of the gap: percentile, by series",
+            "method": "bootstrap-t within one to three t intervals, by series",
         },
         "p_values": {"flips": 10000, "method": "signs of whole series flipped"},
         "seconds": {**found.seconds, "total": time.monotonic() - started},

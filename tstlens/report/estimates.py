@@ -15,6 +15,7 @@ from tstlens.figures.words import number, site_label
 from tstlens.model import HookedTST
 from tstlens.patching import Agreement, SweepResult, agreement, attribution, log_prob
 from tstlens.report.wording import nats
+from tstlens.stats import mean_known
 
 STEPS = {"gradient": 0, "integrated": 5}  # estimate -> steps along the path
 GRIDS = {  # which sweep it is an estimate of -> site, axes
@@ -141,11 +142,12 @@ def _verdict(heads: dict[str, Any], fine: dict[str, Any]) -> str:
         text = "It orders the heads alike but names another strongest one, so check that exactly"
     if (fine["spearman"] or 0.0) >= _TRUSTED:
         return f"{text}; head by position it agrees as well ({_two(fine['spearman'])})."
-    return (
-        f"{text}; head by position, where effects are small, the rank correlation is only "
-        f"{_two(fine['spearman'])}, and {fine['k'] * (fine['top_k_overlap'] or 0):.1f} of a "
-        f"pair's {fine['k']} strongest places are found."
-    )
+    text += "; head by position, where effects are small, the rank correlation is only "
+    text += _two(fine["spearman"])
+    if fine["top_k_overlap"] is None:
+        return f"{text}."
+    found = fine["k"] * fine["top_k_overlap"]
+    return f"{text}, and {found:.1f} of a pair's {fine['k']} strongest places are found."
 
 
 def _failure(heads: dict[str, Any], fine: dict[str, Any]) -> str:
@@ -194,8 +196,8 @@ def cost_sentence(cost: dict[str, Any]) -> str:
 
 
 def _mean(values: np.ndarray) -> float | None:
-    known = values[np.isfinite(values)]
-    return float(known.mean()) if len(known) else None
+    mean = mean_known(values)
+    return mean if mean == mean else None
 
 
 def _two(value: float | None) -> str:

@@ -23,14 +23,15 @@ class Finding:
         label: "L0H6", "sample 12", "MLP L1".
         place: axis -> entry.
         mean: mean change of log p of the target class, in nats.
-        low: lower end of its 95 % interval; None where there are too few series for one.
+        low: lower end of its 95 % interval; None where there are too few series for one, or too
+            few with an effect.
         high: upper end.
         share: mean change over the mean clean-corrupted gap.
         n_pairs: pairs averaged over.
         n_raised: pairs in which log p went up.
         p_corrupted: mean probability of the target class in the corrupted run.
         p_patched: the same with this site restored.
-        strongest: fraction of bootstrap resamples in which no site is stronger; None as above.
+        strongest: fraction of bootstrap resamples in which no site is stronger; None with too few series.
         control: mean change at this site in the control, in nats; None where there is none.
         n_first: pairs in which no site changes log p more.
     """
@@ -58,7 +59,8 @@ class Finding:
         """The interval with its pairs, in words."""
         pairs = f"{self.n_pairs} pair{'s' if self.n_pairs != 1 else ''}"
         if self.low is None or self.high is None:
-            return f"{pairs}, too few for an interval; up in {self.n_raised} of {self.n_pairs}"
+            of = "for" if self.strongest is None else "that are not 0 for"
+            return f"{pairs}, too few {of} an interval; up in {self.n_raised} of {self.n_pairs}"
         ends = f"{nats(self.low, True)} to {nats(self.high, True)}"
         return f"95 % CI {ends}; {pairs}"
 

@@ -40,7 +40,9 @@ def ranking_block(entry: Swept, part: dict[str, Any], best: Finding, seed: int) 
         [
             row["label"],
             nats(row["effect"], True),
-            f"{nats(row['low'], True)} to {nats(row['high'], True)}",
+            "–"
+            if row["low"] != row["low"]
+            else " to ".join(nats(row[end], True) for end in ("low", "high")),
             odds(row["p"]),
             odds(row["q"]),
         ]
@@ -140,7 +142,9 @@ def estimates_block(entry: Swept, part: dict[str, Any], cost: dict[str, Any]) ->
                 f"{_GRIDS[grid]}, {_NAMES[name]}",
                 _two(one["pearson"]),
                 _two(one["spearman"]),
-                f"{one['k'] * (one['top_k_overlap'] or 0):.1f} of {one['k']}",
+                "–"
+                if one["top_k_overlap"] is None
+                else f"{one['k'] * one['top_k_overlap']:.1f} of {one['k']}",
                 "–" if one["sign_agreement"] is None else percent(one["sign_agreement"]),
                 f"{spent['seconds']:.2f}",
                 "–" if of_exact is None else percent(of_exact),

@@ -10,7 +10,7 @@ import numpy as np
 from tstlens.figures.words import site_label
 from tstlens.patching import SplitHalf, SweepResult, split_half, summary
 from tstlens.report.wording import odds
-from tstlens.stats import FEWEST
+from tstlens.stats import FEWEST, mean_known
 
 LEVEL = 0.05  # q-value up to which a head counts as shown to matter
 TOP = 5  # heads at the top whose stability is told
@@ -57,16 +57,16 @@ def ranked(heads: SweepResult, clusters: Sequence[int], seed: int) -> dict[str, 
 
 
 def _stability(stable: SplitHalf) -> dict[str, Any]:
-    known = stable.spearman[np.isfinite(stable.spearman)]
-    ends = np.quantile(known, [0.025, 0.975]) if len(known) else np.full(2, np.nan)
+    low, high = stable.middle
+    spearman, overlap = mean_known(stable.spearman), mean_known(stable.top_k_overlap)
     return {
         "n_splits": len(stable.spearman),
-        "spearman": float(known.mean()) if len(known) else None,
-        "low": float(ends[0]),
-        "high": float(ends[1]),
+        "spearman": spearman if spearman == spearman else None,
+        "low": low,
+        "high": high,
         "reliability": float(stable.reliability),
         "k": stable.k,
-        "top_k_overlap": float(stable.top_k_overlap.mean()),
+        "top_k_overlap": overlap if overlap == overlap else None,
     }
 
 
@@ -89,7 +89,10 @@ def _order(stable: SplitHalf) -> str:
     part = _stability(stable)
     if part["spearman"] is None:
         return "The order of the heads could not be compared between halves of the series."
-    same = part["k"] * part["top_k_overlap"]
+    same = ""
+    if part["top_k_overlap"] is not None:
+        found = part["k"] * part["top_k_overlap"]
+        same = f", and {found:.1f} of the {part['k']} strongest are the same"
     sure = (
         "so other series would give nearly the same order"
         if part["reliability"] >= 0.9
@@ -101,7 +104,6 @@ def _order(stable: SplitHalf) -> str:
         f"Would other series rank the heads alike? Ranked on two random halves of the series, "
         f"{part['n_splits']} times over, the two orders have a rank correlation of "
         f"{part['spearman']:.2f} on average (1 is the same order, 0 is unrelated; 95 % of the "
-        f"splits lie between {part['low']:.2f} and {part['high']:.2f}), and {same:.1f} of the "
-        f"{part['k']} strongest are the same. All series together are twice as many, for which "
-        f"that makes {part['reliability']:.2f} expected: {sure}."
+        f"splits lie between {part['low']:.2f} and {part['high']:.2f}){same}. All series "
+        f"together are twice as many, for which that makes {part['reliability']:.2f} expected: {sure}."
     ).replace("-", "−")
