@@ -18,13 +18,16 @@ def benchmark(
     question: Annotated[
         list[str] | None,
         typer.Option(
-            help="where, component, feature or state; repeat for more, all if not given.",
+            help="where, component, feature, state or coverage; repeat for more, all if not given.",
             show_default=False,
         ),
     ] = None,
     out: Annotated[Path, typer.Option(help="The Markdown page to write.")] = Path("truth.md"),
     images: Annotated[
         bool, typer.Option("--images", help="Draw the figures too; needs Chrome or Chromium.")
+    ] = False,
+    update: Annotated[
+        bool, typer.Option("--update", help="Keep the page's sections of other questions.")
     ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress bar.")] = False,
 ) -> None:
@@ -33,6 +36,6 @@ def benchmark(
     from tstlens.report.suite.build import QUESTIONS
 
     found = truth(setting, question or QUESTIONS, progress=not quiet)
-    found.save(out, images=images)
+    found.save(out, images=images, update=update)
     print(found.to_markdown())
     print(f"wrote {out}")

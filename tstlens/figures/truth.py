@@ -30,6 +30,7 @@ _ASKED = {
     "component": "Which component does it?",
     "feature": "Which feature is there?",
     "state": "Which state is it in?",
+    "coverage": "Do intervals cover?",
 }
 _ROW = 22  # pixels of a method
 

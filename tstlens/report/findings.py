@@ -31,7 +31,8 @@ class Finding:
         n_raised: pairs in which log p went up.
         p_corrupted: mean probability of the target class in the corrupted run.
         p_patched: the same with this site restored.
-        strongest: fraction of bootstrap resamples in which no site is stronger; None with too few series.
+        strongest: fraction of bootstrap resamples in which no site is stronger; None with
+            too few series.
         control: mean change at this site in the control, in nats; None where there is none.
         n_first: pairs in which no site changes log p more.
     """

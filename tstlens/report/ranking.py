@@ -105,5 +105,6 @@ def _order(stable: SplitHalf) -> str:
         f"{part['n_splits']} times over, the two orders have a rank correlation of "
         f"{part['spearman']:.2f} on average (1 is the same order, 0 is unrelated; 95 % of the "
         f"splits lie between {part['low']:.2f} and {part['high']:.2f}){same}. All series "
-        f"together are twice as many, for which that makes {part['reliability']:.2f} expected: {sure}."
+        f"together are twice as many, for which that makes {part['reliability']:.2f} expected: "
+        f"{sure}."
     ).replace("-", "−")

@@ -18,8 +18,9 @@ from tstlens.figures.images import write_png
 from tstlens.files import write_text
 from tstlens.model.planted import component_names
 from tstlens.report.suite.components import component_scores
+from tstlens.report.suite.coverage import coverage_scores
 from tstlens.report.suite.features import feature_scores
-from tstlens.report.suite.page import markdown
+from tstlens.report.suite.page import markdown, merged
 from tstlens.report.suite.states import state_scores
 from tstlens.report.suite.where import where_scores
 from tstlens.results import Result
@@ -27,7 +28,7 @@ from tstlens.results import Result
 if TYPE_CHECKING:
     import pandas as pd
 
-QUESTIONS = ("where", "component", "feature", "state")
+QUESTIONS = ("where", "component", "feature", "state", "coverage")
 _IMAGE = 960  # pixels; the width of a page of a code host
 _NEED_SAE_LENS = ("feature", "state")
 
@@ -38,12 +39,14 @@ SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
         "component": {"seeds": (0, 1), "n_pairs": 32},
         "feature": {"seeds": (0, 1, 2)},
         "state": {"seeds": (0, 1), "steps": 1500, "n_fit": 1500},
+        "coverage": {"seeds": (0, 1), "sizes": (8, 24), "shares": (0.1, 1.0), "repeats": 200},
     },
     "full": {
         "where": {"names": tuple(planted_names()), "seeds": (0, 1, 2, 3, 4), "n_series": 40},
         "component": {"seeds": (0, 1, 2, 3, 4), "n_pairs": 64},
         "feature": {"seeds": (0, 1, 2, 3, 4), "steps": 4000},
         "state": {"seeds": (0, 1, 2, 3, 4), "steps": 3000, "n_fit": 4000},
+        "coverage": {"seeds": (0, 1, 2, 3, 4)},
     },
 }
 
@@ -92,26 +95,35 @@ class Truth(Result):
         """
         return self[question].figure(**options)
 
-    def save(self, path: str | Path, *, images: bool = False) -> Path:
+    def save(self, path: str | Path, *, images: bool = False, update: bool = False) -> Path:
         """Write the page, ``docs/truth.md`` say, and the numbers beside it as CSV.
 
         Args:
             path: of the page.
             images: draw every table's figure as well, ``docs/truth-where.png`` and so on, and show
                 it on the page; needs kaleido and Chrome or Chromium.
+            update: keep the sections and numbers of other questions that are there already.
 
         Raises:
             ArgumentError: images were asked for and cannot be drawn.
             StorageError: the place cannot be written.
         """
+        import pandas as pd
+
         path = Path(path)
         shown = {}
         if images:
             for table in self.tables:
                 shown[table.question] = f"{path.stem}-{table.question}.png"
                 write_png(table.figure(), path.with_name(shown[table.question]), width=_IMAGE)
-        write_text(path.with_suffix(".csv"), self.to_dataframe().to_csv(index=False))
-        return write_text(path, self.to_markdown(shown))
+        page, frame = self.to_markdown(shown), self.to_dataframe()
+        numbers = path.with_suffix(".csv")
+        if update and path.exists() and numbers.exists():
+            page = merged(path.read_text(encoding="utf-8"), page)
+            before = pd.read_csv(numbers, float_precision="round_trip")
+            frame = pd.concat([before[~before["question"].isin(set(frame["question"]))], frame])
+        write_text(numbers, frame.to_csv(index=False))
+        return write_text(path, page)
 
     def __repr__(self) -> str:
         parts = ", ".join(f"{table.question}: {len(table.methods)} rows" for table in self.tables)
@@ -130,7 +142,8 @@ def truth(
 
     It answers which method can be trusted with which question: *where* in the series (motif and
     frequency tasks), *which component* (circuits written by hand or trained in), *which feature*
-    (sparse features in superposition), *which state* (a regime machine). Every model is checked
+    (sparse features in superposition), *which state* (a regime machine); and whether intervals
+    *cover* a known mean as often as they say. Every model is checked
     first: one that has not learned the task, or whose circuit does not hold, is left out. What can
     mislead: the tasks are small and clean; a method that leads here may fail on your model, and a
     method that fails here has no excuse.
@@ -172,7 +185,7 @@ def truth(
     if missing and importlib.util.find_spec("sae_lens") is None:
         raise ArgumentError(
             f"{', '.join(missing)}: needs sae-lens, pip install 'tstlens[saes]'; or ask "
-            "questions=['where', 'component'] only"
+            "questions=['where', 'component', 'coverage'] only"
         )
     tables, seconds, made = [], {}, {}
     for question in asked:
@@ -204,4 +217,5 @@ _PARTS: dict[str, Callable[..., tuple[list[Score], dict[str, float]]]] = {
     "component": component_scores,
     "feature": feature_scores,
     "state": state_scores,
+    "coverage": coverage_scores,
 }
