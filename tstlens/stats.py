@@ -225,12 +225,14 @@ def strongest_share(
     """
     n, n_sites = sums.shape
     drawn = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=n_boot)
+    known = np.isfinite(sums).all(0)
+    sums = np.where(known, sums, 0.0)
     wins = np.zeros(n_sites)
     per_chunk = max(1, _CHUNK // n_sites)
     for start in range(0, n_boot, per_chunk):
-        size = np.nan_to_num(np.abs(drawn[start : start + per_chunk] @ sums), nan=-1.0)
+        size = np.where(known, np.abs(drawn[start : start + per_chunk] @ sums), -1.0)
         wins += np.bincount(size.argmax(1), minlength=n_sites)
-    return wins / n_boot
+    return np.where(known, wins / n_boot, 0.0)
 
 
 def flip_p_values(

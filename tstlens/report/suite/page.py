@@ -47,8 +47,8 @@ ABOUT = {
         "the others. How often does the nominal 95 % interval of the mean over series hold it? "
         "*tstlens* is the rule of `tstlens.stats.mean_interval` (bootstrap-t within one to three "
         "half widths of plain t), counted over the samples that it gives an interval of; it gives "
-        "none where all effects are 0 (last row: how many samples), where the others say [0, 0], and "
-        "miss."
+        "none where all effects are 0 (last row: how many samples), where the others say [0, 0] "
+        "and miss."
     ),
 }
 MISLEADS = {
