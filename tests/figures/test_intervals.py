@@ -9,6 +9,7 @@ import pytest
 import torch
 from scipy.stats import t
 
+from tstlens import figures
 from tstlens.errors import ArgumentError
 from tstlens.figures import over_pairs
 
@@ -104,3 +105,39 @@ def test_what_cannot_be_resampled_is_refused(sweep):
         over_pairs(sweep(layer=2).mean("pair"))
     with pytest.raises(ArgumentError, match=r"one cluster per pair \[6\], got 2"):
         over_pairs(sweep(layer=2), clusters=[0, 1])
+
+
+def sparse(sweep, n=8):
+    """Two of 8 pairs with an effect, as log-probabilities: 0.24 nats and next to nothing."""
+    result = sweep(n_pairs=n, layer=2)
+    effect = torch.zeros(n, 2)
+    effect[:2, 0] = torch.tensor([0.241, 0.002])
+    baseline = torch.linspace(-1.0, -0.3, n)
+    return dataclasses.replace(
+        result,
+        values=baseline[:, None] + effect,
+        baseline=baseline,
+        clean=torch.zeros(n),
+        metric="log-probability of the target class",
+        unit="nats",
+    )
+
+
+def test_two_pairs_of_eight_do_not_make_an_end_of_many_nats(sweep):
+    result = sparse(sweep)
+    interval = over_pairs(result)
+    assert 0.03 < interval.high[0] < 0.3 and interval.low[0] < 0
+    assert np.isnan(interval.low[1])  # no pair has an effect there
+    value, share = over_pairs(result, "value"), over_pairs(result, "normalized")
+    assert (value.high <= 0).all() and (share.high[0] <= 1) and np.isfinite(share.low[0])
+
+
+def test_axes_are_scaled_by_what_was_measured_and_missing_intervals_are_explained(sweep):
+    wide = figures.intervals.ends_of_axis(np.array([0.1, -0.2]), np.array([-9.0]), np.array([0.2]))
+    assert wide[0] == pytest.approx(-0.5, abs=0.05) and wide[1] == pytest.approx(0.2, abs=0.05)
+    result = sparse(sweep)
+    for figure in (figures.ranking(result), figures.draw_sweep(result)):
+        axis = figure.layout.xaxis if figure.data[-1].error_x.array is not None else None
+        low, high = (axis or figure.layout.yaxis).range
+        assert -0.3 < low < 0 < 0.241 < high < 0.5
+        assert "too few non-zero pairs for an interval" in figure.to_json()

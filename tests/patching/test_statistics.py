@@ -230,3 +230,80 @@ def test_what_cannot_be_summarised_is_said():
     with pytest.raises(LabelError, match="got data without labels"):
         model = randomised(CONFIGS["pre-norm per step, max"])
         patching.alike_pairs(model, TimeSeriesData(torch.randn(3, 4, 10)))
+
+
+def test_nan_at_one_site_is_never_significant_and_changes_no_other_site():
+    effects = np.random.default_rng(11).normal(0.5, 1, (12, 6))
+    broken = effects.copy()
+    broken[4, 2] = np.nan
+    whole, found = (patching.summary(result(x), seed=3) for x in (effects, broken))
+    rest = [0, 1, 3, 4, 5]
+    for name in ("effect", "low", "high", "p", "q"):
+        assert np.isnan(getattr(found, name)[0, 2]), name
+    for name in ("effect", "low", "high", "p"):
+        np.testing.assert_allclose(
+            getattr(found, name)[0, rest], getattr(whole, name)[0, rest], rtol=1e-9, err_msg=name
+        )
+    alone = patching.summary(result(effects[:, rest]), seed=3)
+    np.testing.assert_array_equal(found.q[0, rest], alone.q[0])  # q over the sites that have a p
+    assert 2 not in set(found.discoveries(0.999)["head"])
+
+
+def test_halves_are_ranked_by_the_sites_that_are_known():
+    effects = np.random.default_rng(12).normal(size=(20, 6)) + np.arange(6.0)
+    broken = np.column_stack([effects, np.full(20, np.nan)])
+    one, two = (patching.split_half(result(x), k=3) for x in (effects, broken))
+    np.testing.assert_array_equal(one.spearman, two.spearman)
+    np.testing.assert_array_equal(one.top_k_overlap, two.top_k_overlap)
+    with pytest.raises(ArgumentError, match="3 sites of finite effects to rank, got 20 and 0"):
+        patching.split_half(result(np.full((20, 6), np.nan)))
+
+
+@pytest.mark.parametrize("k", [4, 5, 50])
+def test_the_top_of_all_sites_agrees_with_nothing(k):
+    up = np.arange(1.0, 5.0) + np.zeros((8, 1))
+    assert np.isnan(patching.split_half(result(up), k).top_k_overlap).all()
+    both = patching.agreement(result(up), result(up[:, ::-1].copy()), k)
+    assert np.isnan(both.top_k_overlap).all() and both.spearman == pytest.approx(-1)
+    assert "top_k_overlap nan" in repr(both)
+
+
+@pytest.mark.parametrize("metric", [patching.log_prob, patching.prob, patching.logit])
+def test_logits_that_are_nan_are_refused_with_the_series_named(metric):
+    model = randomised(CONFIGS["pre-norm per step, max"])
+    series = torch.randn(131, 4, 10)  # more pairs than are held at once
+    series[130] = 3e38
+    target = torch.zeros(131, dtype=torch.long)
+    with torch.no_grad():
+        assert not model(series)[130].isfinite().all()  # finite input
+    with pytest.raises(ArgumentError, match="to give finite values, got .* for series 130; "):
+        patching.sweep(
+            model, series.flip(1), series, "z", ("layer",), metric(target), progress=False
+        )
+
+
+@pytest.mark.parametrize(
+    ("unit", "metric", "values"),
+    [
+        ("nats", "log-probability of the target class", -1.0),
+        ("probability", "probability of the target class", 1.0),
+    ],
+)
+def test_no_end_passes_what_the_metric_can_be(unit, metric, values):
+    generator = np.random.default_rng(13)
+    baseline = values * generator.beta(2, 1, 10)
+    patched = values * generator.beta(0.3, 3, (10, 40))
+    if unit == "probability":
+        patched = 1 - patched
+    found = patching.summary(
+        result(
+            patched,
+            baseline=torch.from_numpy(baseline),
+            unit=unit,
+            metric=metric,
+        )
+    )
+    most = (0.0 if unit == "nats" else 1.0) - baseline.mean()
+    assert (found.high <= most + 1e-12).all() and (found.high == most).any()
+    free = patching.summary(result(patched, baseline=torch.from_numpy(baseline)))
+    assert (free.high > most).any()
