@@ -136,9 +136,9 @@ def split_half(
     for split in range(n_splits):
         order = generator.permutation(len(counts))
         halves = (order[: len(order) // 2], order[len(order) // 2 :])
-        means = [sums[half].sum(0) / counts[half].sum() for half in halves]
-        spearman[split] = rank_correlation(*means)
-        overlap[split] = top_overlap(*means, k)
+        one, other = (sums[half].sum(0) / counts[half].sum() for half in halves)
+        spearman[split] = rank_correlation(one, other)
+        overlap[split] = top_overlap(one, other, k)
     made = {**result.made, "n_splits": n_splits, "seed": seed}
     return SplitHalf(
         spearman, overlap, min(k, sums.shape[1]), len(counts), result.site, result.metric, made
