@@ -95,12 +95,14 @@ class Metric:
 
 
 def name_of(function: Any) -> str:
-    """What results call a function of the user's own.
+    """What results call a metric, or a function of the user's own.
 
     Example:
         >>> name_of(lambda output: output), name_of(torch.var)
         ('metric', 'var')
     """
+    if isinstance(function, Metric):
+        return function.name
     named = getattr(function, "func", function)  # what a functools.partial is of
     name = getattr(named, "__name__", type(named).__name__)
     return "metric" if name == "<lambda>" else name
