@@ -126,7 +126,7 @@ def shown(result: SweepResult, kind: str) -> np.ndarray:
 def rounded(result: SweepResult, kind: str = "effect") -> np.ndarray:
     """Where the mean change is no more than rounding, bool [*axes without pair]."""
     mean = result.mean("pair") if "pair" in result.axes else result
-    return mean.at_rounding().cpu().numpy() & (kind != "value")
+    return np.asarray(mean.at_rounding().cpu().numpy() & (kind != "value"))
 
 
 def scale_of(

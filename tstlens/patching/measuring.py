@@ -14,9 +14,9 @@ from tstlens.metrics import Metric
 
 MeasureOutput = Metric | Callable[[Tensor], Tensor]
 PAIRS_PER_BLOCK = 128  # pairs whose activations are held at once
-# Steps of the number format that two runs of one model differ by, at the scale of its output:
-# of untrained and trained models with 2 to 6 layers, 99 % of exact sweeps' errors stayed below.
-ROUNDINGS = 4.0
+# Steps of the number format that two runs of one model differ by, at the scale of its output. Of
+# untrained and trained models of 2 to 6 layers, float32 sweeps erred by up to 7 against float64.
+ROUNDINGS = 8.0
 
 
 def as_metric(metric: MeasureOutput, n_pairs: int) -> Metric:

@@ -153,6 +153,8 @@ class SweepResult(Result):
     def to_dataframe(self) -> pd.DataFrame:
         """Long format: a column per axis, then value, baseline, clean, effect, normalized.
 
+        ``at_rounding`` says of an exact sweep's effects which of them are no more than rounding.
+
         Where positions are channels, a column ``channel`` beside ``pos`` says which.
         """
         import pandas as pd
@@ -168,6 +170,8 @@ class SweepResult(Result):
             "effect": self.effect(),
             "normalized": self.normalized(),
         }
+        if self.rounding is not None:
+            columns["at_rounding"] = self.at_rounding()
         flat = {name: tensor.reshape(-1).cpu().numpy() for name, tensor in columns.items()}
         frame = pd.DataFrame(flat, index=index).reset_index()
         if self.named() is not self:
