@@ -162,6 +162,8 @@ def test_bars_and_marks_within_rounding_are_grey(kind):
     colours = result.figure(kind=kind).data[0].marker.color
     assert (colours[1] == style.ROUNDING) is (kind != "value")
     assert style.ROUNDING not in (colours[0], colours[2])
+    none = result_of(torch.zeros(6, 1)).figure(kind="effect").data[0].marker.color
+    assert set(none) == {style.ROUNDING}  # no change is neither better nor worse
     marks = figures.ranking(result).data[-1]
     assert [colour == style.ROUNDING for colour in marks.marker.color] == [False, False, True]
     table = patching.summary(result, n_boot=100, n_flips=100)

@@ -87,7 +87,7 @@ def test_no_effect_of_an_untrained_model_is_lost_and_the_heads_keep_their_order(
     assert float(relative(found.effect(), exact.effect()).median()) < 1e-4
     # What was lost: the same numbers as differences of two metrics.
     lost = found.values - found.baseline.view(-1, 1, 1, 1) == 0
-    assert float(lost.float().mean()) > 0.9
+    assert float(lost.float().mean()) > 0.5
     strongest = [
         result.mean("pair").effect().flatten().abs().argsort(descending=True)[:50].tolist()
         for result in (found, exact)

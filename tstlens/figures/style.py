@@ -190,7 +190,9 @@ def finish(
 
 
 def side(value: float, better: Better | None = None) -> str:
-    """The colour of a change: blue where it improves, red where it worsens."""
+    """The colour of a change: blue where it improves, red where it worsens, grey where it is 0."""
+    if value == 0:
+        return ROUNDING
     return RED if (value > 0 if better == "lower" else value < 0) else BLUE
 
 
