@@ -141,6 +141,8 @@ def test_what_is_within_rounding_is_grey_in_a_map_and_does_not_make_its_scale():
     grey = np.isfinite(np.array(cover.z, dtype=float))
     np.testing.assert_array_equal(grey, [[True, True, False], [False, True, False]])
     assert {stop[1] for stop in cover.colorscale} == {style.ROUNDING}
+    # Each cell prints its number once, the grey ones on the grey.
+    np.testing.assert_array_equal(np.array(cover.text) != "", grey)
     assert figure.layout.coloraxis.cmax == 1.0
     assert (
         "within rounding" in figure.layout.title.text and "within rounding" in cover.hovertext[0][0]

@@ -205,6 +205,7 @@ def heat_maps(
         if panel.grey is not None and panel.grey.any():
             over = trace.to_plotly_json() | {
                 "z": np.where(panel.grey, 0.0, np.nan),
+                "text": np.where(panel.grey, trace.text, "") if printed else None,
                 "coloraxis": None,
                 "colorscale": [[0, style.ROUNDING], [1, style.ROUNDING]],
                 "showscale": False,
