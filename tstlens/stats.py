@@ -180,14 +180,19 @@ def no_interval(n_clusters: int) -> str:
     return f"too few {kind}pairs for an interval"
 
 
-def limits_of(unit: str, *seen: Float[np.ndarray, ...]) -> tuple[float, float]:
+def limits_of(
+    unit: str,
+    *seen: Float[np.ndarray, ...],
+    known: tuple[float, float] = (-np.inf, np.inf),
+) -> tuple[float, float]:
     """Least and greatest value that a metric in this unit can have; infinite where there is none.
 
     Args:
-        unit: of the metric; those of one's own have none that is known.
+        unit: of the metric, which says it where ``known`` does not.
         seen: values of it. Where one lies outside (an estimate, say) the range is not kept.
+        known: the range that the metric itself states.
     """
-    low, high = _LIMITS.get(unit, (-np.inf, np.inf))
+    low, high = _LIMITS.get(unit, (-np.inf, np.inf)) if known == (-np.inf, np.inf) else known
     inside = all(((part >= low - 1e-6) & (part <= high + 1e-6)).all() for part in seen)
     return (low, high) if inside else (-np.inf, np.inf)
 

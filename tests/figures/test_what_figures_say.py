@@ -35,13 +35,6 @@ def words_of(figure):
     return figure.layout.title.text.replace("<br>", " ")
 
 
-def test_where_smaller_is_better_the_figure_says_that_red_is_towards_the_clean_run():
-    values = torch.rand(6, 2, 3)
-    error = result_of(values, baseline=2.0, clean=0.0, metric="mean squared error", unit="units")
-    assert "red lowers" in words_of(error.figure())
-    assert "red" not in words_of(result_of(values, baseline=0.0, clean=2.0).figure())
-
-
 @pytest.mark.parametrize(
     ("largest", "text"), [(0.00004, "4e−5"), (0.04, "0.040"), (0.4, "0.40"), (-0.4, "−0.40")]
 )

@@ -238,7 +238,7 @@ def test_a_metric_of_your_own_and_padding(pre_norm):
     index = torch.arange(3)
     own = edge_sweep(*runs, lambda out: out[index, case.target], **options)
     torch.testing.assert_close(named.values, own.values)
-    assert own.metric == "<lambda>"
+    assert own.metric == "metric"
     # Nothing is heard of a padded position.
     effects = dict(zip(named.coords["edge"], named.effect().T, strict=True))
     assert effects["pos9->L0H0.v"][1:].abs().max() < 1e-6

@@ -15,6 +15,7 @@ from tstlens.arguments import checked, one_per_row
 from tstlens.codebooks.effects_result import CodeEffects
 from tstlens.data import TimeSeriesData
 from tstlens.errors import ArgumentError, HookError
+from tstlens.metrics import name_of
 from tstlens.model import HookedTST
 from tstlens.model.passes import require_one_pass
 
@@ -170,7 +171,7 @@ def _measure(
     names: Sequence[str] | None = None,
 ) -> tuple[Callable[[Tensor], Tensor], str]:
     if callable(measure):
-        return measure, getattr(measure, "__name__", "measure")
+        return measure, name_of(measure)
     n_classes = model.cfg.n_classes
     kind = measure or ("probability" if n_classes is not None else "forecast")
     if kind == "forecast":

@@ -39,9 +39,10 @@ class _Line:
 def draw_circuit(circuit: Circuit, *, title: str | None = "", levels: int = _LEVELS) -> go.Figure:
     """The circuit in layers: time at the bottom, heads and MLPs by layer, the class at the top.
 
-    Lines are as wide as the root of their weight; blue raises the metric when the clean
-    contribution is patched in, red lowers it. A head's queries, keys and values share one line
-    (hover tells them apart). The slider hides weak edges, and nodes that are then without any.
+    Lines are as wide as the root of their weight; blue improves the metric when the clean
+    contribution is patched in, red worsens it (blue is more where neither direction is better). A
+    head's queries, keys and values share one line (hover tells them apart). The slider hides weak
+    edges, and nodes that are then without any.
 
     What can mislead: a weight is the effect of one edge by itself. What the edges do together is
     what ``circuit.faithfulness`` measures.
@@ -87,7 +88,8 @@ def draw_circuit(circuit: Circuit, *, title: str | None = "", levels: int = _LEV
             some = [
                 line for line in lines if line.level == level and (line.weight >= 0) is positive
             ]
-            for trace in _edge_traces(some, positive, float(sizes.max())):
+            colour = style.side(1.0 if positive else -1.0, circuit.better)
+            for trace in _edge_traces(some, colour, float(sizes.max())):
                 figure.add_trace(trace)
                 level_of_trace.append(level)
     for level in range(len(floors)):
@@ -101,9 +103,9 @@ def draw_circuit(circuit: Circuit, *, title: str | None = "", levels: int = _LEV
     heading = f"Circuit for {style.shortened(circuit.output, 27)}" if title == "" else title
     share = 100 * len(circuit) / len(circuit.kept)
     subtitle = (
-        f"{len(circuit)} of {len(circuit.kept)} edges ({share:.2g} %); blue raises the "
-        f"{circuit.metric.removesuffix(' of the target class')}, red lowers it; width: root of "
-        f"the change, up to {number(sizes.max())}{unit}"
+        f"{len(circuit)} of {len(circuit.kept)} edges ({share:.2g} %); "
+        f"{style.sides(circuit.metric.removesuffix(' of the target class'), circuit.better)}; "
+        f"width: root of the change, up to {number(sizes.max())}{unit}"
     )
     rows = circuit.components.n_layers + 1.2 + bool(circuit.components.n_channels)
     return style.finish(
@@ -165,13 +167,13 @@ def _labels(circuit: Circuit) -> dict[str, str]:
     return {node.name: label_of(circuit, node) for node in circuit.nodes}
 
 
-def _edge_traces(lines: list[_Line], positive: bool, largest: float) -> list[Any]:
+def _edge_traces(lines: list[_Line], colour: str, largest: float) -> list[Any]:
     """Lines of about the same width in one trace, and the points that answer to hovering."""
     by_width: dict[float, list[_Line]] = {}
     for line in lines:
         by_width.setdefault(round(2 * _width(line, largest)) / 2, []).append(line)
     return [
-        trace for width in sorted(by_width) for trace in _strands(by_width[width], width, positive)
+        trace for width in sorted(by_width) for trace in _strands(by_width[width], width, colour)
     ]
 
 
@@ -180,7 +182,7 @@ def _width(line: _Line, largest: float) -> float:
     return 0.3 + 7 * (abs(line.weight) / (largest or 1.0)) ** 0.5
 
 
-def _strands(lines: list[_Line], width: float, positive: bool) -> list[Any]:
+def _strands(lines: list[_Line], width: float, colour: str) -> list[Any]:
     t = np.linspace(0, 1, 25)
     bend = t * t * (3 - 2 * t)
     xs, ys, middle = [], [], []
@@ -193,7 +195,7 @@ def _strands(lines: list[_Line], width: float, positive: bool) -> list[Any]:
         x=xs,
         y=ys,
         mode="lines",
-        line={"color": style.BLUE if positive else style.RED, "width": max(width, 0.7)},
+        line={"color": colour, "width": max(width, 0.7)},
         opacity=min(0.85, 0.15 + 0.12 * width),
         hoverinfo="skip",
         showlegend=False,

@@ -21,9 +21,10 @@ _WIDEST = 6.0  # pixels of the strongest line
 def draw_feature_graph(graph: FeatureGraph, *, title: str | None = "") -> go.Figure:
     """The kept edges and their latents: the input's side at the bottom, the metric at the top.
 
-    Blue raises the metric, red lowers it; lines are as wide as the root of their effect, nodes are
-    coloured by theirs. Squares are what a dictionary misses. Nodes without a kept edge are drawn
-    pale. Latents of the last dictionary are joined to the metric by their own effect.
+    Blue improves the metric, red worsens it (blue is more where neither direction is better); lines
+    are as wide as the root of their effect, nodes are coloured by theirs. Squares are what a
+    dictionary misses. Nodes without a kept edge are drawn pale. Latents of the last dictionary are
+    joined to the metric by their own effect.
 
     What can mislead: everything here is an estimate by gradients; the line below the title says how
     well it agrees with the edges that were measured.
@@ -53,13 +54,15 @@ def draw_feature_graph(graph: FeatureGraph, *, title: str | None = "") -> go.Fig
         hover = f"{_label(graph, first)} → {_label(graph, then)}<br>{_amount(graph, weight)}"
         exact = float(graph.exact_edges[:, first, then].mean())
         hover += "" if exact != exact else f"<br>measured {_amount(graph, exact)}"
-        _line(figure, places[first], places[then], weight, largest, hover)
+        said = hover, style.side(weight, graph.better)
+        _line(figure, places[first], places[then], weight, largest, said)
     top = (0.5, float(n_layers))
     last = [index for index in shown if graph.nodes[index].layer == n_layers - 1]
     most = max(abs(effects[index]) for index in last) or 1.0 if last else 1.0
     for index in last:
         hover = f"{_label(graph, index)} → {graph.metric}<br>{_amount(graph, effects[index])}"
-        _line(figure, places[index], top, effects[index], most, hover)
+        said = hover, style.side(effects[index], graph.better)
+        _line(figure, places[index], top, effects[index], most, said)
     joined = set(np.argwhere(kept).ravel().tolist())
     _nodes(figure, graph, shown, places, effects, joined)
     name = graph.metric.removesuffix(" of the target class")
@@ -84,8 +87,9 @@ def draw_feature_graph(graph: FeatureGraph, *, title: str | None = "") -> go.Fig
     figure.update_yaxes(visible=False, range=[-0.45, n_layers + 0.35], fixedrange=True)
     unit = "" if graph.unit in ("probability", "value") else f" {graph.unit}"
     subtitle = (
-        f"{len(graph.value)} series, baseline {graph.baseline}; blue raises, red lowers; width: "
-        f"root of the effect, between latents up to {number(largest)}{unit}"
+        f"{len(graph.value)} series, baseline {graph.baseline}; "
+        f"{style.sides(name, graph.better)}; width: root of the effect, between latents up to "
+        f"{number(largest)}{unit}"
     )
     found = graph.agreement().loc["edges"]
     if found["n"] > 1:
@@ -143,7 +147,7 @@ def _line(
     stop: tuple[float, float],
     weight: float,
     largest: float,
-    hover: str,
+    said: tuple[str, str],
 ) -> None:
     width = max(0.6, _WIDEST * (abs(weight) / largest) ** 0.5)
     t = np.linspace(0, 1, 25)
@@ -152,9 +156,9 @@ def _line(
         x=start[0] + (stop[0] - start[0]) * bend,
         y=start[1] + (stop[1] - start[1]) * t,
         mode="lines",
-        line={"color": style.BLUE if weight >= 0 else style.RED, "width": width},
+        line={"color": said[1], "width": width},
         opacity=min(0.8, 0.15 + 0.12 * width),
-        text=hover,
+        text=said[0],
         hovertemplate="%{text}<extra></extra>",
         showlegend=False,
     )
@@ -181,7 +185,7 @@ def _nodes(
         "symbol": ["square" if node.latent is None else "circle" for node in nodes],
         "size": size,
         "color": effects[shown],
-        "colorscale": style.WASH,
+        "colorscale": style.diverging(graph.better, pale=True),
         "cmin": -limit,
         "cmax": limit,
         "opacity": [1.0 if index in joined else 0.45 for index in shown],

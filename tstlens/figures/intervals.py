@@ -105,7 +105,7 @@ def over_pairs(
     )
     shape = values.shape[1:]
     values = values.reshape(n_pairs, -1)
-    low, high = limits_of(result.unit, baseline, values[np.isfinite(values)])
+    low, high = limits_of(result.unit, baseline, values[np.isfinite(values)], known=result.range)
     weight = np.ones(n_pairs)
     if kind != "value":
         values = result.effect().detach().double().cpu().numpy().reshape(n_pairs, -1)

@@ -16,8 +16,9 @@ from tstlens.data import Pairs
 from tstlens.errors import ArgumentError, SeriesShapeError
 from tstlens.figures import style
 from tstlens.figures.maps import Scale
-from tstlens.figures.sweeps import scale_of, shown
-from tstlens.figures.words import number, quantity, when
+from tstlens.figures.sweeps import scale_of
+from tstlens.figures.words import number, when
+from tstlens.metrics import Better
 from tstlens.patching import SweepResult
 
 MOST_OVERLAID = 12
@@ -36,10 +37,11 @@ def series(
     overlaid: bool | None = None,
     mask: Bool[Tensor, " time"] | None = None,
     limits: float | None = None,
+    better: Better | None = None,
 ) -> go.Figure:
     """One series, a line per channel, the effect of every position shaded behind it.
 
-    Blue shading is a position whose replacement raises the metric, red one that lowers it. What
+    Blue shading is a position whose replacement improves the metric, red one that worsens it. What
     can mislead: a position has already mixed in what others hold, the more so the later the layer,
     so the shaded samples are where the model *keeps* what matters, not always where it comes from.
 
@@ -55,6 +57,8 @@ def series(
         overlaid: lines over each other; True where None and there are up to 12 channels.
         mask: [time], False where the series is padding, which is not drawn.
         limits: end of the zero-centred colour scale; the largest effect where None.
+        better: which direction of the effect is an improvement, ``"higher"`` or ``"lower"``; blue
+            is more where None.
 
     Returns:
         A plotly figure.
@@ -73,7 +77,7 @@ def series(
             raise ArgumentError(f"expected effect as floating point numbers, got {effect.dtype}")
         largest = float(effect.abs().max()) if effect.numel() else 0.0
         end = limits or style.symmetric_limit(largest)
-        scale = Scale(effect_label, -end, end)
+        scale = Scale(effect_label, -end, end, better=better)
     return _draw([panel], scale, time_cells, channel_names, highlight, overlaid, title)
 
 
@@ -132,11 +136,11 @@ def pair(
                 f"{result.axes} of {result.n_pairs} pairs; fix the rest with a Site, or average "
                 "over it with result.mean(axis)"
             )
-        effect, cells = result.effect()[index], result.time_cells
+        grey = result.at_rounding()[index]
+        effect, cells = result.effect()[index].masked_fill(grey, float("nan")), result.time_cells
         if "time" in result.axes:
             cells = [(sample, sample + 1) for sample in result.coords["time"]]
-        scale = scale_of(result, shown(result, "effect")[index], "effect", limits)
-        scale = Scale(quantity(result.metric, result.unit, "effect"), scale.low, scale.high)
+        scale = scale_of(result, effect.double().cpu().numpy(), "effect", limits)
     target = _class(class_names, int(pairs.target[index]))
     clean, corrupted = f"clean: true class {target}", "corrupted"
     if pairs.clean_index is not None:

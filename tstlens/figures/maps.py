@@ -15,6 +15,7 @@ from plotly.subplots import make_subplots
 from tstlens.figures import style
 from tstlens.figures.intervals import ends_of_axis
 from tstlens.figures.words import Cells, axis_title, entry_label, in_cell
+from tstlens.metrics import Better
 
 MOST_IN_CELLS = (12, 9)  # rows and columns up to which cells print their numbers
 MOST_DOTS = 400  # more single pairs than this are a cloud
@@ -30,12 +31,14 @@ class Scale:
         low: value of the first colour.
         high: value of the last colour.
         diverging: zero-centred; otherwise light to dark.
+        better: which direction is an improvement, and so which end is blue.
     """
 
     label: str
     low: float
     high: float
     diverging: bool = True
+    better: Better | None = None
 
     @property
     def digits(self) -> int:
@@ -51,7 +54,7 @@ class Scale:
 
     def coloraxis(self, height: int, *, pale: bool = False) -> dict[str, Any]:
         """The plotly coloraxis of a figure whose plot is ``height`` pixels high."""
-        scale = (style.WASH if pale else style.DIVERGING) if self.diverging else style.SEQUENTIAL
+        scale = style.diverging(self.better, pale=pale) if self.diverging else style.SEQUENTIAL
         return {
             "cmin": self.low,
             "cmax": self.high,
@@ -131,11 +134,13 @@ class Panel:
         name: above it; "" for none.
         values: [row, column].
         hover: [row, column] of strings.
+        grey: bool [row, column], what is no more than rounding; None where nothing is.
     """
 
     name: str
     values: Float[np.ndarray, "row column"]
     hover: np.ndarray
+    grey: np.ndarray | None = None
 
 
 def heat_maps(
@@ -178,6 +183,7 @@ def heat_maps(
     )
     # Samples and numbers keep their place when a phone makes the map narrow; text would not.
     printed = n_rows <= MOST_IN_CELLS[0] and n_columns * across <= MOST_IN_CELLS[1]
+    covers = []
     for number, panel in enumerate(panels):
         row, column = number // across + 1, number % across + 1
         trace = go.Heatmap(
@@ -197,9 +203,21 @@ def heat_maps(
             textfont={"size": 10},
         )
         figure.add_trace(trace, row=row, col=column)
+        if panel.grey is not None and panel.grey.any():
+            over = trace.to_plotly_json() | {
+                "z": np.where(panel.grey, 0.0, np.nan),
+                "text": np.where(panel.grey, trace.text, "") if printed else None,
+                "coloraxis": None,
+                "colorscale": [[0, style.ROUNDING], [1, style.ROUNDING]],
+                "showscale": False,
+                "hoverongaps": False,
+            }
+            covers.append((go.Heatmap(over), row, column))
         figure.update_xaxes(
             showticklabels=row == down or number + across >= len(panels), row=row, col=column
         )
+    for cover, row, column in covers:
+        figure.add_trace(cover, row=row, col=column)
     figure.update_xaxes(columns.layout() | {"title": None})
     figure.update_xaxes(title={"text": columns.title}, row=down)
     step = -(-n_rows // max(1, panel_height // 13))
@@ -232,6 +250,7 @@ def bars(
     low: Float[np.ndarray, " entry"] | None = None,
     high: Float[np.ndarray, " entry"] | None = None,
     each: Float[np.ndarray, "pair entry"] | None = None,
+    grey: np.ndarray | None = None,
     title: str | None = None,
     subtitle: str = "",
 ) -> go.Figure:
@@ -245,6 +264,7 @@ def bars(
         low: lower ends of the intervals; NaN for none.
         high: upper ends.
         each: what every pair did, drawn as dots; None for no dots.
+        grey: bool [entry], what is no more than rounding.
         title: of the figure.
         subtitle: a second line.
     """
@@ -264,7 +284,11 @@ def bars(
             "thickness": 1.4,
             "width": 4 if len(values) <= 30 else 0,
         }
-    colors = [style.RED if value < 0 else style.BLUE for value in values]
+    grey = np.zeros(len(values), dtype=bool) if grey is None else grey
+    colors = [
+        style.ROUNDING if faint else style.side(value, scale.better)
+        for value, faint in zip(values, grey, strict=True)
+    ]
     if not scale.diverging:
         colors = [style.BLUE] * len(values)
     figure.add_bar(

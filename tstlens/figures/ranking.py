@@ -12,7 +12,7 @@ from tstlens.arguments import checked
 from tstlens.errors import ArgumentError
 from tstlens.figures import style
 from tstlens.figures.intervals import ends_of_axis, over_pairs
-from tstlens.figures.sweeps import shown
+from tstlens.figures.sweeps import rounded, shown
 from tstlens.figures.words import number, quantity, site_label, site_title
 from tstlens.patching import SweepResult
 from tstlens.stats import no_interval
@@ -28,6 +28,9 @@ def ranking(
     title: str | None = "",
 ) -> go.Figure:
     """The n sites with the largest mean effect: dot and 95 % interval over pairs, a tick per pair.
+
+    Blue is better by the metric's direction, red worse, grey within rounding: its place in the
+    order is chance.
 
     What can mislead: the sites at the top were chosen because they came out large, so their means
     are a little too large; and effects of sites do not add up.
@@ -62,6 +65,7 @@ def ranking(
     )
     each = shown(result, "effect").reshape(len(result.values), -1)
     order = np.argsort(-np.nan_to_num(np.abs(mean), nan=-1.0), kind="stable")[:n]
+    grey = rounded(result).ravel()
     places = [np.unravel_index(at, interval.mean.shape) for at in order]
     labels = [
         site_label(
@@ -79,6 +83,7 @@ def ranking(
                 f"95 % CI {number(float(low[at]), True)} to {number(float(high[at]), True)}{unit}"
             )
         change = f"change: {number(float(mean[at]), True)}{unit}"
+        change += "<br>within rounding" if grey[at] else ""
         hover.append(f"<b>{label}</b><br>{change}<br>{ends}<br>{interval.n_pairs} pairs")
     rows = np.arange(len(order))
     figure = go.Figure()
@@ -108,7 +113,10 @@ def ranking(
         mode="markers",
         marker={
             "size": 10,
-            "color": [style.RED if mean[at] < 0 else style.BLUE for at in order],
+            "color": [
+                style.ROUNDING if grey[at] else style.side(float(mean[at]), result.better)
+                for at in order
+            ],
             "line": {"color": style.PAPER, "width": 1},
         },
         hovertext=hover,
@@ -136,5 +144,6 @@ def ranking(
     if not whiskers:
         marks = f"dot: mean, {no_interval(interval.n_clusters)}"
     subtitle = f"{interval.n_pairs} pairs; {marks}; ticks: pairs"
+    subtitle += "; grey: within rounding" if grey[order].any() else ""
     size = {"plot_height": 26 * len(order) + 12, "below": 52, "left": style.room_for(labels) + 6}
     return style.finish(figure, heading, subtitle, **size)

@@ -97,7 +97,7 @@ def draw_skip_cost(result: SkipCost, *, value: str = "change", title: str | None
             )
     if value == "change":
         end = style.symmetric_limit(float(np.nanmax(np.abs(shown))))
-        scale = Scale(f"change of {result.metric}", -end, end)
+        scale = Scale(f"change of {result.metric}", -end, end, better=result.better)
     else:
         label = "accuracy" if value == "accuracy" else "share of series with another class"
         scale = Scale(label, 0.0, 1.0, diverging=False)

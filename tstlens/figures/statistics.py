@@ -75,7 +75,11 @@ def draw_summary(
             f"<br>q = {number(float(chance[at]))}"
         )
     rows = np.arange(len(order))
-    colors = [style.RED if effect[at] < 0 else style.BLUE for at in order]
+    faintest = 0.0 if result.rounding is None else result.rounding[at_class]
+    grey = (np.abs(effect) > 0) & (np.abs(effect) <= faintest)
+    colors = [
+        style.ROUNDING if grey[at] else style.side(float(effect[at]), result.better) for at in order
+    ]
     filled = [
         color if chance[at] <= q else style.PAPER for at, color in zip(order, colors, strict=True)
     ]
@@ -124,6 +128,7 @@ def draw_summary(
         f"{name}{pairs} pairs, {clusters} independent; line: {100 * result.level:.0f} % interval; "
         f"filled: q ≤ {q:g}"
     )
+    subtitle += "; grey: within rounding" if grey[order].any() else ""
     size = {"plot_height": 26 * len(order) + 12, "below": 52, "left": style.room_for(labels) + 6}
     style.finish(figure, heading, subtitle, **size)
     # Long labels push the plot to the right; on a phone the title would leave the figure with it.

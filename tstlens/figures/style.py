@@ -1,7 +1,8 @@
 """The house style: one template, one set of colours.
 
-Blue is towards the clean run, red is away from it; both survive the common kinds of colour
-blindness. Nothing here changes plotly's defaults: figures carry the template themselves.
+Blue is better, red is worse, by the direction that the metric gives; blue is more where it gives
+none, and grey is no more than rounding. Both survive the common kinds of colour blindness. Nothing
+here changes plotly's defaults: figures carry the template themselves.
 """
 
 from __future__ import annotations
@@ -12,10 +13,13 @@ from typing import Any
 
 import plotly.graph_objects as go
 
+from tstlens.metrics import Better
+
 INK = "#1c2733"
 MUTED = "#5d6b7a"
 FAINT = "#c9d1d9"
 GRID = "#e8ecf0"
+ROUNDING = "#d3d7dc"
 PAPER = "#ffffff"
 BLUE = "#2166ac"
 RED = "#b2182b"
@@ -183,6 +187,27 @@ def finish(
     margin = {"t": top, "b": below, "l": left, "r": right, "autoexpand": False}
     figure.update_layout(margin=margin)
     return figure
+
+
+def side(value: float, better: Better | None = None) -> str:
+    """The colour of a change: blue where it improves, red where it worsens, grey where it is 0."""
+    if value == 0:
+        return ROUNDING
+    return RED if (value > 0 if better == "lower" else value < 0) else BLUE
+
+
+def diverging(better: Better | None = None, *, pale: bool = False) -> list[list[Any]]:
+    """The zero-centred colours of changes, low to high, on the same sides as :func:`side`."""
+    colours = WASH if pale else DIVERGING
+    if better != "lower":
+        return colours
+    return [[1 - at, colour] for at, colour in reversed(colours)]
+
+
+def sides(name: str, better: Better | None = None) -> str:
+    """The two colours in words."""
+    verbs = ("lowers", "raises") if better == "lower" else ("raises", "lowers")
+    return f"blue {verbs[0]} the {name}, red {verbs[1]} it"
 
 
 def wrapped(text: str, width: int = TITLE_CHARS) -> list[str]:

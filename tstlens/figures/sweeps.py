@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import product
 from typing import Any
 
@@ -47,8 +48,10 @@ def draw_sweep(
     """The map of a sweep: bars for one axis, a heat map for two, small multiples for three.
 
     Several pairs are averaged; hover gives the mean with its 95 % bootstrap interval over pairs.
-    Blue is towards the clean run (where larger is better), white is no change. Positions are
-    labelled by the samples that they stand for, where these are known.
+    Blue is better, by the metric's own direction, and red is worse (blue is more where the metric
+    has none); for shares of the gap blue is towards the clean run. White is no change, grey a
+    change within rounding. Positions are labelled by the samples that they stand for, where these
+    are known.
 
     What can mislead: probabilities saturate, so look at log-probabilities beside them; and colours
     are scaled to this map's largest entry unless ``limits`` are given.
@@ -91,22 +94,26 @@ def draw_sweep(
             result = result.mean("pair")
         values = shown(result, kind)
     axes = tuple(axis for axis in result.axes if axis != "pair")
-    scale = scale_of(result, values, kind, limits)
+    grey = rounded(result, kind)
+    scale = scale_of(result, values, kind, limits, grey)
     words: dict[str, Any] = {"title": _title(result, axes) if title == "" else title}
     if words["title"]:
-        words["subtitle"] = _subtitle(result, pair, kind)
+        words["subtitle"] = _subtitle(result, pair)
+        if grey.any():
+            words["subtitle"] += "; grey: within rounding"
     if not axes:
         return _per_pair(result, kind, scale, words)
     order = sorted(range(len(axes)), key=lambda at: (_rank(axes[at]), at))
-    values = values.transpose(order)
+    values, grey = values.transpose(order), grey.transpose(order)
     hover = _hover(result, axes, interval, kind).transpose(order)
     names = [axes[at] for at in order]
     ticks = [Ticks.of(axis, result.coords[axis], result.time_cells) for axis in names]
     if len(names) == 1:
         low, high = (interval.low, interval.high) if interval else (None, None)
         each = None if interval is None else shown(result, kind)
-        return bars(ticks[0], values, hover.tolist(), scale, low=low, high=high, each=each, **words)
-    panels = _panels(names[:-2], result, values, hover)
+        ends = {"low": low, "high": high, "each": each, "grey": grey}
+        return bars(ticks[0], values, hover.tolist(), scale, **ends, **words)
+    panels = _panels(names[:-2], result, values, hover, grey)
     return heat_maps(panels, ticks[-2], ticks[-1], scale, across=across, **words)
 
 
@@ -117,13 +124,20 @@ def shown(result: SweepResult, kind: str) -> np.ndarray:
     return values.double().cpu().numpy()
 
 
+def rounded(result: SweepResult, kind: str = "effect") -> np.ndarray:
+    """Where the mean change is no more than rounding, bool [*axes without pair]."""
+    mean = result.mean("pair") if "pair" in result.axes else result
+    return np.asarray(mean.at_rounding().cpu().numpy() & (kind != "value"))
+
+
 def scale_of(
     result: SweepResult,
     values: np.ndarray,
     kind: str,
     limits: float | tuple[float, float] | None = None,
+    grey: np.ndarray | None = None,
 ) -> Scale:
-    """The colour scale: symmetric about zero, except for values."""
+    """The colour scale: symmetric about zero, except for values; made for what is not grey."""
     label = quantity(result.metric, result.unit, kind)
     finite = values[np.isfinite(values)]
     if kind == "value":
@@ -141,8 +155,11 @@ def scale_of(
         limits = limits[1]
     if limits is not None and not limits > 0:
         raise ArgumentError(f"expected limits above 0, got {limits!r}")
+    if grey is not None and not grey.all():
+        finite = values[np.isfinite(values) & ~grey]
     largest = limits or style.symmetric_limit(float(np.abs(finite).max(initial=0.0)))
-    return Scale(label, -largest, largest)
+    better = result.better if kind == "effect" else None  # a share is of the way to the clean run
+    return Scale(label, -largest, largest, better=better)
 
 
 def _rank(axis: str) -> int:
@@ -155,25 +172,26 @@ def _one_pair(result: SweepResult, pair: int) -> SweepResult:
     n_pairs = len(result.values)
     if not -n_pairs <= pair < n_pairs:
         raise ArgumentError(f"expected pair in 0..{n_pairs - 1}, got {pair}")
-    at = slice(pair % n_pairs, pair % n_pairs + 1)
-    return SweepResult(
-        values=result.values[at].mean(0),
+    at = pair % n_pairs
+    return replace(
+        result,
+        values=result.values[at],
+        effects=result.effect()[at],
         axes=tuple(axis for axis in result.axes if axis != "pair"),
         coords={axis: entries for axis, entries in result.coords.items() if axis != "pair"},
-        baseline=result.baseline[at].mean(),
-        clean=result.clean[at].mean(),
-        metric=result.metric,
-        unit=result.unit,
-        site=result.site,
-        source=result.source,
-        time_cells=result.time_cells,
+        baseline=result.baseline[at],
+        clean=result.clean[at],
+        rounding=None if result.rounding is None else result.rounding[at],
         n_pairs=1,
-        made=result.made,
     )
 
 
 def _panels(
-    names: list[str], result: SweepResult, values: np.ndarray, hover: np.ndarray
+    names: list[str],
+    result: SweepResult,
+    values: np.ndarray,
+    hover: np.ndarray,
+    grey: np.ndarray,
 ) -> list[Panel]:
     if len(names) > 2:
         raise ArgumentError(
@@ -191,7 +209,7 @@ def _panels(
     for at in product(*(range(len(some)) for some in entries)):
         place = {name: some[index] for name, some, index in zip(names, entries, at, strict=True)}
         name = f"layer {place['layer']}" if list(place) == ["layer"] else site_label(place)
-        panels.append(Panel(name if place else "", values[at], hover[at]))
+        panels.append(Panel(name if place else "", values[at], hover[at], grey[at]))
     return panels
 
 
@@ -201,6 +219,7 @@ def _hover(
     """What hovering over each entry says, [*axes]."""
     mean = result.mean("pair") if "pair" in result.axes else result
     values, effects, shares = mean.values, mean.effect(), mean.normalized()
+    rounding, grey = mean.rounding, rounded(mean)
     unit = "" if result.unit in ("probability", "value") else f" {result.unit}"
     texts = np.empty(tuple(values.shape), dtype=object)
     for at in product(*(range(size) for size in texts.shape)):
@@ -210,12 +229,18 @@ def _hover(
             f"{result.metric.removesuffix(' of the target class')}: "
             f"{number(float(values[at]))}{unit}",
             f"change: {number(float(effects[at]), signed=True)}{unit}, "
-            f"{100 * float(shares[at]):.0f} % of the gap",
+            f"{_percent(float(shares[at]))} of the gap",
         ]
+        if grey[at] and rounding is not None:
+            lines.append(f"within rounding (±{number(float(rounding))})")
         if interval is not None:
             lines.append(_interval_text(interval, at, kind, unit))
         texts[at] = "<br>".join(lines)
     return texts
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.0f} %" if share == share else "no share"
 
 
 def _interval_text(interval: Interval, at: tuple[int, ...], kind: str, unit: str) -> str:
@@ -238,18 +263,13 @@ def _title(result: SweepResult, axes: tuple[str, ...]) -> str:
     return f"{how} {site_title(result.site)}" + (f" by {' × '.join(words)}" if words else "")
 
 
-def _subtitle(result: SweepResult, pair: int | None, kind: str) -> str:
+def _subtitle(result: SweepResult, pair: int | None) -> str:
     unit = "" if result.unit in ("probability", "value") else f" {result.unit}"
     which = f"pair {pair}" if pair is not None else f"mean over {result.n_pairs} pairs"
     if result.n_pairs == 1 and pair is None:
         which = "one pair"
     source = "" if result.source == "clean" else f"; patched with {result.source}"
     baseline, clean = float(result.baseline.mean()), float(result.clean.mean())
-    towards = result.source == "clean" and clean < baseline  # an error, or patching that noises
-    if (
-        towards and kind == "effect"
-    ):  # shares are positive towards the clean run, values have no red
-        source = "; red lowers it, towards the clean run"
     return (
         f"{which}; {result.metric}: corrupted {number(baseline)}, clean {number(clean)}{unit}"
         f"{source}"
@@ -263,10 +283,11 @@ def _per_pair(result: SweepResult, kind: str, scale: Scale, words: dict[str, Any
     else:
         names = tuple(str(entry) for entry in result.coords["pair"])
         each = shown(result, kind)
-    scale = scale_of(result, each, kind)
+    grey = result.at_rounding().reshape(-1).cpu().numpy() & (kind != "value")
+    scale = scale_of(result, each, kind, grey=grey)
     unit = "" if result.unit in ("probability", "value") else f" {result.unit}"
     hover = [
         f"<b>pair {name}</b><br>{scale.label}: {number(float(value), kind == 'effect')}{unit}"
         for name, value in zip(names, each, strict=True)
     ]
-    return bars(Ticks("pair", names), each, hover, scale, **words)
+    return bars(Ticks("pair", names), each, hover, scale, grey=grey, **words)

@@ -19,12 +19,13 @@ from tstlens.model import HookedTST
 from tstlens.patching.grids import check_axes
 from tstlens.patching.measuring import (
     MeasureOutput,
-    check_metric,
-    metric_name,
+    as_metric,
+    described,
+    joined,
     pair_blocks,
     read_metric,
+    read_runs,
 )
-from tstlens.patching.metrics import Metric
 from tstlens.patching.outputs import Swept, patched_outputs, swept
 from tstlens.patching.replacements import AblationSource, Reference, ReferenceMask, Replacement
 from tstlens.patching.result import SweepResult
@@ -135,7 +136,7 @@ def ablate(
     site = Site(site) if isinstance(site, str) else site
     what = _what(model, site, axes, n_slices)
     model.require_live(what.names)
-    check_metric(metric, len(series))
+    metric = as_metric(metric, len(series))
     whole_block = site.name == "block"
     replacing = Replacement(
         model, what, source, reference, reference_mask, series, seed, contribution=whole_block
@@ -148,20 +149,18 @@ def ablate(
             outputs, coords = patched_outputs(
                 model, run, what, replacing(run, block), memory_mb, (bar, len(series))
             )
-            own = metric.of_pairs(block) if isinstance(metric, Metric) else metric
+            own = metric.of_pairs(block)
             worlds = outputs.flatten(1, len(what.axes)) if what.axes else outputs[:, None]
             values = read_metric(own, worlds.transpose(0, 1)).T
             shape = outputs.shape[: 1 + len(what.axes)]
-            pieces.append((values.reshape(shape), read_metric(own, run.output[None])[0]))
-    values, baseline = (torch.cat(part) for part in zip(*pieces, strict=True))
+            pieces.append((values.reshape(shape), read_runs(own, run.output)))
+    values, runs = zip(*pieces, strict=True)
     return AblationResult(
-        values=values,
+        values=torch.cat(values),
         axes=("pair", *what.axes),
         coords={"pair": tuple(range(len(series))), **coords},
-        baseline=baseline,
-        clean=baseline,
-        metric=metric.name if isinstance(metric, Metric) else metric_name(metric),
-        unit=metric.unit if isinstance(metric, Metric) else "value",
+        **joined(list(runs)),
+        **described(metric),
         site=repr(site) if site.selections() or site.layer is not None else site.name,
         source=source,
         time_cells=time_cells(model, series.shape[2]),

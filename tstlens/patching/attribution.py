@@ -26,6 +26,7 @@ from tqdm import tqdm
 
 from tstlens.arguments import checked
 from tstlens.errors import ArgumentError
+from tstlens.metrics import Metric
 from tstlens.model import HookedTST
 from tstlens.patching.checks import check_pairs
 from tstlens.patching.gradients import (
@@ -38,12 +39,12 @@ from tstlens.patching.gradients import (
 from tstlens.patching.grids import Grid, check_axes, make_grids
 from tstlens.patching.measuring import (
     MeasureOutput,
-    check_metric,
-    metric_name,
+    as_metric,
+    described,
+    joined,
     pair_blocks,
-    read_metric,
+    read_runs,
 )
-from tstlens.patching.metrics import Metric
 from tstlens.patching.outputs import Swept, swept
 from tstlens.patching.pattern_correction import corrected, pattern_place
 from tstlens.patching.result import SweepResult
@@ -139,14 +140,14 @@ def attribution(
     what = swept(model, site, place, axes, n_slices)
     _check_options(place, site, steps, path, source, qk_correction)
     model.require_live(what.names)
-    check_metric(metric, len(clean))
+    metric = as_metric(metric, len(clean))
     pieces, coords = [], {}
     with tqdm(total=len(clean), desc="attribution", unit="pair", disable=not progress) as bar:
         for block in pair_blocks(len(clean), metric):
             estimate = _Estimate(
                 model,
                 what,
-                metric.of_pairs(block) if isinstance(metric, Metric) else metric,
+                metric.of_pairs(block),
                 Path(path, steps),
                 qk_correction,
                 memory_mb,
@@ -160,15 +161,17 @@ def attribution(
             )
             pieces.append(piece)
             bar.update(block.stop - block.start)
-    effects, baseline, clean_value = (torch.cat(part) for part in zip(*pieces, strict=True))
+    effects, runs = torch.cat([piece[0] for piece in pieces]), joined([p[1] for p in pieces])
+    # A gradient's estimate is as exact as its own size: no difference of two runs limits it.
+    baseline = runs["baseline"]
     return SweepResult(
         values=baseline.view(-1, *(1,) * (effects.ndim - 1)) + effects,
+        effects=effects,
         axes=("pair", *axes),
         coords={"pair": tuple(range(len(clean))), **coords},
         baseline=baseline,
-        clean=clean_value,
-        metric=metric.name if isinstance(metric, Metric) else metric_name(metric),
-        unit=metric.unit if isinstance(metric, Metric) else "value",
+        clean=runs["clean"],
+        **described(metric),
         site=repr(site) if site.selections() or site.layer is not None else site.name,
         source=source if isinstance(source, str) else "other series",
         time_cells=time_cells(model, clean.shape[2], place),
@@ -206,13 +209,13 @@ def _check_options(
 
 
 class _Estimate:
-    """Effects, baseline and clean values of some of the pairs."""
+    """Effects, and what the two runs give, of some of the pairs."""
 
     def __init__(
         self,
         model: HookedTST,
         what: Swept,
-        metric: MeasureOutput,
+        metric: Metric,
         path: Path,
         qk_correction: bool,
         memory_mb: float,
@@ -226,7 +229,7 @@ class _Estimate:
         corrupted: tuple[Tensor, Tensor | None],
         source: Source | Tensor,
         reference: Tensor | None,
-    ) -> tuple[tuple[Tensor, Tensor, Tensor], dict[str, tuple[int, ...]]]:
+    ) -> tuple[tuple[Tensor, dict[str, Tensor]], dict[str, tuple[int, ...]]]:
         model, what, place = self.model, self.what, self.what.place
         with torch.no_grad():
             clean_output, clean_acts = record(model, *clean, what.names)
@@ -250,10 +253,9 @@ class _Estimate:
                 moved = place.by_series(gradients[layer] * change[name])
                 effect = _by_world(moved, what, grid, coords)
             effects.append(effect)
-        values = what.in_order(torch.stack(effects, 1), coords)
-        measured = (read_metric(self.metric, out[None])[0] for out in (run.output, clean_output))
-        baseline, clean_value = (value.detach() for value in measured)
-        return (values, baseline, clean_value), what.all_coords(coords)
+        found = what.in_order(torch.stack(effects, 1), coords)
+        runs = read_runs(self.metric, run.output, clean_output)
+        return (found, runs), what.all_coords(coords)
 
     def _gradients(
         self,

@@ -22,7 +22,7 @@ from tstlens.model import HookedTST
 from tstlens.patching.campaign_folder import CampaignFolder, fingerprint
 from tstlens.patching.checks import check_pairs
 from tstlens.patching.grids import check_axes
-from tstlens.patching.measuring import pair_blocks
+from tstlens.patching.measuring import described, joined, pair_blocks, read_metric, read_runs
 from tstlens.patching.metrics import Metric, log_prob, logit, logit_diff, prob
 from tstlens.patching.outputs import patched_outputs, swept
 from tstlens.patching.result import SweepResult
@@ -298,10 +298,10 @@ def _sweeps(
     """One sweep, read with all metrics: what ``sweep`` gives for each."""
     place = locate(model, Site(site))
     what = swept(model, Site(site), place, check_axes(place, Site(site), axes, None), None)
-    parts: dict[str, list[tuple[Tensor, Tensor, Tensor]]] = {name: [] for name in metrics}
+    parts: dict[str, list[tuple[Tensor, dict[str, Tensor]]]] = {name: [] for name in metrics}
     coords: dict[str, tuple[Any, ...]] = {}
-    any_metric = next(iter(metrics.values()))
-    for block in pair_blocks(len(pairs), any_metric):
+    widest = min(metrics.values(), key=lambda metric: bool(metric.targets))
+    for block in pair_blocks(len(pairs), widest):
         some = pairs[block]
         clean, acts = record(model, some.clean, some.clean_mask, what.names)
         run = run_corrupted(model, some.corrupted, some.corrupted_mask, place, what.layers)
@@ -311,19 +311,17 @@ def _sweeps(
         worlds = outputs.reshape(len(some), -1, *outputs.shape[1 + len(axes) :]).transpose(0, 1)
         for name, metric in metrics.items():
             own = metric.of_pairs(block)
-            values = own(worlds).T.reshape(shape)
-            parts[name].append((values, own(run.output[None])[0], own(clean[None])[0]))
+            values = read_metric(own, worlds).T.reshape(shape)
+            parts[name].append((values, read_runs(own, run.output, clean)))
     results = {}
     for name, pieces in parts.items():
-        values, baseline, clean_value = (torch.cat(part) for part in zip(*pieces, strict=True))
+        values, runs = zip(*pieces, strict=True)
         results[name] = SweepResult(
-            values=values.cpu(),
+            values=torch.cat(values).cpu(),
             axes=("pair", *axes),
             coords={"pair": tuple(range(len(pairs))), **coords},
-            baseline=baseline.cpu(),
-            clean=clean_value.cpu(),
-            metric=metrics[name].name,
-            unit=metrics[name].unit,
+            **{part: tensor.cpu() for part, tensor in joined(list(runs)).items()},
+            **described(metrics[name]),
             site=site,
             source="clean",
             time_cells=time_cells(model, pairs.clean.shape[2]),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import zipfile
 from collections.abc import Callable, Mapping
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from tstlens.data import Pairs
 from tstlens.errors import ArgumentError, CorruptFileError, StorageError
+from tstlens.metrics import ANY
 from tstlens.model import HookedTST
 from tstlens.patching.metrics import Metric
 from tstlens.patching.result import SweepResult
@@ -31,6 +33,7 @@ _DESCRIBED = (
     "coords",
     "metric",
     "unit",
+    "better",
     "site",
     "source",
     "time_cells",
@@ -38,6 +41,7 @@ _DESCRIBED = (
     "n_pairs",
     "made",
 )
+_ARRAYS = ("values", "baseline", "clean", "rounding")
 Key = tuple[str, str, str]
 
 
@@ -115,9 +119,13 @@ class CampaignFolder:
         arrays: dict[str, np.ndarray] = {}
         described: dict[str, Any] = {}
         for name, result in results.items():
-            for part in ("values", "baseline", "clean"):
-                arrays[f"{name}.{part}"] = getattr(result, part).numpy()
+            for part in _ARRAYS:
+                if getattr(result, part) is not None:
+                    arrays[f"{name}.{part}"] = getattr(result, part).numpy()
             described[name] = {part: getattr(result, part) for part in _DESCRIBED}
+            # JSON has no infinity.
+            ends = [end if math.isfinite(end) else None for end in result.range]
+            described[name]["range"] = ends
         arrays["described"] = np.array(json.dumps(described))
         self._write(_file(key), lambda handle: np.savez_compressed(handle, **arrays))  # type: ignore[arg-type]
 
@@ -135,7 +143,8 @@ class CampaignFolder:
                     name: SweepResult(
                         **{
                             part: torch.from_numpy(arrays[f"{name}.{part}"])
-                            for part in ("values", "baseline", "clean")
+                            for part in _ARRAYS
+                            if f"{name}.{part}" in arrays
                         },
                         **_restored(about),
                     )
@@ -210,8 +219,10 @@ def _add(digest: Any, name: str, tensor: Tensor) -> None:
 def _restored(about: dict[str, Any]) -> dict[str, Any]:
     """JSON's lists as the tuples they were."""
     cells = about["time_cells"]
+    ends = zip(about.get("range", ANY), ANY, strict=True)  # campaigns of before had no range
     return {
         **about,
+        "range": tuple(far if end is None else end for end, far in ends),
         "axes": tuple(about["axes"]),
         "coords": {axis: tuple(entries) for axis, entries in about["coords"].items()},
         "time_cells": None if cells is None else tuple((first, last) for first, last in cells),

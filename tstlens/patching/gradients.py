@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from tstlens.errors import ArgumentError
+from tstlens.metrics import Metric
 from tstlens.model import HookedTST
 from tstlens.patching.grids import Grid
-from tstlens.patching.measuring import MeasureOutput, read_metric
+from tstlens.patching.measuring import read_metric
 from tstlens.patching.sites import Place
 from tstlens.patching.worlds import CorruptedRun, start_of
 
@@ -61,9 +62,7 @@ def covered(place: Place, grid: Grid, by_series: Tensor) -> Tensor:
     return mask
 
 
-def gradient_of(
-    metric: MeasureOutput, output: Tensor, n_pairs: int, at: Sequence[Tensor]
-) -> list[Tensor]:
+def gradient_of(metric: Metric, output: Tensor, n_pairs: int, at: Sequence[Tensor]) -> list[Tensor]:
     """The gradient of every row's metric with respect to activations; zeros where it has none.
 
     Raises:
@@ -87,7 +86,7 @@ def input_gradients(
     run: CorruptedRun,
     end: Tensor | None,
     names: Sequence[str],
-    metric: MeasureOutput,
+    metric: Metric,
     path: Path,
     per_chunk: int,
 ) -> dict[str, Tensor]:
@@ -136,7 +135,7 @@ def site_gradients(
     layer: int | None,
     change: Tensor,
     at_name: str,
-    metric: MeasureOutput,
+    metric: Metric,
     path: Path,
     reach: float,
     per_chunk: int,
@@ -183,7 +182,7 @@ def _averaged(
     runs: Callable[[Sequence[float]], tuple[Tensor, list[Tensor]]],
     alphas: list[float],
     run: CorruptedRun,
-    metric: MeasureOutput,
+    metric: Metric,
     per_chunk: int,
 ) -> list[Tensor]:
     totals: list[Tensor] = []

@@ -6,8 +6,9 @@ them. Log-probabilities and logit differences do not, so look at both.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int
@@ -15,53 +16,10 @@ from torch import Tensor
 
 from tstlens.arguments import check_finite, check_slice, checked
 from tstlens.errors import ArgumentError, LabelError, SeriesShapeError, SeriesValueError
+from tstlens.metrics import ANY, Metric
 from tstlens.model.families.distributions import PARAMETERS, Distribution, quantiles_of
 
-Values = Float[Tensor, "*world pair"]
-
-
-@dataclass(frozen=True)
-class Metric:
-    """A named function of the output with the targets it compares with.
-
-    Args:
-        name: what tables and figures call it.
-        unit: ``"probability"``, ``"nats"``, ``"logit"``, ``"units"`` or ``"squared units"``.
-        measure: ``measure(output, *targets)``, from outputs [*world, pair, ...] to values
-            [*world, pair].
-        targets: what each pair is compared with; the first axis of each is the pair.
-    """
-
-    name: str
-    unit: str
-    measure: Callable[..., Tensor]
-    targets: tuple[Tensor, ...]
-    first_pair: int = 0  # where these pairs start among all, for errors that name one
-
-    def __call__(self, output: Float[Tensor, ...]) -> Values:
-        """Values [*world, pair] of outputs [*world, pair, ...].
-
-        Raises:
-            SeriesShapeError: the outputs are for another number of pairs.
-            LabelError: a target is outside the model's classes.
-            ArgumentError: a value is NaN or infinite: the model's output for that pair is.
-        """
-        values = self.measure(output, *self.targets)
-        check_finite(values, self.name, self.first_pair)
-        return values
-
-    @checked
-    def of_pairs(self, index: slice) -> Metric:
-        """The same metric for some of the pairs."""
-        first = self.first_pair + range(self.n_pairs)[index].start
-        return replace(
-            self, targets=tuple(target[index] for target in self.targets), first_pair=first
-        )
-
-    @property
-    def n_pairs(self) -> int:
-        """How many pairs the targets are for."""
-        return len(self.targets[0])
+__all__ = ["Metric", "log_prob", "logit", "logit_diff", "mse", "prob", "quantile_loss"]
 
 
 @checked
@@ -71,7 +29,7 @@ def prob(target: Int[Tensor, " pair"]) -> Metric:
     Args:
         target: int [pair], indices of the model's logits.
     """
-    return _of_class("probability", "probability", target, lambda out: out.softmax(-1))
+    return _of_class("probability", "probability", target, torch.softmax, (0.0, 1.0))
 
 
 @checked
@@ -81,7 +39,7 @@ def log_prob(target: Int[Tensor, " pair"]) -> Metric:
     Args:
         target: int [pair], indices of the model's logits.
     """
-    return _of_class("log-probability", "nats", target, lambda out: out.log_softmax(-1))
+    return _of_class("log-probability", "nats", target, torch.log_softmax, (-math.inf, 0.0))
 
 
 @checked
@@ -91,7 +49,7 @@ def logit(target: Int[Tensor, " pair"]) -> Metric:
     Args:
         target: int [pair], indices of the model's logits.
     """
-    return _of_class("logit", "logit", target, lambda out: out)
+    return _of_class("logit", "logit", target, None)
 
 
 @checked
@@ -110,12 +68,9 @@ def logit_diff(target: Int[Tensor, " pair"], other: Int[Tensor, " pair"]) -> Met
             f"expected as many other classes as targets {list(target.shape)}, "
             f"got {list(other.shape)}"
         )
-    first, second = logit(target), logit(other)
-
-    def measure(output: Tensor, target: Tensor, other: Tensor) -> Tensor:
-        return first.measure(output, target) - second.measure(output, other)
-
-    return Metric("logit difference", "logit", measure, (target, other))
+    _check_targets(target)
+    _check_targets(other)
+    return Metric("logit difference", "logit", _logit_difference, (target, other), "higher")
 
 
 @checked
@@ -124,7 +79,7 @@ def mse(
     horizon: slice | int | None = None,
     channel: slice | int | None = None,
 ) -> Metric:
-    """Mean squared error of a forecast, in squared units of the output (smaller is better).
+    """Mean squared error of a forecast, in squared units of the output (lower is better).
 
     Args:
         reference: what the forecast is compared with, [pair, channel, horizon]: true values, or
@@ -139,16 +94,10 @@ def mse(
     steps = _as_slice(horizon, reference.shape[2], "horizon")
     channels = _as_slice(channel, reference.shape[1], "channel")
 
-    def measure(output: Tensor, reference: Tensor) -> Tensor:
-        if output.shape[-3:] != reference.shape:
-            raise SeriesShapeError(
-                f"expected forecasts like the reference {list(reference.shape)}, "
-                f"got {list(output.shape[-3:])}"
-            )
-        error = (output - reference.to(output)) ** 2
-        return error[..., channels, steps].flatten(-2).mean(-1)
-
-    return Metric("mean squared error", "squared units", measure, (reference,))
+    measure = _SquaredError(channels, steps)
+    return Metric(
+        "mean squared error", "squared units", measure, (reference,), "lower", (0.0, math.inf)
+    )
 
 
 @checked
@@ -160,7 +109,7 @@ def quantile_loss(
     level: float | None = None,
     distribution: Distribution | None = None,
 ) -> Metric:
-    """Mean pinball loss of a forecast's quantiles, in units of the output (smaller is better).
+    """Mean pinball loss of a forecast's quantiles, in units of the output (lower is better).
 
     For a quantile at level q it is ``q (y - f)`` where the truth y lies above the forecast f, and
     ``(1 - q)(f - y)`` below it; its expectation is least at the true quantile. At level 0.5 it is
@@ -202,26 +151,54 @@ def quantile_loss(
         raise ArgumentError(
             f"quantiles are taken from a normal or student_t distribution, got {distribution!r}"
         )
-    n_last = len(PARAMETERS[distribution]) if distribution else len(levels)
-    what = "parameters" if distribution else "quantiles"
+    measure = _Pinball(channels, steps, levels, level, distribution)
+    name = "quantile loss" if level is None else f"quantile loss at level {level:g}"
+    return Metric(name, "units", measure, (reference,), "lower", (0.0, math.inf))
 
-    def measure(output: Tensor, reference: Tensor) -> Tensor:
+
+@dataclass(frozen=True)
+class _SquaredError:
+    """Mean squared error [*world, pair] over some channels and steps."""
+
+    channels: slice
+    steps: slice
+
+    def __call__(self, output: Tensor, reference: Tensor) -> Tensor:
+        if output.shape[-3:] != reference.shape:
+            raise SeriesShapeError(
+                f"expected forecasts like the reference {list(reference.shape)}, "
+                f"got {list(output.shape[-3:])}"
+            )
+        error = (output - reference.to(output)) ** 2
+        return error[..., self.channels, self.steps].flatten(-2).mean(-1)
+
+
+@dataclass(frozen=True)
+class _Pinball:
+    """Mean pinball loss [*world, pair] over some channels, steps and levels."""
+
+    channels: slice
+    steps: slice
+    levels: tuple[float, ...]
+    level: float | None
+    distribution: Distribution | None
+
+    def __call__(self, output: Tensor, reference: Tensor) -> Tensor:
+        of = self.distribution
+        n_last = len(PARAMETERS[of]) if of else len(self.levels)
         expected = (*reference.shape, n_last)
         if output.shape[-4:] != expected:
             raise SeriesShapeError(
-                f"expected {what} [pair, channel, horizon, {n_last}] = {list(expected)}, "
-                f"got {list(output.shape[-4:])}"
+                f"expected {'parameters' if of else 'quantiles'} [pair, channel, horizon, "
+                f"{n_last}] = {list(expected)}, got {list(output.shape[-4:])}"
             )
-        output = output[..., channels, steps, :]
-        quantiles = quantiles_of(distribution, output, levels) if distribution else output
-        error = reference[:, channels, steps, None].to(output) - quantiles
-        at = torch.tensor(levels).to(output)
+        output = output[..., self.channels, self.steps, :]
+        quantiles = quantiles_of(of, output, self.levels) if of else output
+        error = reference[:, self.channels, self.steps, None].to(output) - quantiles
+        at = torch.tensor(self.levels).to(output)
         loss = torch.maximum(at * error, (at - 1) * error)
-        loss = loss if level is None else loss[..., [levels.index(level)]]
+        loss = loss if self.level is None else loss[..., [self.levels.index(self.level)]]
         return loss.flatten(-3).mean(-1)
-
-    name = "quantile loss" if level is None else f"quantile loss at level {level:g}"
-    return Metric(name, "units", measure, (reference,))
 
 
 def _check_reference(reference: Tensor) -> None:
@@ -245,14 +222,31 @@ def _as_slice(index: slice | int | None, size: int, axis: str) -> slice:
 
 
 def _of_class(
-    name: str, unit: str, target: Tensor, transform: Callable[[Tensor], Tensor]
+    name: str,
+    unit: str,
+    target: Tensor,
+    transform: Callable[[Tensor, int], Tensor] | None,
+    range: tuple[float, float] = ANY,
 ) -> Metric:
+    _check_targets(target)
+    name = f"{name} of the target class"
+    return Metric(name, unit, _OfClass(transform), (target,), "higher", range)
+
+
+def _check_targets(target: Tensor) -> None:
     if target.ndim != 1 or target.is_floating_point() or target.dtype == torch.bool:
         raise LabelError(
             f"expected targets as integers [pair], got {target.dtype} {list(target.shape)}"
         )
 
-    def measure(output: Tensor, target: Tensor) -> Tensor:
+
+@dataclass(frozen=True)
+class _OfClass:
+    """The target's entry [*world, pair] of the logits, or of what they are turned into."""
+
+    transform: Callable[[Tensor, int], Tensor] | None = None
+
+    def __call__(self, output: Tensor, target: Tensor) -> Tensor:
         if output.ndim < 2 or output.shape[-2] != len(target):
             raise SeriesShapeError(
                 f"expected logits of {len(target)} series, one per target, got {list(output.shape)}"
@@ -262,6 +256,9 @@ def _of_class(
             bad = target[(target < 0) | (target >= n_classes)][0]
             raise LabelError(f"expected targets in 0..{n_classes - 1}, got {int(bad)}")
         index = target.to(output.device).long().expand(output.shape[:-1]).unsqueeze(-1)
-        return transform(output).gather(-1, index).squeeze(-1)
+        values = output if self.transform is None else self.transform(output, -1)
+        return values.gather(-1, index).squeeze(-1)
 
-    return Metric(f"{name} of the target class", unit, measure, (target,))
+
+def _logit_difference(output: Tensor, target: Tensor, other: Tensor) -> Tensor:
+    return _OfClass()(output, target) - _OfClass()(output, other)

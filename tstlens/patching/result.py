@@ -6,11 +6,12 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from tstlens.arguments import checked
-from tstlens.errors import UnknownAxisError
+from tstlens.errors import ArgumentError, UnknownAxisError
+from tstlens.metrics import ANY, Better
 from tstlens.results import Result
 
 if TYPE_CHECKING:
@@ -38,6 +39,12 @@ class SweepResult(Result):
             ``"channel"`` in models whose tokens are channels, where position c is channel c.
         n_pairs: pairs that the values come from.
         made: how: model, sizes, method.
+        effects: like ``values``, what :meth:`effect` gives where it is known better than as the
+            difference of two metrics (gradients, means over pairs); None for that difference.
+        rounding: [pair], the size below which a difference of two runs' metrics is rounding; None
+            where effects are as exact as their own size.
+        better: which direction of the metric is an improvement; None where that is not known.
+        range: smallest and largest value that the metric can have.
     """
 
     values: Float[Tensor, "*axes"]
@@ -53,19 +60,48 @@ class SweepResult(Result):
     positions_are: str = "time"
     n_pairs: int = 1
     made: dict[str, Any] = field(default_factory=dict)
+    effects: Float[Tensor, "*axes"] | None = None
+    rounding: Float[Tensor, "*pair"] | None = None
+    better: Better | None = None
+    range: tuple[float, float] = ANY
+
+    def __post_init__(self) -> None:
+        if self.effects is None:
+            return
+        value = self._along_pairs(self.baseline) + self.effects
+        step = 64 * torch.finfo(value.dtype).eps if value.is_floating_point() else 0.0
+        close = (self.values - value).abs() <= step * (self.values.abs() + value.abs()).max()
+        if self.effects.shape != self.values.shape or not (close | value.isnan()).all():
+            raise ArgumentError(
+                "expected values to be baseline + effects, got others; to replace values give "
+                "effects=None with them"
+            )
 
     def effect(self) -> Float[Tensor, "*axes"]:
         """Change of the metric against the corrupted run, in the metric's unit."""
+        if self.effects is not None:
+            return self.effects
         return self.values - self._along_pairs(self.baseline)
+
+    def at_rounding(self) -> Bool[Tensor, "*axes"]:
+        """Where an effect is not zero and yet no larger than rounding makes it."""
+        size = self.effect().abs()
+        if self.rounding is None:
+            return torch.zeros_like(size, dtype=torch.bool)
+        return (size > 0) & (size <= self._along_pairs(self.rounding))
 
     def normalized(self) -> Float[Tensor, "*axes"]:
         """Effect divided by the gap between clean and corrupted run: 0 is no change, 1 restores it.
 
-        Where the gap is below 1e-6 the ratio means nothing and is NaN. Ratios of pairs with a small
-        gap are large and noisy: average effects, then divide (``result.mean("pair")`` does so).
+        Where the gap is below 1e-6 or at rounding the ratio means nothing and is NaN. Ratios of
+        pairs with a small gap are large and noisy: average effects, then divide
+        (``result.mean("pair")`` does so).
         """
         gap = self._along_pairs(self.clean - self.baseline)
-        return torch.where(gap.abs() < _SMALL, torch.nan, self.effect() / gap)
+        small = gap.abs() < _SMALL
+        if self.rounding is not None:
+            small = small | (gap.abs() <= self._along_pairs(self.rounding))
+        return torch.where(small, torch.nan, self.effect() / gap)
 
     @checked
     def mean(self, axis: str = "pair") -> SweepResult:
@@ -80,10 +116,16 @@ class SweepResult(Result):
         return replace(
             self,
             values=self.values.mean(self.axes.index(axis)),
+            effects=self.effect().mean(self.axes.index(axis)),
             axes=tuple(name for name in self.axes if name != axis),
             coords={name: entries for name, entries in self.coords.items() if name != axis},
             baseline=self.baseline.mean() if over_pairs else self.baseline,
             clean=self.clean.mean() if over_pairs else self.clean,
+            rounding=None
+            if self.rounding is None
+            else self.rounding.mean()
+            if over_pairs
+            else self.rounding,
         )
 
     def named(self) -> SweepResult:
@@ -111,6 +153,8 @@ class SweepResult(Result):
     def to_dataframe(self) -> pd.DataFrame:
         """Long format: a column per axis, then value, baseline, clean, effect, normalized.
 
+        ``at_rounding`` says of an exact sweep's effects which of them are no more than rounding.
+
         Where positions are channels, a column ``channel`` beside ``pos`` says which.
         """
         import pandas as pd
@@ -126,6 +170,8 @@ class SweepResult(Result):
             "effect": self.effect(),
             "normalized": self.normalized(),
         }
+        if self.rounding is not None:
+            columns["at_rounding"] = self.at_rounding()
         flat = {name: tensor.reshape(-1).cpu().numpy() for name, tensor in columns.items()}
         frame = pd.DataFrame(flat, index=index).reset_index()
         if self.named() is not self:

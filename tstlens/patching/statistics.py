@@ -17,6 +17,7 @@ from torch import Tensor
 
 from tstlens.arguments import checked, shown
 from tstlens.errors import ArgumentError
+from tstlens.metrics import Better
 from tstlens.patching.result import SweepResult
 from tstlens.results import Result
 from tstlens.stats import (
@@ -57,6 +58,9 @@ class Summary(Result):
             effect here; None without a null map.
         time_cells: samples of every position, or None.
         made: how.
+        rounding: [class], the size below which a mean effect is rounding; None where effects are
+            as exact as their own size.
+        better: which direction of the metric is an improvement, if one is.
     """
 
     effect: Float[np.ndarray, "*class_and_axes"]
@@ -75,6 +79,8 @@ class Summary(Result):
     beyond_null: Float[np.ndarray, "*class_and_axes"] | None = None
     time_cells: tuple[tuple[int, int], ...] | None = None
     made: dict[str, Any] = field(default_factory=dict)
+    rounding: Float[np.ndarray, " class"] | None = None
+    better: Better | None = None
 
     def to_dataframe(self) -> pd.DataFrame:
         """One row per class and site: effect, low, high, p, q, n_pairs, n_clusters."""
@@ -173,7 +179,7 @@ def summary(
     clusters = labels_of(cluster, n_pairs, "cluster") if cluster is not None else range(n_pairs)
     found = sorted(set(classes), key=lambda one: (str(type(one)), one))
     generator = np.random.default_rng(seed)
-    parts, sizes = [], []
+    parts, sizes, rounding = [], [], []
     for one in found:
         rows = [row for row, name in enumerate(classes) if name == one]
         sums, counts = by_cluster(effects[rows], [clusters[row] for row in rows])
@@ -189,6 +195,8 @@ def summary(
         )
         parts.append((mean, *ends, flip_p_values(sums, n_flips, generator)))
         sizes.append((len(rows), len(counts)))
+        if result.rounding is not None:
+            rounding.append(float(result.rounding[rows].double().mean()))
     shape = (len(found), *result.values.shape[1:])
     effect, low, high, p = (np.stack(part) for part in zip(*parts, strict=True))
     return Summary(
@@ -204,6 +212,8 @@ def summary(
         beyond_null=None if null is None else _beyond(effect.reshape(shape), result, null),
         time_cells=result.time_cells,
         made={**result.made, "n_boot": n_boot, "n_flips": n_flips, "seed": seed},
+        rounding=np.array(rounding) if rounding else None,
+        better=result.better,
     )
 
 
@@ -236,7 +246,7 @@ def _effect_limits(result: SweepResult, rows: list[int]) -> tuple[float, float]:
     baseline, values = (
         part[rows].detach().double().cpu().numpy() for part in (result.baseline, result.values)
     )
-    low, high = limits_of(result.unit, baseline, values[np.isfinite(values)])
+    low, high = limits_of(result.unit, baseline, values[np.isfinite(values)], known=result.range)
     return low - baseline.mean(), high - baseline.mean()
 
 

@@ -20,17 +20,19 @@ from torch import Tensor
 from tqdm import tqdm
 
 from tstlens.arguments import checked
+from tstlens.metrics import Metric
 from tstlens.model import HookedTST
 from tstlens.patching.checks import check_pairs
 from tstlens.patching.grids import check_axes, make_grids
 from tstlens.patching.measuring import (
     MeasureOutput,
-    check_metric,
-    metric_name,
+    as_metric,
+    described,
+    joined,
     pair_blocks,
     read_metric,
+    read_runs,
 )
-from tstlens.patching.metrics import Metric
 from tstlens.patching.result import SweepResult
 from tstlens.patching.sites import Place, Site, locate
 from tstlens.patching.sources import Source, record, sources
@@ -106,28 +108,26 @@ def sweep(
     axes = check_axes(place, site, axes, n_slices)
     plan = _Plan(site, place, place.layers, axes, n_slices, source, reference, memory_mb)
     model.require_live(plan.names)
-    check_metric(metric, len(clean))
+    metric = as_metric(metric, len(clean))
     pieces, coords = [], {}
     with tqdm(total=0, desc=f"patching {site.name}", unit="run", disable=not progress) as bar:
         for block in pair_blocks(len(clean), metric):
             piece, coords = _sweep_block(
                 model,
                 plan.of_pairs(block),
-                metric.of_pairs(block) if isinstance(metric, Metric) else metric,
+                metric.of_pairs(block),
                 (clean[block], None if clean_mask is None else clean_mask[block]),
                 (corrupted[block], None if corrupted_mask is None else corrupted_mask[block]),
                 (bar, len(clean)),
             )
             pieces.append(piece)
-    values, baseline, clean_value = (torch.cat(part) for part in zip(*pieces, strict=True))
+    values, runs = zip(*pieces, strict=True)
     return SweepResult(
-        values=values,
+        values=torch.cat(values),
         axes=("pair", *axes),
         coords={"pair": tuple(range(len(clean))), **coords},
-        baseline=baseline,
-        clean=clean_value,
-        metric=metric.name if isinstance(metric, Metric) else metric_name(metric),
-        unit=metric.unit if isinstance(metric, Metric) else "value",
+        **joined(list(runs)),
+        **described(metric),
         site=repr(site) if site.selections() or site.layer is not None else site.name,
         source=source if isinstance(source, str) else "other series",
         time_cells=time_cells(model, clean.shape[2], place),
@@ -165,12 +165,12 @@ class _Plan:
 def _sweep_block(
     model: HookedTST,
     plan: _Plan,
-    metric: MeasureOutput,
+    metric: Metric,
     clean: tuple[Tensor, Tensor | None],
     corrupted: tuple[Tensor, Tensor | None],
     bar: tuple[Any, int],
-) -> tuple[tuple[Tensor, Tensor, Tensor], dict[str, tuple[Any, ...]]]:
-    """Values [pair, *axes], baseline and clean values of some of the pairs."""
+) -> tuple[tuple[Tensor, dict[str, Tensor]], dict[str, tuple[Any, ...]]]:
+    """Values [pair, *axes] and what the two runs give, of some of the pairs."""
     place, names = plan.place, plan.names
     clean_output, clean_acts = record(model, *clean, names)
     run = run_corrupted(model, *corrupted, place, plan.layers)
@@ -195,10 +195,8 @@ def _sweep_block(
     stacked = torch.stack(values).movedim(-1, 0)  # [pair, layer, world]
     stacked = stacked.reshape(len(run.series), *(len(coords[axis]) for axis in order))
     stacked = stacked.permute(0, *(1 + order.index(axis) for axis in plan.axes))
-    baseline, clean_value = (
-        read_metric(metric, out[None])[0] for out in (run.output, clean_output)
-    )
-    return (stacked, baseline, clean_value), {axis: coords[axis] for axis in plan.axes}
+    runs = read_runs(metric, run.output, clean_output)
+    return (stacked, runs), {axis: coords[axis] for axis in plan.axes}
 
 
 def rows_that_fit(model: HookedTST, n_pos: int, memory_mb: float | None) -> int:

@@ -19,16 +19,18 @@ from tqdm import tqdm
 
 from tstlens.arguments import checked
 from tstlens.errors import ArgumentError
+from tstlens.metrics import Metric
 from tstlens.model import HookedTST
 from tstlens.patching.checks import check_pairs
 from tstlens.patching.measuring import (
     MeasureOutput,
-    check_metric,
-    metric_name,
+    as_metric,
+    described,
+    joined,
     pair_blocks,
     read_metric,
+    read_runs,
 )
-from tstlens.patching.metrics import Metric
 from tstlens.patching.result import SweepResult
 from tstlens.patching.sweep import rows_that_fit, time_cells
 from tstlens.shapes import PairMask, PairSeries
@@ -105,7 +107,7 @@ def window_sweep(
     n_time = clean.shape[2]
     if ridge <= 0:
         raise ArgumentError(f"ridge: expected more than 0, got {ridge}")
-    check_metric(metric, len(clean))
+    metric = as_metric(metric, len(clean))
     inside = window_places(n_time, lengths)
     n_channels = clean.shape[1]
     total = len(clean) * len(inside) * n_channels
@@ -114,25 +116,25 @@ def window_sweep(
         for block in pair_blocks(len(clean), metric):
             run = _Run(
                 model,
-                metric.of_pairs(block) if isinstance(metric, Metric) else metric,
+                metric.of_pairs(block),
                 clean[block],
                 corrupted[block],
                 *(None if mask is None else mask[block] for mask in (clean_mask, corrupted_mask)),
             )
             parts.append(_explained(run, inside, ridge, memory_mb, bar))
-    effect, r2, baseline, clean_value = (torch.cat(part) for part in zip(*parts, strict=True))
+    effect, r2 = (torch.cat([part[at] for part in parts]) for at in (0, 1))
+    runs = joined([part[2] for part in parts])
     return SweepResult(
-        values=baseline[:, None, None] + effect,
+        values=runs["baseline"][:, None, None] + effect,
+        effects=effect,
         axes=("pair", "channel", "time"),
         coords={
             "pair": tuple(range(len(clean))),
             "channel": tuple(range(n_channels)),
             "time": tuple(range(n_time)),
         },
-        baseline=baseline,
-        clean=clean_value,
-        metric=metric.name if isinstance(metric, Metric) else metric_name(metric),
-        unit=metric.unit if isinstance(metric, Metric) else "value",
+        **runs,
+        **described(metric),
         site="series",
         time_cells=time_cells(model, n_time),
         n_pairs=len(clean),
@@ -215,7 +217,7 @@ class _Run:
     """Some pairs and what is measured on them."""
 
     model: HookedTST
-    metric: MeasureOutput
+    metric: Metric
     clean: Tensor
     corrupted: Tensor
     clean_mask: Tensor | None
@@ -229,26 +231,29 @@ class _Run:
             found = found if mask is None else found & mask.cpu()
         return found
 
-    def measured(self, series: Tensor, mask: Tensor | None) -> Tensor:
-        """The metric of series [world, pair, channel, time] as [world, pair]."""
+    def outputs(self, series: Tensor, mask: Tensor | None) -> Tensor:
+        """Outputs [world, pair, ...] of series [world, pair, channel, time]."""
         n_worlds, device = len(series), self.model.cfg.device
         rows = series.flatten(0, 1).to(device)
         beside = None if mask is None else mask.repeat(n_worlds, 1).to(device)
-        output = self.model(rows, mask=beside)
-        return read_metric(self.metric, output.unflatten(0, (n_worlds, -1)))
+        return self.model(rows, mask=beside).unflatten(0, (n_worlds, -1))
 
 
 def _explained(
     run: _Run, inside: Tensor, ridge: float, memory_mb: float | None, bar: Any
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Shares, R², baseline and clean values of some of the pairs."""
+) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    """Shares, R² and what the two runs give, of some of the pairs."""
     n_pairs, n_channels, n_time = run.clean.shape
     n_rows = rows_that_fit(run.model, run.model.n_pos(n_time) or n_time, memory_mb)
     per_chunk = max(1, n_rows // (n_pairs * run.model.cfg.rows_per_series))
     observed = run.observed
     device = run.corrupted.device
-    baseline = run.measured(run.corrupted[None], run.corrupted_mask)[0]
-    clean_value = run.measured(run.clean[None], run.clean_mask)[0]
+    runs = read_runs(
+        run.metric,
+        run.outputs(run.corrupted[None], run.corrupted_mask)[0],
+        run.outputs(run.clean[None], run.clean_mask)[0],
+    )
+    baseline = runs["baseline"]
     worlds = torch.cartesian_prod(torch.arange(len(inside)), torch.arange(n_channels))
     worlds = worlds.view(-1, 2)
     values = []
@@ -257,9 +262,9 @@ def _explained(
         replaced[torch.arange(len(chunk)), chunk[:, 1]] = inside[chunk[:, 0]]
         here = (replaced[:, None] & observed[None, :, None]).to(device)
         mixed = torch.where(here, run.clean, run.corrupted)
-        values.append(run.measured(mixed, run.corrupted_mask).cpu())
+        values.append(read_metric(run.metric, run.outputs(mixed, run.corrupted_mask)).cpu())
         bar.update(len(chunk) * n_pairs)
     effects = torch.cat(values).double() - baseline.cpu()
     by_pair = effects.view(len(inside), n_channels, n_pairs).permute(2, 1, 0)
     found, r2 = shares(by_pair, inside, observed, ridge)
-    return found.to(baseline.dtype).to(baseline.device), r2, baseline, clean_value
+    return found.to(baseline.dtype).to(baseline.device), r2, runs

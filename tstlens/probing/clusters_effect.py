@@ -15,10 +15,11 @@ from tqdm.auto import tqdm
 from tstlens.arguments import checked
 from tstlens.data import TimeSeriesData
 from tstlens.errors import ArgumentError
+from tstlens.metrics import name_of
 from tstlens.model import HookedTST
 from tstlens.probing.clusters_result import Clusters
 from tstlens.probing.extraction import layer_of, spliced
-from tstlens.probing.task_scores import Metric, Runs, check_task, score
+from tstlens.probing.task_scores import MeasureOutput, Runs, check_task, score
 from tstlens.results import Result
 
 if TYPE_CHECKING:
@@ -105,7 +106,7 @@ def cluster_effect(
     found: Clusters,
     *,
     mode: Mode = "ablate",
-    metric: Metric | None = None,
+    metric: MeasureOutput | None = None,
     use_error_term: bool | None = None,
     n_draws: int = 20,
     seed: int = 0,
@@ -216,7 +217,7 @@ def cluster_effect(
         sizes=tuple(len(group) for group in groups),
         p=(1 + as_good) / (1 + n_draws),
         mode=mode,
-        metric="log-probability of the true class (nats)" if metric is None else _name(metric),
+        metric="log-probability of the true class (nats)" if metric is None else name_of(metric),
         class_names=data.class_names,
         hook=found.hook,
         made={"use_error_term": error, "n_draws": n_draws, "seed": seed, "n_series": len(data)},
@@ -233,7 +234,3 @@ def _by_class(data: TimeSeriesData, values: list[Tensor]) -> np.ndarray | None:
             for value in values
         ]
     )
-
-
-def _name(metric: Metric) -> str:
-    return getattr(metric, "name", getattr(metric, "__name__", "metric"))

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from tstlens.arguments import check_finite
 from tstlens.errors import ArgumentError, LabelError, SeriesShapeError
+from tstlens.metrics import name_of
 from tstlens.model import HookedTST
 
 _OF_CLASS: dict[str, tuple[str, Callable[[Tensor], Tensor]]] = {
@@ -70,8 +71,7 @@ def measure_of(
         measure = of_class if classifies else _FORECAST
     if callable(measure):
         own = measure
-        name = getattr(own, "__name__", type(own).__name__)
-        return Measure(name, "the measure's own unit", lambda output, _: own(output))
+        return Measure(name_of(own), "the measure's own unit", lambda output, _: own(output))
     if measure not in MEASURES:
         raise ArgumentError(
             f"expected measure as one of {', '.join(MEASURES)}, or a function of the output, "

@@ -14,8 +14,9 @@ from tqdm.auto import tqdm
 from tstlens.arguments import checked
 from tstlens.data import TimeSeriesData
 from tstlens.errors import ArgumentError, HookError
+from tstlens.metrics import Better, Metric, name_of
 from tstlens.model import HookedTST
-from tstlens.probing.task_scores import Metric, Runs, check_task, score
+from tstlens.probing.task_scores import MeasureOutput, Runs, check_task, score
 from tstlens.results import Result
 from tstlens.stats import mean_interval
 
@@ -37,6 +38,7 @@ class SkipCost(Result):
         full: (metric, accuracy) of the whole model.
         metric: name of the metric.
         made: how.
+        better: which direction of the metric is an improvement, if one is.
     """
 
     value: Float[np.ndarray, "first last"]
@@ -47,6 +49,7 @@ class SkipCost(Result):
     full: tuple[float, float]
     metric: str
     made: dict[str, Any] = field(default_factory=dict)
+    better: Better | None = None
 
     @property
     def change(self) -> Float[np.ndarray, "first last"]:
@@ -88,7 +91,7 @@ def skip_cost(
     model: HookedTST,
     data: TimeSeriesData,
     *,
-    metric: Metric | None = None,
+    metric: MeasureOutput | None = None,
     batch_size: int = 256,
     progress: bool = True,
 ) -> SkipCost:
@@ -151,12 +154,12 @@ def skip_cost(
         parts["low"][at], parts["high"][at] = (float(end[0]) for end in ends)
         if output.ndim == 2:
             parts["changed"][at] = float((output.argmax(1) != whole.argmax(1)).double().mean())
-    named = getattr(metric, "name", getattr(metric, "__name__", "metric"))
     return SkipCost(
         **parts,
         full=(float(value.mean()), float(right.mean())),
-        metric="log-probability of the true class (nats)" if metric is None else named,
+        metric="log-probability of the true class (nats)" if metric is None else name_of(metric),
         made={"model": model.cfg.model_name, "n_series": len(data)},
+        better=metric.better if isinstance(metric, Metric) else "higher",
     )
 
 

@@ -12,9 +12,10 @@ from torch import Tensor
 from tstlens.arguments import check_finite, one_per_row
 from tstlens.data import TimeSeriesData
 from tstlens.errors import ArgumentError, LabelError
+from tstlens.metrics import Metric
 from tstlens.model import HookedTST
 
-Metric = Callable[[Tensor], Tensor]  # outputs [batch, ...] -> [batch]
+MeasureOutput = Metric | Callable[[Tensor], Tensor]  # outputs [batch, ...] -> [batch]
 
 
 class Runs:
@@ -77,7 +78,7 @@ class Runs:
             self.model.train(training)
 
 
-def check_task(data: TimeSeriesData, output: Tensor, metric: Metric | None) -> None:
+def check_task(data: TimeSeriesData, output: Tensor, metric: MeasureOutput | None) -> None:
     """Raise unless there is a score: labels of a classifier, or a metric of the user's own."""
     if metric is None and (output.ndim != 2 or data.labels is None):
         raise LabelError(
@@ -86,7 +87,9 @@ def check_task(data: TimeSeriesData, output: Tensor, metric: Metric | None) -> N
         )
 
 
-def score(data: TimeSeriesData, output: Tensor, metric: Metric | None) -> tuple[Tensor, Tensor]:
+def score(
+    data: TimeSeriesData, output: Tensor, metric: MeasureOutput | None
+) -> tuple[Tensor, Tensor]:
     """Per series the metric (by default the log-probability of its class, in nats), and whether
     the class is right (NaN without labels or with forecasts)."""
     right = torch.full((len(output),), float("nan"), dtype=torch.float64)

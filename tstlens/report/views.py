@@ -11,13 +11,18 @@ from tstlens.patching import SweepResult
 
 def as_probability(result: SweepResult) -> SweepResult:
     """A sweep of log-probabilities in probabilities, pair by pair."""
+    corrupted = result.baseline.exp()
+    each = corrupted.view(-1, *(1,) * (result.values.ndim - 1))
     return dataclasses.replace(
         result,
         values=result.values.exp(),
-        baseline=result.baseline.exp(),
+        effects=each * result.effect().expm1(),
+        baseline=corrupted,
         clean=result.clean.exp(),
+        rounding=None if result.rounding is None else corrupted * result.rounding,
         metric="probability of the target class",
         unit="probability",
+        range=(0.0, 1.0),
     )
 
 
@@ -28,6 +33,7 @@ def by_part(attention: SweepResult, mlp: SweepResult) -> SweepResult:
     return dataclasses.replace(
         attention,
         values=torch.stack([attention.values, mlp.values], 2).flatten(1),
+        effects=torch.stack([attention.effect(), mlp.effect()], 2).flatten(1),
         axes=("pair", "part"),
         coords={"pair": attention.coords["pair"], "part": tuple(names)},
         site="attn_out, mlp_out",

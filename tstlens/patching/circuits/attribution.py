@@ -25,14 +25,14 @@ from tqdm import tqdm
 
 from tstlens.arguments import checked
 from tstlens.errors import ArgumentError, SeriesShapeError
+from tstlens.metrics import Metric
 from tstlens.model import HookedTST
 from tstlens.patching.checks import check_pairs
 from tstlens.patching.circuits.edge_sets import check_rebuilds
 from tstlens.patching.circuits.edges import EdgeEffects, as_effects, recorded_pairs
 from tstlens.patching.circuits.graph import PARTS, ComponentGraph, component_graph
 from tstlens.patching.circuits.streams import Recorded, attention_input, heads_z, written
-from tstlens.patching.measuring import MeasureOutput, check_metric, read_metric
-from tstlens.patching.metrics import Metric
+from tstlens.patching.measuring import MeasureOutput, as_metric, joined, read_metric, read_runs
 from tstlens.shapes import PairMask, PairSeries
 
 
@@ -95,7 +95,7 @@ def edge_attribution(
         torch.Size([6, 331])
     """
     clean, corrupted = check_pairs(model, clean, corrupted, clean_mask, corrupted_mask)
-    check_metric(metric, len(clean))
+    metric = as_metric(metric, len(clean))
     if isinstance(steps, bool) or not isinstance(steps, int) or steps < 0:
         raise ArgumentError(f"expected steps of 0 or more, got {steps!r}")
     if along not in ("inputs", "edges"):
@@ -104,26 +104,28 @@ def edge_attribution(
         raise ArgumentError(f"expected pairs_at_once of at least 1, got {pairs_at_once}")
     graph = component_graph(model, clean.shape[2], positions=positions, channels=channels)
     shares = [(step + 0.5) / steps for step in range(steps)] or [0.0]
-    values, baselines, cleans = [], [], []
+    effects, runs = [], []
     with tqdm(total=len(clean) * len(shares), unit="run", disable=not progress) as bar:
         bar.set_description("attributing edges")
         for rows, there, here in recorded_pairs(
             model, clean, corrupted, clean_mask, corrupted_mask, metric, pairs_at_once
         ):
-            if not values:
+            if not effects:
                 check_rebuilds(model, graph, here)
-            of_rows = metric.of_pairs(rows) if isinstance(metric, Metric) else metric
+            of_rows = metric.of_pairs(rows)
             total = torch.zeros(())
             for share in shares:
                 total = total + edge_gradients(model, graph, here, there, of_rows, share, along)
                 bar.update(len(here.series))
-            baselines.append(read_metric(of_rows, here.output[None])[0])
-            cleans.append(read_metric(of_rows, there.output[None])[0])
+            runs.append(read_runs(of_rows, here.output, there.output))
             table = total / len(shares)
-            effect = table[:, graph.index[:, 0], graph.index[:, 1]]
-            values.append(baselines[-1][:, None] + effect)
+            effects.append(table[:, graph.index[:, 0], graph.index[:, 1]])
     method = f"EAP-IG along {along}, {steps} steps" if steps else "EAP"
-    return as_effects(model, graph, metric, clean, values, (baselines, cleans), {"method": method})
+    effect, both = torch.cat(effects), joined(runs)
+    del both["rounding"]  # a gradient's estimate is as exact as its own size
+    values = both["baseline"][:, None] + effect
+    made = {"method": method}
+    return as_effects(model, graph, metric, clean, values, both, made, effects=effect)
 
 
 @dataclass(frozen=True)
@@ -150,7 +152,7 @@ def edge_gradients(
     graph: ComponentGraph,
     here: Recorded,
     there: Recorded,
-    metric: MeasureOutput,
+    metric: Metric,
     share: float,
     along: str,
 ) -> Tensor:
@@ -214,7 +216,7 @@ def _run_point(
     graph: ComponentGraph,
     here: Recorded,
     there: Recorded,
-    metric: MeasureOutput,
+    metric: Metric,
     share: float,
     along: str,
 ) -> _Point:

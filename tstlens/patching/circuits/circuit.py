@@ -20,6 +20,7 @@ from torch import Tensor
 from tstlens.arguments import checked
 from tstlens.data import Pairs
 from tstlens.errors import ArgumentError, SeriesShapeError
+from tstlens.metrics import Better
 from tstlens.model import HookedTST
 from tstlens.patching.circuits import storage, tables
 from tstlens.patching.circuits.attribution import edge_attribution
@@ -78,6 +79,7 @@ class Circuit(Result):
     output: str = "output"
     time_cells: tuple[tuple[int, int], ...] | None = None
     made: dict[str, Any] = field(default_factory=dict)
+    better: Better | None = None
 
     def __post_init__(self) -> None:
         n_edges = len(self.components.edges)
@@ -190,6 +192,7 @@ class Circuit(Result):
             kept=torch.zeros(len(graph.edges), dtype=torch.bool),
             metric=effects.metric,
             unit=effects.unit,
+            better=effects.better,
             output=output,
             time_cells=effects.time_cells,
             made={key: value for key, value in effects.made.items() if key in ("model", "method")}

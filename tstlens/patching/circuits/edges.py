@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 from tstlens.arguments import checked
 from tstlens.errors import ArgumentError
+from tstlens.metrics import Metric
 from tstlens.model import HookedTST
 from tstlens.patching.checks import check_pairs
 from tstlens.patching.circuits.edge_sets import check_rebuilds
@@ -33,8 +34,14 @@ from tstlens.patching.circuits.streams import (
     check_same_positions,
     record_components,
 )
-from tstlens.patching.measuring import MeasureOutput, check_metric, metric_name, read_metric
-from tstlens.patching.metrics import Metric
+from tstlens.patching.measuring import (
+    MeasureOutput,
+    as_metric,
+    described,
+    joined,
+    read_metric,
+    read_runs,
+)
 from tstlens.patching.result import SweepResult
 from tstlens.patching.sweep import time_cells
 from tstlens.shapes import PairMask, PairSeries
@@ -117,13 +124,13 @@ def edge_sweep(
         torch.Size([6, 2])
     """
     clean, corrupted = check_pairs(model, clean, corrupted, clean_mask, corrupted_mask)
-    check_metric(metric, len(clean))
+    metric = as_metric(metric, len(clean))
     graph = component_graph(model, clean.shape[2], positions=positions, channels=channels)
     if edges is not None and not len(edges):
         raise ArgumentError("expected at least one edge to patch, got none; leave out for all")
     numbers = torch.arange(len(graph.edges)) if edges is None else graph.edge_numbers(edges)
     wanted = graph.mask(numbers)
-    values, baselines, cleans = [], [], []
+    values, runs = [], []
     with tqdm(total=len(numbers) * len(clean), unit="run", disable=not progress) as bar:
         bar.set_description("patching edges")
         for rows, there, here in recorded_pairs(
@@ -131,7 +138,7 @@ def edge_sweep(
         ):
             if not values:
                 check_rebuilds(model, graph, here, memory_mb)
-            of_rows = metric.of_pairs(rows) if isinstance(metric, Metric) else metric
+            of_rows = metric.of_pairs(rows)
             table = torch.zeros(len(graph.senders), len(graph.receivers), len(here.series))
             table = table.to(here.output)
             for senders, receivers, output in run_single_edges(
@@ -141,34 +148,32 @@ def edge_sweep(
                 bar.update(output.shape[0] * output.shape[1])
             chosen = graph.index[numbers]
             values.append(table[chosen[:, 0], chosen[:, 1]].T)
-            baselines.append(read_metric(of_rows, here.output[None])[0])
-            cleans.append(read_metric(of_rows, there.output[None])[0])
+            runs.append(read_runs(of_rows, here.output, there.output))
     names = tuple(graph.edges[number].name for number in numbers.tolist())
-    return as_effects(
-        model, graph, metric, clean, values, (baselines, cleans), {"method": "exact"}, names
-    )
+    found, both = torch.cat(values), joined(runs)
+    return as_effects(model, graph, metric, clean, found, both, {"method": "exact"}, names)
 
 
 def as_effects(
     model: HookedTST,
     graph: ComponentGraph,
-    metric: MeasureOutput,
+    metric: Metric,
     clean: Tensor,
-    values: list[Tensor],
-    runs: tuple[list[Tensor], list[Tensor]],
+    values: Tensor,
+    runs: dict[str, Tensor],
     made: dict[str, Any],
     names: tuple[str, ...] | None = None,
+    effects: Tensor | None = None,
 ) -> EdgeEffects:
-    """Values [pair, edge] of blocks of pairs, gathered into a result."""
+    """Values [pair, edge], and what the two runs gave, as a result."""
     names = tuple(edge.name for edge in graph.edges) if names is None else names
     return EdgeEffects(
-        values=torch.cat(values),
+        values=values,
+        effects=effects,
         axes=("pair", "edge"),
         coords={"pair": tuple(range(len(clean))), "edge": names},
-        baseline=torch.cat(runs[0]),
-        clean=torch.cat(runs[1]),
-        metric=metric.name if isinstance(metric, Metric) else metric_name(metric),
-        unit=metric.unit if isinstance(metric, Metric) else "value",
+        **runs,
+        **described(metric),
         site="edges",
         source="clean",
         time_cells=time_cells(model, clean.shape[2]),
@@ -183,7 +188,7 @@ def recorded_pairs(
     corrupted: Tensor,
     clean_mask: Tensor | None,
     corrupted_mask: Tensor | None,
-    metric: MeasureOutput,
+    metric: Metric,
     most: int = 128,
 ) -> Iterator[tuple[slice, Recorded, Recorded]]:
     """Blocks of pairs with the components of their clean and corrupted runs.
@@ -192,7 +197,7 @@ def recorded_pairs(
     """
     if not len(clean):
         raise ArgumentError("expected at least one pair, got none")
-    most = most if isinstance(metric, Metric) else len(clean)
+    most = most if metric.targets else len(clean)
     for start in range(0, len(clean), most):
         rows = slice(start, min(start + most, len(clean)))
         there = record_components(model, clean[rows], _rows(clean_mask, rows))

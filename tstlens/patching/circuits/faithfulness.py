@@ -30,7 +30,7 @@ from tstlens.patching.checks import check_pairs
 from tstlens.patching.circuits.edge_sets import check_rebuilds, pairs_at_once, run_edge_sets
 from tstlens.patching.circuits.edges import recorded_pairs
 from tstlens.patching.circuits.graph import ComponentGraph, component_graph
-from tstlens.patching.measuring import check_metric, read_metric
+from tstlens.patching.measuring import as_metric, read_metric
 from tstlens.patching.metrics import Metric
 from tstlens.results import Result
 
@@ -134,7 +134,7 @@ class Faithfulness(Result):
         gap = (self.full - self.empty).mean()
         if abs(float(gap)) < _SMALL:
             return torch.full_like(values[0], torch.nan)
-        return (values.mean(0) - self.empty.mean()) / gap
+        return (values - self.empty[:, None]).mean(0) / gap
 
     def __repr__(self) -> str:
         text = f"Faithfulness(CPR {self.cpr:.3f}, CMD {self.cmd:.3f}"
@@ -261,7 +261,7 @@ def keep_edges(
     """
     check_pairs(model, pairs.clean, pairs.corrupted, pairs.clean_mask, pairs.corrupted_mask)
     metric = circuit.metric_of(pairs) if metric is None else metric
-    check_metric(metric, len(pairs))
+    metric = as_metric(metric, len(pairs))
     graph = circuit.components
     check_graph(model, graph, pairs.clean.shape[2])
     masks = torch.stack([graph.mask(kept.nonzero()[:, 0]) for kept in sets])

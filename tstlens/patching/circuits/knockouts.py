@@ -14,6 +14,7 @@ from tstlens.data import Pairs
 from tstlens.errors import ArgumentError
 from tstlens.model import HookedTST
 from tstlens.patching.circuits.faithfulness import keep_edges
+from tstlens.patching.measuring import read_metric
 from tstlens.patching.metrics import Metric
 from tstlens.patching.patch import patch
 from tstlens.patching.sites import Site
@@ -53,7 +54,7 @@ class Completeness(Result):
     def incompleteness(self) -> Float[Tensor, " sample"]:
         """|circuit - model| of the mean metrics, as a share of the clean-corrupted gap."""
         gap = (self.full - self.empty).mean().abs()
-        return (self.circuit.mean(0) - self.model.mean(0)).abs() / gap
+        return (self.circuit - self.model).mean(0).abs() / gap
 
     def to_dataframe(self) -> pd.DataFrame:
         """One row per sample of removed nodes."""
@@ -98,7 +99,7 @@ class Minimality(Result):
     def loss(self) -> Float[Tensor, " part"]:
         """Mean metric of the circuit minus that without the part, as a share of the gap."""
         gap = (self.full - self.empty).mean()
-        return (self.circuit.mean() - self.values.mean(0)) / gap
+        return (self.circuit[:, None] - self.values).mean(0) / gap
 
     def to_dataframe(self) -> pd.DataFrame:
         """One row per part, the most needed first."""
@@ -144,13 +145,14 @@ class Together(Result):
             "nodes together": self.nodes,
             "clean": self.clean,
         }
-        base, gap = self.baseline.mean(), (self.clean - self.baseline).mean()
+        effects = [float((value - self.baseline).mean()) for value in runs.values()]
+        gap = float((self.clean - self.baseline).mean())
         return pd.DataFrame(
             {
                 "run": list(runs),
                 "value": [float(value.mean()) for value in runs.values()],
-                "effect": [float(value.mean() - base) for value in runs.values()],
-                "normalized": [float((value.mean() - base) / gap) for value in runs.values()],
+                "effect": effects,
+                "normalized": [effect / gap if gap else float("nan") for effect in effects],
             }
         )
 
@@ -299,7 +301,7 @@ def patch_together(
         corrupted_mask=pairs.corrupted_mask,
     )
     return Together(
-        nodes=measure(output[None])[0],
+        nodes=read_metric(measure, output[None])[0],
         edges=values[:, 0],
         one_by_one=float(circuit.weights.sum()),
         baseline=baseline,

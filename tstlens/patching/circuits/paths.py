@@ -24,6 +24,7 @@ from tqdm import tqdm
 
 from tstlens.arguments import checked
 from tstlens.errors import ArgumentError, UnknownSiteError
+from tstlens.metrics import Metric
 from tstlens.model import HookedTST
 from tstlens.patching.checks import check_pairs
 from tstlens.patching.circuits.edge_sets import check_rebuilds, pairs_at_once, run_edge_sets
@@ -40,8 +41,14 @@ from tstlens.patching.circuits.streams import (
     walk,
     written,
 )
-from tstlens.patching.measuring import MeasureOutput, check_metric, metric_name, read_metric
-from tstlens.patching.metrics import Metric
+from tstlens.patching.measuring import (
+    MeasureOutput,
+    as_metric,
+    described,
+    joined,
+    read_metric,
+    read_runs,
+)
 from tstlens.patching.result import SweepResult
 from tstlens.patching.sweep import time_cells
 from tstlens.shapes import PairMask, PairSeries
@@ -108,7 +115,7 @@ def path_patch(
         ('embed', 'L0H0', 'L0H1', 'L0MLP')
     """
     clean, corrupted = check_pairs(model, clean, corrupted, clean_mask, corrupted_mask)
-    check_metric(metric, len(clean))
+    metric = as_metric(metric, len(clean))
     graph = component_graph(model, clean.shape[2], positions=positions)
     asked = [receivers] if isinstance(receivers, str) else list(receivers)
     ports = sorted({port for name in asked for port in graph.ports(name)})
@@ -198,7 +205,7 @@ def follow_paths(
         torch.Size([6, 1])
     """
     clean, corrupted = check_pairs(model, clean, corrupted, clean_mask, corrupted_mask)
-    check_metric(metric, len(clean))
+    metric = as_metric(metric, len(clean))
     graph = component_graph(model, clean.shape[2], positions=positions)
     if isinstance(paths, str) or not paths:
         raise ArgumentError(f"expected a sequence of paths, got {paths!r}")
@@ -219,7 +226,7 @@ def follow_paths(
 
 
 def _over_pairs(
-    what: tuple[HookedTST, ComponentGraph, MeasureOutput],
+    what: tuple[HookedTST, ComponentGraph, Metric],
     pairs: tuple[Tensor, Tensor, Tensor | None, Tensor | None],
     outputs: Any,
     axis: tuple[str, tuple[str, ...]],
@@ -229,26 +236,23 @@ def _over_pairs(
 ) -> SweepResult:
     """The metric of ``outputs(here, there)`` [world, pair, ...], block by block of pairs."""
     model, graph, metric = what
-    values, baselines, cleans = [], [], []
+    values, runs = [], []
     most = pairs_at_once(model, graph, graph.n_inputs, memory_mb)
     with tqdm(total=len(pairs[0]), unit="pair", disable=not progress) as bar:
         bar.set_description("patching paths")
         for rows, there, here in recorded_pairs(model, *pairs, metric, most):
             if not values:
                 check_rebuilds(model, graph, here, memory_mb)
-            of_rows = metric.of_pairs(rows) if isinstance(metric, Metric) else metric
+            of_rows = metric.of_pairs(rows)
             values.append(read_metric(of_rows, outputs(here, there)).T)
-            baselines.append(read_metric(of_rows, here.output[None])[0])
-            cleans.append(read_metric(of_rows, there.output[None])[0])
+            runs.append(read_runs(of_rows, here.output, there.output))
             bar.update(len(here.series))
     return SweepResult(
         values=torch.cat(values),
         axes=("pair", axis[0]),
         coords={"pair": tuple(range(len(pairs[0]))), axis[0]: axis[1]},
-        baseline=torch.cat(baselines),
-        clean=torch.cat(cleans),
-        metric=metric.name if isinstance(metric, Metric) else metric_name(metric),
-        unit=metric.unit if isinstance(metric, Metric) else "value",
+        **joined(runs),
+        **described(metric),
         site=site,
         time_cells=time_cells(model, pairs[0].shape[2]),
         n_pairs=len(pairs[0]),

@@ -80,6 +80,7 @@ def write_json(circuit: Circuit, path: Path) -> Path:
         "components": circuit.components.to_dict(),
         "metric": circuit.metric,
         "unit": circuit.unit,
+        "better": circuit.better,
         "output": circuit.output,
         "time_cells": circuit.time_cells,
         "made": circuit.made,
@@ -127,6 +128,7 @@ def read_json(path: Path) -> dict[str, Any]:
             "kept": kept,
             "metric": str(record["metric"]),
             "unit": str(record["unit"]),
+            "better": record.get("better"),  # circuits of before had none
             "output": str(record["output"]),
             "time_cells": None if cells is None else tuple((int(a), int(b)) for a, b in cells),
             "made": dict(record["made"]),

@@ -12,6 +12,7 @@ from tqdm.auto import tqdm
 from tstlens.arguments import checked
 from tstlens.data import TimeSeriesData
 from tstlens.errors import ArgumentError, SeriesShapeError
+from tstlens.metrics import name_of
 from tstlens.model import HookedTST
 from tstlens.saes.checks import check_at_least
 from tstlens.saes.graph.effects import Batch, Reference, edges, exact_edges, exact_nodes
@@ -156,10 +157,11 @@ def feature_graph(
         exact_edges=_joined([found for _, found in exact], edge_effects),
         latent_effects=tuple(latent_effects),
         value=value,
-        metric=getattr(metric, "name", getattr(metric, "__name__", type(metric).__name__)),
+        metric=name_of(metric),
         unit=getattr(metric, "unit", "value"),
         baseline=baseline if isinstance(baseline, str) else "series",
         made={"model": model.cfg.model_name, "steps": steps, "seed": seed, "n_series": len(series)},
+        better=getattr(metric, "better", None),
     )
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from tstlens.arguments import checked
 from tstlens.errors import ArgumentError
+from tstlens.metrics import Better
 from tstlens.results import Result
 from tstlens.stats import correlation, rank_correlation, sign_agreement
 
@@ -68,6 +69,7 @@ class FeatureGraph(Result):
         unit: its unit.
         baseline: what latents are compared with: "zero", "mean" or "series".
         made: how.
+        better: which direction of the metric is an improvement, if one is.
     """
 
     nodes: tuple[FeatureNode, ...]
@@ -82,6 +84,7 @@ class FeatureGraph(Result):
     unit: str
     baseline: str
     made: dict[str, Any] = field(default_factory=dict)
+    better: Better | None = None
 
     @property
     def hooks(self) -> tuple[str, ...]:
