@@ -23,6 +23,7 @@ import sys
 import types
 import typing
 from collections.abc import Callable, Iterable, Iterator, KeysView, Mapping, Sequence, ValuesView
+from contextlib import ExitStack
 from pathlib import PurePath
 from typing import Any, Literal, TypeVar, get_args, get_origin
 
@@ -60,6 +61,8 @@ _ARRAY_ERRORS: dict[str, type[InputError]] = {"bool": SeriesShapeError, "int": L
 def checked(function: Function) -> Function:
     """The function, with the types of its arguments checked at every call.
 
+    While it runs, no other thread runs a model that is among them, or hooks it.
+
     Args:
         function: annotated; not a class.
 
@@ -93,9 +96,21 @@ def checked(function: Function) -> Function:
         for name, value in kwargs.items():
             if name in known:
                 kwargs[name] = _read(name, *known[name], value)
-        return function(*read, **kwargs)
+        turns = {id(turn): turn for value in (*read, *kwargs.values()) if (turn := _turn_of(value))}
+        if not turns:
+            return function(*read, **kwargs)
+        with ExitStack() as stack:
+            # In one order, or two threads would wait for each other.
+            for _, turn in sorted(turns.items()):
+                stack.enter_context(turn)
+            return function(*read, **kwargs)
 
     return typing.cast(Function, call)
+
+
+def _turn_of(value: Any) -> Any:
+    """The turn of a model, see ``tstlens.model.turns``; None for anything else."""
+    return getattr(value, "__dict__", {}).get("_turn")
 
 
 def check_slice(index: slice, size: int, name: str) -> None:
