@@ -48,7 +48,7 @@ def hooked(model: Any) -> torch.Tensor:
 
 
 def edges(model: Any) -> torch.Tensor:
-    return torch.as_tensor(patching.edges(model, CLEAN, CORRUPTED, METRIC).values)
+    return torch.as_tensor(patching.edge_sweep(model, CLEAN, CORRUPTED, METRIC).values)
 
 
 WORK: dict[str, Any] = {
@@ -59,7 +59,7 @@ WORK: dict[str, Any] = {
     "attribution": lambda m: (
         patching.attribution(m, CLEAN, CORRUPTED, "z", ("layer", "head"), METRIC).values
     ),
-    "ablate": lambda m: patching.ablate(m, CLEAN, "z", ("layer", "head"), METRIC).values,
+    "ablate": lambda m: patching.ablate(m, CLEAN, "z", ("layer", "head"), metric=METRIC).values,
     "cache": cached,
     "hooks": hooked,
     "forward": lambda m: m(CLEAN),
@@ -178,7 +178,7 @@ def test_a_thread_waits_while_another_one_goes_on(monkeypatch):
     thread.join()
 
 
-def test_the_turn_is_given_back_after_an_error_and_taken_again_within():
+def test_the_turn_is_given_back_after_an_error_and_taken_again_within(no_shape_checks):
     model = build()
 
     def fail(x: torch.Tensor, hook: Any) -> None:

@@ -95,6 +95,16 @@ class HookedTST(
             point.__dict__["cfg_of_model"] = cfg  # where use_fused stands
         self.eval()
 
+    @property
+    def config(self) -> HookedTSTConfig:
+        """``cfg``, by the name that other libraries know."""
+        return self.cfg
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.parameters()).device
+
     @checked
     @torch.no_grad()
     def init_weights(self, seed: int = 0) -> None:

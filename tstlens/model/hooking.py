@@ -18,7 +18,7 @@ from transformer_lens import HookedRootModule
 from transformer_lens.hook_points import HookPoint
 from transformer_lens.utilities import Slice
 
-from tstlens.arguments import check_slice, checked, shown
+from tstlens.arguments import check_gradients, check_slice, checked, shown
 from tstlens.data.validate import usable_device
 from tstlens.errors import ArgumentError, HookError, UnknownHookError
 from tstlens.model.parts import one_of
@@ -169,7 +169,7 @@ class CheckedHooks(HookedRootModule):
     def add_hook(
         self,
         name: Any,
-        hook: Callable[..., Any],
+        hook: Any,
         dir: str = "fwd",
         is_permanent: bool = False,
         level: int | None = None,
@@ -179,6 +179,8 @@ class CheckedHooks(HookedRootModule):
 
         A predicate is asked about hook points that can fire as the model is set.
         """
+        if not callable(hook):
+            raise ArgumentError(f"expected hook as a function of (activation, hook), got {hook!r}")
         one_of("dir", dir, ("fwd", "bwd"))
         for point in self.require_live([name]):
             super().add_hook(point, hook, dir, is_permanent, level, prepend)
@@ -247,6 +249,8 @@ class CheckedHooks(HookedRootModule):
         """As TransformerLens', with names that would stay empty refused."""
         if names_filter is not None:
             names_filter = self._require_run(kwargs, names_filter)
+        if incl_bwd:
+            check_gradients("incl_bwd=True", self, *model_args)
         try:
             return super().run_with_cache(
                 *model_args,
@@ -264,6 +268,11 @@ class CheckedHooks(HookedRootModule):
                 raise ArgumentError(
                     "incl_bwd=True needs one number to differentiate, got an output of many; "
                     "give return_type='loss' and target="
+                ) from error
+            if incl_bwd and "does not require grad" in str(error):
+                raise ArgumentError(
+                    "incl_bwd=True needs gradients, and none are recorded here: leave "
+                    "torch.no_grad(), and let the series or the weights require them"
                 ) from error
             raise
 

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.nn.functional import log_softmax, softmax
 
 from tstlens.arguments import check_slice, checked
 from tstlens.errors import ArgumentError, LabelError, SeriesShapeError, SeriesValueError
@@ -64,7 +66,7 @@ def prob(target: Int[Tensor, " pair"]) -> Metric:
     Args:
         target: int [pair], indices of the model's logits.
     """
-    return _of_class("probability", "probability", target, lambda out: out.softmax(-1))
+    return _of_class("probability", "probability", target, softmax)
 
 
 @checked
@@ -74,7 +76,7 @@ def log_prob(target: Int[Tensor, " pair"]) -> Metric:
     Args:
         target: int [pair], indices of the model's logits.
     """
-    return _of_class("log-probability", "nats", target, lambda out: out.log_softmax(-1))
+    return _of_class("log-probability", "nats", target, log_softmax)
 
 
 @checked
@@ -84,7 +86,7 @@ def logit(target: Int[Tensor, " pair"]) -> Metric:
     Args:
         target: int [pair], indices of the model's logits.
     """
-    return _of_class("logit", "logit", target, lambda out: out)
+    return _of_class("logit", "logit", target, None)
 
 
 @checked
@@ -103,12 +105,9 @@ def logit_diff(target: Int[Tensor, " pair"], other: Int[Tensor, " pair"]) -> Met
             f"expected as many other classes as targets {list(target.shape)}, "
             f"got {list(other.shape)}"
         )
-    first, second = logit(target), logit(other)
-
-    def measure(output: Tensor, target: Tensor, other: Tensor) -> Tensor:
-        return first.measure(output, target) - second.measure(output, other)
-
-    return Metric("logit difference", "logit", measure, (target, other))
+    _check_classes(target)
+    _check_classes(other)
+    return Metric("logit difference", "logit", _logit_difference, (target, other))
 
 
 @checked
@@ -131,16 +130,7 @@ def mse(
     _check_reference(reference)
     steps = _as_slice(horizon, reference.shape[2], "horizon")
     channels = _as_slice(channel, reference.shape[1], "channel")
-
-    def measure(output: Tensor, reference: Tensor) -> Tensor:
-        if output.shape[-3:] != reference.shape:
-            raise SeriesShapeError(
-                f"expected forecasts like the reference {list(reference.shape)}, "
-                f"got {list(output.shape[-3:])}"
-            )
-        error = (output - reference.to(output)) ** 2
-        return error[..., channels, steps].flatten(-2).mean(-1)
-
+    measure = partial(_squared_error, part=(channels, steps))
     return Metric("mean squared error", "squared units", measure, (reference,))
 
 
@@ -195,26 +185,69 @@ def quantile_loss(
         raise ArgumentError(
             f"quantiles are taken from a normal or student_t distribution, got {distribution!r}"
         )
-    n_last = len(PARAMETERS[distribution]) if distribution else len(levels)
-    what = "parameters" if distribution else "quantiles"
-
-    def measure(output: Tensor, reference: Tensor) -> Tensor:
-        expected = (*reference.shape, n_last)
-        if output.shape[-4:] != expected:
-            raise SeriesShapeError(
-                f"expected {what} [pair, channel, horizon, {n_last}] = {list(expected)}, "
-                f"got {list(output.shape[-4:])}"
-            )
-        output = output[..., channels, steps, :]
-        quantiles = quantiles_of(distribution, output, levels) if distribution else output
-        error = reference[:, channels, steps, None].to(output) - quantiles
-        at = torch.tensor(levels).to(output)
-        loss = torch.maximum(at * error, (at - 1) * error)
-        loss = loss if level is None else loss[..., [levels.index(level)]]
-        return loss.flatten(-3).mean(-1)
-
+    measure = partial(
+        _pinball, part=(channels, steps), levels=levels, level=level, distribution=distribution
+    )
     name = "quantile loss" if level is None else f"quantile loss at level {level:g}"
     return Metric(name, "units", measure, (reference,))
+
+
+# Functions of the module rather than closures, so that metrics can be pickled.
+
+
+def _squared_error(output: Tensor, reference: Tensor, part: tuple[slice, slice]) -> Tensor:
+    if output.shape[-3:] != reference.shape:
+        raise SeriesShapeError(
+            f"expected forecasts like the reference {list(reference.shape)}, "
+            f"got {list(output.shape[-3:])}"
+        )
+    error = (output - reference.to(output)) ** 2
+    return error[(..., *part)].flatten(-2).mean(-1)
+
+
+def _pinball(
+    output: Tensor,
+    reference: Tensor,
+    part: tuple[slice, slice],
+    levels: tuple[float, ...],
+    level: float | None,
+    distribution: Distribution | None,
+) -> Tensor:
+    n_last = len(PARAMETERS[distribution]) if distribution else len(levels)
+    expected = (*reference.shape, n_last)
+    if output.shape[-4:] != expected:
+        what = "parameters" if distribution else "quantiles"
+        raise SeriesShapeError(
+            f"expected {what} [pair, channel, horizon, {n_last}] = {list(expected)}, "
+            f"got {list(output.shape[-4:])}"
+        )
+    output = output[(..., *part, slice(None))]
+    quantiles = quantiles_of(distribution, output, levels) if distribution else output
+    error = reference[(slice(None), *part, None)].to(output) - quantiles
+    at = torch.tensor(levels).to(output)
+    loss = torch.maximum(at * error, (at - 1) * error)
+    loss = loss if level is None else loss[..., [levels.index(level)]]
+    return loss.flatten(-3).mean(-1)
+
+
+def _logit_difference(output: Tensor, target: Tensor, other: Tensor) -> Tensor:
+    return _class_value(output, target) - _class_value(output, other)
+
+
+def _class_value(
+    output: Tensor, target: Tensor, transform: Callable[..., Tensor] | None = None
+) -> Tensor:
+    if output.ndim < 2 or output.shape[-2] != len(target):
+        raise SeriesShapeError(
+            f"expected logits of {len(target)} series, one per target, got {list(output.shape)}"
+        )
+    n_classes = output.shape[-1]
+    if len(target) and not 0 <= int(target.min()) <= int(target.max()) < n_classes:
+        bad = target[(target < 0) | (target >= n_classes)][0]
+        raise LabelError(f"expected targets in 0..{n_classes - 1}, got {int(bad)}")
+    index = target.to(output.device).long().expand(output.shape[:-1]).unsqueeze(-1)
+    values = output if transform is None else transform(output, dim=-1)
+    return values.gather(-1, index).squeeze(-1)
 
 
 def _check_reference(reference: Tensor) -> None:
@@ -238,23 +271,15 @@ def _as_slice(index: slice | int | None, size: int, axis: str) -> slice:
 
 
 def _of_class(
-    name: str, unit: str, target: Tensor, transform: Callable[[Tensor], Tensor]
+    name: str, unit: str, target: Tensor, transform: Callable[..., Tensor] | None
 ) -> Metric:
+    _check_classes(target)
+    measure = partial(_class_value, transform=transform)
+    return Metric(f"{name} of the target class", unit, measure, (target,))
+
+
+def _check_classes(target: Tensor) -> None:
     if target.ndim != 1 or target.is_floating_point() or target.dtype == torch.bool:
         raise LabelError(
             f"expected targets as integers [pair], got {target.dtype} {list(target.shape)}"
         )
-
-    def measure(output: Tensor, target: Tensor) -> Tensor:
-        if output.ndim < 2 or output.shape[-2] != len(target):
-            raise SeriesShapeError(
-                f"expected logits of {len(target)} series, one per target, got {list(output.shape)}"
-            )
-        n_classes = output.shape[-1]
-        if len(target) and not 0 <= int(target.min()) <= int(target.max()) < n_classes:
-            bad = target[(target < 0) | (target >= n_classes)][0]
-            raise LabelError(f"expected targets in 0..{n_classes - 1}, got {int(bad)}")
-        index = target.to(output.device).long().expand(output.shape[:-1]).unsqueeze(-1)
-        return transform(output).gather(-1, index).squeeze(-1)
-
-    return Metric(f"{name} of the target class", unit, measure, (target,))
