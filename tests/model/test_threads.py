@@ -185,7 +185,7 @@ def test_the_turn_is_given_back_after_an_error_and_taken_again_within(no_shape_c
         raise RuntimeError("inside a hook")
 
     def nested(x: torch.Tensor, hook: Any) -> None:
-        model.run_with_cache(CLEAN, names_filter="hook_embed")
+        model.run_with_cache(CLEAN, names_filter="hook_embed", stop_at_layer=1)
 
     for act in (
         lambda: model.run_with_hooks(CLEAN, fwd_hooks=[(NAME, fail)]),
