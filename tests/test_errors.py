@@ -35,9 +35,7 @@ def test_an_error_survives_a_round_trip_with_all_that_it_says(kind, copied):
     twin = copied(error)
     assert type(twin) is kind
     assert (str(twin), twin.args, vars(twin)) == (str(error), error.args, vars(error))
-    assert str(error).startswith(
-        ("hook_patern", "unknown")
-    )  # no quotes around it, as KeyErrors have
+    assert str(error).startswith(("hook_patern", "unknown"))  # no quotes
 
 
 def test_nothing_that_needs_gradients_starts_in_inference_mode():

@@ -196,7 +196,7 @@ def test_whole_numbers_of_any_kind_are_layers(layer, series, no_shape_checks):
     assert torch.equal(model(series, stop_at_layer=layer), model(series, stop_at_layer=1))
 
 
-def test_a_hook_goes_forward_or_backward():
+def test_a_hook_goes_forward_or_backward(no_shape_checks):
     with pytest.raises(ArgumentError, match="dir must be one of fwd, bwd, got 'forward'"):
         build().add_hook(HOOK, lambda x, hook: x, dir="forward")
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from contextlib import contextmanager
 from functools import partial
 from numbers import Integral
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor
 from transformer_lens import HookedRootModule
@@ -170,7 +170,7 @@ class CheckedHooks(HookedRootModule):
         self,
         name: Any,
         hook: Any,
-        dir: str = "fwd",
+        dir: Literal["fwd", "bwd"] = "fwd",
         is_permanent: bool = False,
         level: int | None = None,
         prepend: bool = False,
@@ -204,11 +204,12 @@ class CheckedHooks(HookedRootModule):
         Other threads cannot run the model meanwhile; see :mod:`tstlens.model.turns`.
         """
         with self._turn.held():
-            forward, backward = (
+            forward, backward = (  # by name, so that predicates reach live points only
                 [(point, hook) for name, hook in pairs for point in self.require_live([name])]
                 for pairs in (_pairs(fwd_hooks), _pairs(bwd_hooks))
             )
-            with super().hooks(forward, backward, reset_hooks_end, clear_contexts):
+            added: Any = (forward, backward)
+            with super().hooks(*added, reset_hooks_end, clear_contexts):
                 yield self
 
     @checked
@@ -411,7 +412,8 @@ def _positions(pos_slice: Any) -> Slice:
             "expected pos_slice as a position, a slice of step 1 or more, positions (integers, "
             f"one at least) or None, got {shown(pos_slice)}"
         )
-    return Slice(pos_slice if ends else [int(entry) for entry in entries])
+    selected: Any = pos_slice if ends else [int(entry) for entry in entries]
+    return Slice(selected)
 
 
 def _pairs(hooks: Any) -> list[tuple[Any, Callable[..., Any]]]:
