@@ -23,6 +23,7 @@ import sys
 import types
 import typing
 from collections.abc import Callable, Iterable, Iterator, KeysView, Mapping, Sequence, ValuesView
+from contextlib import ExitStack
 from pathlib import PurePath
 from typing import Any, Literal, TypeVar, get_args, get_origin
 
@@ -60,6 +61,8 @@ _ARRAY_ERRORS: dict[str, type[InputError]] = {"bool": SeriesShapeError, "int": L
 def checked(function: Function) -> Function:
     """The function, with the types of its arguments checked at every call.
 
+    While it runs, no other thread runs a model that is among them, or hooks it.
+
     Args:
         function: annotated; not a class.
 
@@ -93,9 +96,55 @@ def checked(function: Function) -> Function:
         for name, value in kwargs.items():
             if name in known:
                 kwargs[name] = _read(name, *known[name], value)
-        return function(*read, **kwargs)
+        turns = {id(turn): turn for value in (*read, *kwargs.values()) if (turn := _turn_of(value))}
+        if not turns:
+            return function(*read, **kwargs)
+        with ExitStack() as stack:
+            # In one order, or two threads would wait for each other.
+            for _, turn in sorted(turns.items()):
+                stack.enter_context(turn)
+            return function(*read, **kwargs)
 
     return typing.cast(Function, call)
+
+
+def needs_gradients(function: Function) -> Function:
+    """The function, refusing at once where torch records no gradients for its arguments."""
+
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        check_gradients(function.__name__, *args, *kwargs.values())
+        return function(*args, **kwargs)
+
+    return typing.cast(Function, call)
+
+
+def check_gradients(what: str, *given: Any) -> None:
+    """Raise :class:`ArgumentError` in ``torch.inference_mode()``, or for what was made in it.
+
+    Args:
+        what: needs gradients.
+        given: tensors, modules, or records of tensors; anything else is passed over.
+    """
+    advice = "leave it, or take torch.no_grad(), which can be switched off for a while"
+    if torch.is_inference_mode_enabled():
+        raise ArgumentError(
+            f"{what} needs gradients, and torch.inference_mode() rules them out; {advice}"
+        )
+    for value in given:
+        parts = value.parameters() if isinstance(value, torch.nn.Module) else [value]
+        parts = [*parts, *getattr(value, "__dict__", {}).values()]
+        if any(isinstance(part, Tensor) and part.is_inference() for part in parts):
+            raise ArgumentError(
+                f"{what} needs gradients, and a {type(value).__name__} among its arguments was "
+                "made under torch.inference_mode(), which rules them out; make it outside, or "
+                "under torch.no_grad()"
+            )
+
+
+def _turn_of(value: Any) -> Any:
+    """The turn of a model, see ``tstlens.model.turns``; None for anything else."""
+    return getattr(value, "__dict__", {}).get("_turn")
 
 
 def check_slice(index: slice, size: int, name: str) -> None:

@@ -14,9 +14,9 @@
     │   ├── UnknownFamilyError
     │   ├── UnknownSiteError
     │   ├── UnknownAxisError
-    │   ├── UnknownHookError
+    │   ├── UnknownHookError (KeyError)
     │   └── UnknownActivationError (KeyError)
-    ├── HookError                           a hook that exists but cannot fire as things are set
+    ├── HookError (AssertionError)          a hook that exists but cannot fire as things are set
     ├── NonlinearResidualError              a method that needs a residual stream that adds up
     ├── ConversionError
     │   ├── UnsupportedSourceError          a known source with an option that is not covered
@@ -35,6 +35,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import Any
 
 
 class TstlensError(Exception):
@@ -95,6 +96,13 @@ class UnknownNameError(TstlensError, LookupError):
             message += f". {advice}"
         super().__init__(message)
 
+    def __str__(self) -> str:
+        return str(self.args[0])  # a KeyError would quote it
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # The default would call __init__ with the message as the name.
+        return type(self).__new__, (type(self), *self.args), vars(self)
+
 
 class UnknownDatasetError(UnknownNameError):
     """No data set of this name is in aeon's wheel or its archives."""
@@ -126,8 +134,8 @@ class UnknownAxisError(UnknownNameError):
     kind = "axis"
 
 
-class UnknownHookError(UnknownNameError):
-    """The model has no hook point of this name."""
+class UnknownHookError(UnknownNameError, KeyError):
+    """The model has no hook point of this name; TransformerLens raises a KeyError."""
 
     kind = "hook"
     most, only_closest = 5, True
@@ -139,11 +147,8 @@ class UnknownActivationError(UnknownNameError, KeyError):
     kind = "activation"
     most, only_closest = 5, True
 
-    def __str__(self) -> str:
-        return str(self.args[0])
 
-
-class HookError(TstlensError):
+class HookError(TstlensError, AssertionError):
     """The hook point exists but cannot fire as the model is set or called."""
 
 

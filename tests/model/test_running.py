@@ -66,7 +66,8 @@ def test_flags_add_their_names_and_nothing_else(make_model, series):
 
 def test_each_front_end_fires_its_own_hooks(make_model, series, front_end):
     model = make_model(front_end)
-    _, cache = model.run_with_cache(series, names_filter=lambda name: name.startswith("embed"))
+    embeds = [name for name in model.hook_dict if name.startswith("embed")]
+    _, cache = model.run_with_cache(series, names_filter=embeds)
     shapes = {name: tuple(value.shape) for name, value in cache.items()}
     assert (
         shapes

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import math
+import pickle
 
 import numpy as np
 import pytest
@@ -104,3 +106,32 @@ def test_what_metrics_refuse() -> None:
         patching.quantile_loss(torch.zeros(1, 1, 4), (0.1,), distribution="negative_binomial")
     with pytest.raises(SeriesShapeError, match="expected forecasts like the reference"):
         patching.mse(torch.zeros(1, 1, 4))(torch.zeros(1, 1, 5))
+
+
+LABELS, REFERENCE = torch.tensor([0, 2]), torch.randn(2, 3, 4)
+MADE = {
+    "prob": (patching.prob(LABELS), (5, 2, 3)),
+    "log_prob": (patching.log_prob(LABELS), (5, 2, 3)),
+    "logit": (patching.logit(LABELS), (5, 2, 3)),
+    "logit_diff": (patching.logit_diff(LABELS, LABELS - LABELS + 1), (5, 2, 3)),
+    "mse": (patching.mse(REFERENCE, horizon=slice(1, 3), channel=-1), (5, 2, 3, 4)),
+    "quantile_loss": (
+        patching.quantile_loss(REFERENCE, (0.1, 0.9), horizon=2, level=0.9),
+        (5, 2, 3, 4, 2),
+    ),
+    "quantile_loss of a distribution": (
+        patching.quantile_loss(REFERENCE, (0.1, 0.9), distribution="normal"),
+        (5, 2, 3, 4, 2),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", list(MADE))
+def test_a_metric_survives_a_round_trip(name):
+    metric, shape = MADE[name]
+    output = torch.rand(shape, generator=torch.Generator().manual_seed(0)) + 0.1
+    for twin in (pickle.loads(pickle.dumps(metric)), copy.deepcopy(metric)):
+        assert torch.equal(twin(output), metric(output))
+        some, of_some = twin.of_pairs(slice(1, 2)), metric.of_pairs(slice(1, 2))
+        assert torch.equal(some(output[:, 1:]), of_some(output[:, 1:]))
+        assert (twin.name, twin.unit, twin.n_pairs) == (metric.name, metric.unit, 2)

@@ -6,9 +6,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import torch
 from torch import Tensor
 
-from tstlens.arguments import checked
+from tstlens.arguments import checked, needs_gradients
 from tstlens.codebooks.codebook import Codebook
 from tstlens.codebooks.config import CodebookConfig, GradientMode, Similarity
 from tstlens.codebooks.fitting_run import FitRun, Settings
@@ -47,6 +48,8 @@ class FittedCodebooks(dict[str, Codebook]):
 
 
 @checked
+@needs_gradients
+@torch.enable_grad()
 def fit(
     model: HookedTST,
     data: TimeSeriesData,

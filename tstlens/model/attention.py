@@ -11,7 +11,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformer_lens.hook_points import HookPoint
 
 from tstlens.model.config import HookedTSTConfig
-from tstlens.model.norms import listened_to
+from tstlens.model.norms import watched
 from tstlens.model.positions import rotate
 from tstlens.model.state import TrunkState, causal_mask
 from tstlens.shapes import PerHead, Residual
@@ -88,12 +88,12 @@ class Attention(nn.Module):
         return projected.view(x.shape[0], x.shape[1], *bias.shape)
 
     def mix(self, q: PerHead, k: _KeysPerHead, v: _KeysPerHead, state: TrunkState) -> PerHead:
-        """Each position's weighted mean of values; fused unless scores or pattern are hooked."""
+        """Each position's weighted mean of values; fused unless scores or pattern are watched."""
         q, k = self.place(q, state), self.place(k, state, keys=True)
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # [row, head, pos, d]
         visible = self._visible(q.shape[2], state, q.device)
         bias = self._score_bias(state)
-        if state.handed_on is None and not listened_to(self.hook_attn_scores, self.hook_pattern):
+        if state.handed_on is None and not watched(self.hook_attn_scores, self.hook_pattern):
             if bias is not None:
                 visible = bias if visible is None else bias.masked_fill(~visible, float("-inf"))
             z = scaled_dot_product_attention(q, k, v, attn_mask=visible, scale=1 / self.scale)
@@ -192,7 +192,7 @@ class ChannelAttention(Attention):
             observed = state.pos_mask.unflatten(0, (-1, n_channels)).transpose(1, 2)
             observed = observed | ~observed.any(-1, keepdim=True)  # nobody reads such a position
             visible = observed[:, :, None, None]
-        if listened_to(self.hook_attn_scores, self.hook_pattern):
+        if watched(self.hook_attn_scores, self.hook_pattern):
             scores = q @ k.transpose(-1, -2) / self.scale
             if visible is not None:
                 scores = scores.masked_fill(~visible, float("-inf"))

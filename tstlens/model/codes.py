@@ -180,13 +180,14 @@ class CodedModel(SplicedDictionaries):
                 "expected codebooks as one, several, or a dict by hook name, got "
                 f"{type(codebooks).__name__}"
             )
-        before = dict(self._spliced)
-        try:
-            for name, book in given:
-                self.add_codebook(book, name, use_error_term=use_error_term, bypass=bypass)
-            yield self
-        finally:
-            self._restore(before)
+        with self._turn.held():
+            before = dict(self._spliced)
+            try:
+                for name, book in given:
+                    self.add_codebook(book, name, use_error_term=use_error_term, bypass=bypass)
+                yield self
+            finally:
+                self._restore(before)
 
     @checked
     def run_with_codebooks(
@@ -212,16 +213,17 @@ class CodedModel(SplicedDictionaries):
             Hook point -> :class:`~tstlens.model.splice.Watched`, renewed by every run: the
             codebook's ``snap`` and the mask ``keep`` of the activations that count.
         """
-        splices = self._code_splices().values()
-        before = [(splice, splice.watched) for splice in splices]
-        seen: dict[str, Watched] = {}
-        try:
-            for splice in splices:
-                splice.watched = seen
-            yield seen
-        finally:
-            for splice, watched in before:
-                splice.watched = watched
+        with self._turn.held():
+            splices = self._code_splices().values()
+            before = [(splice, splice.watched) for splice in splices]
+            seen: dict[str, Watched] = {}
+            try:
+                for splice in splices:
+                    splice.watched = seen
+                yield seen
+            finally:
+                for splice, watched in before:
+                    splice.watched = watched
 
     @checked
     @torch.no_grad()

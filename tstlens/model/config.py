@@ -86,6 +86,9 @@ class HookedTSTConfig:
         use_split_qkv_input: fire ``hook_q_input``, ``hook_k_input``, ``hook_v_input``.
         use_hook_mlp_in: fire ``hook_mlp_in``.
         use_attn_mlp_sum: fire ``hook_attn_mlp_sum`` (pre-norm models).
+        use_fused: attention and norms run fused while nobody watches them, which is faster and
+            rounds differently (about 1e-6 in float32). False computes every point in every run, so
+            that watched and unwatched runs agree bit for bit.
 
     Raises:
         ArgumentError: a value is not possible, naming it.
@@ -132,6 +135,7 @@ class HookedTSTConfig:
     use_split_qkv_input: bool = False
     use_hook_mlp_in: bool = False
     use_attn_mlp_sum: bool = False
+    use_fused: bool = True
     attn_only: bool = field(default=False, init=False)
     n_key_value_heads: None = field(default=None, init=False)
     device: str | torch.device = field(default="cpu", init=False)

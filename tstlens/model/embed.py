@@ -18,7 +18,7 @@ from transformer_lens.hook_points import HookPoint
 from tstlens.errors import ArgumentError, SeriesShapeError, SeriesValueError
 from tstlens.model.config import HookedTSTConfig
 from tstlens.model.mlp import ACTIVATIONS
-from tstlens.model.norms import listened_to
+from tstlens.model.norms import watched
 from tstlens.model.parts import (
     ConvStemConfig,
     CustomConfig,
@@ -116,7 +116,7 @@ class LinearPatches(nn.Module):
                 "of one length together, without a mask"
             )
         patches = self._cut(series if mask is None else series * mask[:, None])
-        if listened_to(self.hook_patches):
+        if watched(self.hook_patches):
             patches = self.hook_patches(patches.clone())  # patches may overlap, and are views
         pos_mask = None if mask is None else self._cut(mask[:, None])[:, 0].any(-1)
         if self.cfg.channel_independent:

@@ -15,18 +15,21 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from operator import index
 from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor, nn
 from transformer_lens.hook_points import HookPoint
 
+from tstlens.arguments import shown
 from tstlens.errors import ArgumentError
 from tstlens.model.block import make_block
 from tstlens.model.config import HookedTSTConfig
-from tstlens.model.norms import listened_to, make_norm
+from tstlens.model.norms import make_norm, watched
 from tstlens.model.positions import RelativeBias
 from tstlens.model.state import TrunkState
+from tstlens.model.turns import in_turn
 from tstlens.shapes import Residual
 
 _CROSSING = ("encoder_final_ln", "hook_encoded", "hook_decoder_embed", "hook_decoder_position_bias")
@@ -126,6 +129,7 @@ class Trunk(nn.Module):
         after = part in ("decoder", "decoder_final_ln", "head", "hook_decoder_embed")
         return None if after and ".cross_attn.hook_v" not in hook_name else state.pos_mask
 
+    @in_turn
     def run_layers(
         self, residual: Residual, state: TrunkState, start: int, stop: int
     ) -> tuple[_Left, TrunkState]:
@@ -168,10 +172,11 @@ class Trunk(nn.Module):
         state = self.decoder_state(state, self.hook_encoded(residual))
         self._tell_padding(state)
         embedded: Any = state.decoder_embedded
-        if listened_to(self.hook_decoder_embed):
+        if watched(self.hook_decoder_embed):
             embedded = self.hook_decoder_embed(embedded.clone())  # rows may share memory
         return embedded, state
 
+    @in_turn
     def decoder_state(self, state: TrunkState, encoded: Tensor) -> TrunkState:
         """The state of a run inside the decoder.
 
@@ -182,7 +187,7 @@ class Trunk(nn.Module):
         bias = None
         if self.cfg.position_buckets is not None and state.decoder_embedded is not None:
             bias = self.decoder_position_bias(state.decoder_embedded.shape[1])
-            if listened_to(self.hook_decoder_position_bias):
+            if watched(self.hook_decoder_position_bias):
                 rows = bias.expand(len(encoded), -1, -1, -1).clone()
                 bias = self.hook_decoder_position_bias(rows)
         return replace(
@@ -196,17 +201,31 @@ class Trunk(nn.Module):
 
     def _layer_range(self, start: int | None, stop: int | None) -> tuple[int, int]:
         n_layers = self.cfg.n_layers
-        for name, layer in (("start_at_layer", start), ("stop_at_layer", stop)):
-            whole = hasattr(layer, "__index__")
-            if layer is not None and not (whole and -n_layers <= layer <= n_layers):
-                raise ArgumentError(f"{name} must lie in {-n_layers}..{n_layers}, got {layer!r}")
-        first = 0 if start is None else (start + n_layers if start < 0 else start)
-        last = n_layers if stop is None else (stop + n_layers if stop < 0 else stop)
+        first, last = (
+            otherwise if layer is None else _layer(name, layer, n_layers)
+            for name, layer, otherwise in (
+                ("start_at_layer", start, 0),
+                ("stop_at_layer", stop, n_layers),
+            )
+        )
         if first > last:
             raise ArgumentError(
                 f"start_at_layer={start} lies after stop_at_layer={stop}: no layer would run"
             )
         return first, last
+
+
+def _layer(name: str, layer: Any, n_layers: int) -> int:
+    """A layer's number, counted from the first one."""
+    try:
+        # True has an index too, and so has a bool tensor.
+        truth = "bool" in str(getattr(layer, "dtype", type(layer)))
+        found = n_layers + 1 if truth else index(layer)
+    except TypeError:
+        found = n_layers + 1
+    if not -n_layers <= found <= n_layers:
+        raise ArgumentError(f"{name} must lie in {-n_layers}..{n_layers}, got {shown(layer)}")
+    return found + n_layers if found < 0 else found
 
 
 def _relative_bias(cfg: HookedTSTConfig, causal: bool) -> RelativeBias:

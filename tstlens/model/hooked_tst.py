@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
@@ -22,12 +23,13 @@ from tstlens.model.embed import Positions, make_embed
 from tstlens.model.encoder_decoder import Trunk
 from tstlens.model.heads import make_head
 from tstlens.model.losses import HasLoss
-from tstlens.model.norms import listened_to
+from tstlens.model.norms import watched
 from tstlens.model.parts import CustomConfig, LinearPatchesConfig
 from tstlens.model.saving import SavedModel
 from tstlens.model.splice_saes import SplicedSAEs
 from tstlens.model.state import TrunkState
 from tstlens.model.steering import SteeredModel
+from tstlens.model.turns import in_turn
 from tstlens.model.weights import StackedWeights
 from tstlens.shapes import Mask, Residual, Series
 
@@ -89,7 +91,19 @@ class HookedTST(
         self.head = make_head(cfg, head)
         self.init_weights(cfg.seed)
         self.setup()
+        for point in self.hook_points():
+            point.__dict__["cfg_of_model"] = cfg  # where use_fused stands
         self.eval()
+
+    @property
+    def config(self) -> HookedTSTConfig:
+        """``cfg``, by the name that other libraries know."""
+        return self.cfg
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.parameters()).device
 
     @checked
     @torch.no_grad()
@@ -119,6 +133,7 @@ class HookedTST(
                 draw = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
                 parameter.copy_(draw / fan_in**0.5)
 
+    @in_turn
     def forward(
         self,
         series: Series | Residual,
@@ -130,6 +145,7 @@ class HookedTST(
         start_at_layer: int | None = None,
         stop_at_layer: int | None = None,
         state: TrunkState | None = None,
+        **others: Any,
     ) -> Any:
         """Run the model.
 
@@ -145,12 +161,25 @@ class HookedTST(
             start_at_layer: first layer to run; negative counts from the end.
             stop_at_layer: layer to stop before, returning the residual stream that enters it.
             state: what :meth:`embed_series` returned with the residual, for ``start_at_layer``.
+            others: refused, with what to give instead.
 
         Raises:
+            ArgumentError: an argument that is unknown, or does not go with another one.
             SeriesShapeError: axes, channels or length are not the model's.
             SeriesValueError: NaN, infinity, an integer series, or a dtype that is not the model's.
             LabelError: a target outside the classes.
         """
+        if others:
+            raise ArgumentError(f"the model takes no {next(iter(others))}=; {_instead(others)}")
+        if return_type not in ("logits", "loss", "both", None):
+            raise ArgumentError(
+                f"return_type must be 'logits', 'loss', 'both' or None, got {return_type!r}"
+            )
+        if return_type in ("loss", "both") and stop_at_layer is not None:
+            raise ArgumentError(
+                f"stop_at_layer={stop_at_layer} returns the residual stream, which has no loss; "
+                f"leave out return_type={return_type!r} or stop_at_layer"
+            )
         start, stop = self._layer_range(start_at_layer, stop_at_layer)
         if state is not None and (start_at_layer is None or not isinstance(state, TrunkState)):
             raise ArgumentError(
@@ -183,12 +212,9 @@ class HookedTST(
         loss = self.loss(output, target)
         if return_type == "loss":
             return loss
-        if return_type == "both":
-            return output, loss
-        raise ArgumentError(
-            f"return_type must be 'logits', 'loss', 'both' or None, got {return_type!r}"
-        )
+        return output, loss
 
+    @in_turn
     def embed_series(
         self, series: Series, mask: Mask | None = None, covariates: Any = None
     ) -> tuple[Residual, TrunkState]:
@@ -198,7 +224,7 @@ class HookedTST(
         """
         series = self.with_covariates(series, covariates)
         self.check_series(series, mask)
-        if listened_to(self.hook_series):
+        if watched(self.hook_series):
             series = self.hook_series(series.clone())  # hooks may edit in place
         embedded, state = self.embed(series, mask)
         self._check_dtype(embedded, "embeddings")
@@ -210,13 +236,13 @@ class HookedTST(
         if self.cfg.positions == "none":
             return self.enter(embedded), state
         positions = self.pos_embed(embedded.shape[1])
-        if listened_to(self.hook_pos_embed):
+        if watched(self.hook_pos_embed):
             positions = self.hook_pos_embed(positions.expand(len(embedded), -1, -1).clone())
         return self.enter(embedded + positions), state
 
     def _biased(self, state: TrunkState, embedded: Residual) -> TrunkState:
         bias = self.position_bias(embedded.shape[1])
-        if listened_to(self.hook_position_bias):
+        if watched(self.hook_position_bias):
             bias = self.hook_position_bias(bias.expand(len(embedded), -1, -1, -1).clone())
         return dataclasses.replace(state, score_bias=bias)
 
@@ -243,6 +269,7 @@ class HookedTST(
             )
         return activation.unflatten(0, (-1, n_rows))
 
+    @in_turn
     def unembed(self, residual: Residual, state: TrunkState | None = None) -> Tensor:
         """The model's output from what leaves the last block: final norm, pooling, linear map."""
         if not isinstance(residual, Tensor) or not isinstance(state, TrunkState | None):
@@ -293,6 +320,7 @@ class HookedTST(
                 f"{row}: its observed samples fall between the positions, or in what is dropped"
             )
 
+    @checked
     def run_with_cache(
         self, *model_args: Any, return_cache_object: bool = True, **kwargs: Any
     ) -> tuple[Any, Any]:
@@ -302,7 +330,7 @@ class HookedTST(
         ``incl_bwd``, ``pos_slice``; and those of :meth:`forward`.
         """
         remove_batch_dim = kwargs.get("remove_batch_dim", False)
-        if remove_batch_dim:
+        if remove_batch_dim is True:
             self._check_one_row(model_args[0] if model_args else kwargs.get("series"), kwargs)
         out, cache = super().run_with_cache(*model_args, **kwargs)
         if return_cache_object:
@@ -311,6 +339,8 @@ class HookedTST(
 
     def _check_one_row(self, given: Any, kwargs: dict[str, Any]) -> None:
         per_channel = self.cfg.channel_independent and kwargs.get("start_at_layer") is None
+        if not isinstance(given, Tensor) or not given.ndim:
+            return  # the run says what it takes
         rows = len(given) * (self.cfg.rows_per_series if per_channel else 1)
         if rows != 1:
             raise ArgumentError(
@@ -398,3 +428,21 @@ class HookedTST(
             self.cfg.device, self.cfg.dtype = first.device, first.dtype
         self._follow_dictionaries()
         return self
+
+
+# What users of other transformers reach for, and what says the same here.
+_INSTEAD = {
+    "attention_mask": "padding is told by mask=: bool [batch, time], True where a sample was "
+    "observed",
+    "past_values": "the series is the first argument, [batch, channel, time]",
+    "past_observed_mask": "mask= is bool [batch, time], True where a sample was observed",
+    "labels": "targets are target=, with return_type='loss'",
+    "inputs_embeds": "start_at_layer=0 takes the residual stream as the first argument",
+    "output_hidden_states": "model.run_with_cache(series) gives every activation",
+    "output_attentions": "model.run_with_cache(series) gives every activation",
+}
+
+
+def _instead(others: Mapping[str, Any]) -> str:
+    takes = [name for name in inspect.signature(HookedTST.forward).parameters if name != "self"]
+    return _INSTEAD.get(next(iter(others)), f"it takes {', '.join(takes[:-1])}")

@@ -6,19 +6,23 @@ fire. Here the first names the closest hook point and the second says why it can
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from numbers import Integral
+from typing import Any, Literal
 
 from torch import Tensor
 from transformer_lens import HookedRootModule
 from transformer_lens.hook_points import HookPoint
 from transformer_lens.utilities import Slice
 
-from tstlens.arguments import checked
+from tstlens.arguments import check_gradients, check_slice, checked, shown
 from tstlens.data.validate import usable_device
 from tstlens.errors import ArgumentError, HookError, UnknownHookError
+from tstlens.model.parts import one_of
+from tstlens.model.turns import Turn
 
 _NEEDS_FLAG = {
     "attn.hook_result": "use_attn_result",
@@ -36,6 +40,26 @@ class CheckedHooks(HookedRootModule):
     cfg: Any
     layer_of: Callable[[str], int | None]
     crosses: Callable[[str], bool]
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self._turn = Turn()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        with self._turn:  # or another thread's hooks would be copied, for good
+            copied = memo[id(self)] = type(self).__new__(type(self))
+            copied.__dict__.update(copy.deepcopy(self.__dict__, memo))
+        return copied
+
+    @checked
+    def set_use_fused(self, use_fused: bool) -> None:
+        """False computes every hook point in every run, watched or not.
+
+        Unwatched attention and norms otherwise run through fused kernels, whose rounding differs
+        (about 1e-6 in float32): with False ``model(x)`` and ``model.run_with_cache(x)[0]`` agree
+        bit for bit. It is slower.
+        """
+        self.cfg.use_fused = use_fused
 
     @checked
     def set_use_attn_result(self, use_attn_result: bool) -> None:
@@ -98,75 +122,162 @@ class CheckedHooks(HookedRootModule):
         return None
 
     def require_live(
-        self, names: Iterable[Any], start: int | None = None, stop: int | None = None
-    ) -> None:
-        """Raise :class:`HookError` unless every named hook point fires in such a run.
+        self, names: Any, start: int | None = None, stop: int | None = None
+    ) -> list[str]:
+        """The hook points that were asked for, all of which can fire; in such a run, if one is.
 
         Args:
-            names: hook names; predicates are let through.
+            names: a name, a predicate of names, several of these, or None for all that can fire.
             start: the layer that the run starts at; None starts with the series.
             stop: the layer that the run stops before; None runs through the head.
-        """
-        if isinstance(names, str):
-            names = (names,)
-        for name in names:
-            if not isinstance(name, str):
-                if not callable(name):
-                    raise UnknownHookError(name, (), "A hook goes by its name, or a predicate")
-                continue
-            reason = self.why_silent(name) or self._outside(name, start, stop)
-            if reason:
-                raise HookError(f"{reason}; as things are the hook would never fire")
 
-    def add_hook(self, name: Any, *args: Any, **kwargs: Any) -> None:
-        """As TransformerLens', with unknown and silent hook points refused."""
-        hook = kwargs.get("hook", args[0] if args else None)
+        Raises:
+            UnknownHookError: no such hook point, or none that a predicate accepts.
+            HookError: a named hook point, or all that a predicate accepts, would never fire.
+        """
+        if names is None:
+            return [name for name in self.hook_dict if self.why_silent(name) is None]
+        if not isinstance(names, str) and not callable(names):
+            if not isinstance(names, Iterable):
+                raise ArgumentError(
+                    "expected names_filter as a hook name, a list of them, a predicate or None, "
+                    f"got {shown(names)}"
+                )
+            return [point for name in names for point in self._live(name, start, stop)]
+        return self._live(names, start, stop)
+
+    def _live(self, name: Any, start: int | None, stop: int | None) -> list[str]:
+        accepted = [name]
+        if not isinstance(name, str):
+            if not callable(name):
+                raise UnknownHookError(name, (), "A hook goes by its name, or a predicate")
+            accepted = [point for point in self.hook_dict if name(point)]
+            if not accepted:
+                raise UnknownHookError(
+                    getattr(name, "__name__", type(name).__name__),
+                    (),
+                    f"This predicate accepts none of the {len(self.hook_dict)} hook points, "
+                    f"{next(iter(self.hook_dict))!r} and so on; model.hook_dict lists them all",
+                )
+        silent = {point: self.why_silent(point) for point in accepted}
+        reasons = {point: why or self._outside(point, start, stop) for point, why in silent.items()}
+        if all(reasons.values()):
+            raise HookError(f"{reasons[accepted[0]]}; as things are the hook would never fire")
+        return [point for point, why in silent.items() if why is None]
+
+    @checked
+    def add_hook(
+        self,
+        name: Any,
+        hook: Any,
+        dir: Literal["fwd", "bwd"] = "fwd",
+        is_permanent: bool = False,
+        level: int | None = None,
+        prepend: bool = False,
+    ) -> None:
+        """As TransformerLens', with unknown and silent hook points refused.
+
+        A predicate is asked about hook points that can fire as the model is set.
+        """
         if not callable(hook):
             raise ArgumentError(f"expected hook as a function of (activation, hook), got {hook!r}")
-        self.require_live([name])
-        super().add_hook(name, *args, **kwargs)
+        one_of("dir", dir, ("fwd", "bwd"))
+        for point in self.require_live([name]):
+            super().add_hook(point, hook, dir, is_permanent, level, prepend)
 
+    @checked
+    def reset_hooks(self, *args: Any, **kwargs: Any) -> None:
+        """As TransformerLens'; waits for other threads' runs, whose hooks these may be."""
+        super().reset_hooks(*args, **kwargs)
+
+    @checked
     @contextmanager
     def hooks(  # type: ignore[override]
         self,
-        fwd_hooks: Iterable[tuple[Any, Callable[..., Any]]] = (),
-        bwd_hooks: Iterable[tuple[Any, Callable[..., Any]]] = (),
+        fwd_hooks: Any = (),
+        bwd_hooks: Any = (),
         reset_hooks_end: bool = True,
         clear_contexts: bool = False,
     ) -> Any:
-        """As TransformerLens', with unknown and silent hook points refused before any is added."""
-        forward, backward = _pairs(fwd_hooks), _pairs(bwd_hooks)
-        self.require_live([name for name, _ in (*forward, *backward)])
-        with super().hooks(forward, backward, reset_hooks_end, clear_contexts):
-            yield self
+        """As TransformerLens', with unknown and silent hook points refused before any is added.
 
-    def run_with_hooks(self, *model_args: Any, **kwargs: Any) -> Any:
+        Other threads cannot run the model meanwhile; see :mod:`tstlens.model.turns`.
+        """
+        with self._turn.held():
+            forward, backward = (  # by name, so that predicates reach live points only
+                [(point, hook) for name, hook in pairs for point in self.require_live([name])]
+                for pairs in (_pairs(fwd_hooks), _pairs(bwd_hooks))
+            )
+            added: Any = (forward, backward)
+            with super().hooks(*added, reset_hooks_end, clear_contexts):
+                yield self
+
+    @checked
+    def run_with_hooks(
+        self,
+        *model_args: Any,
+        fwd_hooks: Any = (),
+        bwd_hooks: Any = (),
+        reset_hooks_end: bool = True,
+        clear_contexts: bool = False,
+        **kwargs: Any,
+    ) -> Any:
         """As TransformerLens', with hooks in layers that do not run refused too."""
-        given = {key: _pairs(kwargs[key]) for key in ("fwd_hooks", "bwd_hooks") if key in kwargs}
-        kwargs |= given
-        self._require_run(kwargs, [name for pairs in given.values() for name, _ in pairs])
-        return super().run_with_hooks(*model_args, **kwargs)
+        forward, backward = _pairs(fwd_hooks), _pairs(bwd_hooks)
+        self._require_run(kwargs, [name for name, _ in (*forward, *backward)])
+        return super().run_with_hooks(
+            *model_args,
+            fwd_hooks=forward,
+            bwd_hooks=backward,
+            reset_hooks_end=reset_hooks_end,
+            clear_contexts=clear_contexts,
+            **kwargs,
+        )
 
-    def run_with_cache(self, *model_args: Any, names_filter: Any = None, **kwargs: Any) -> Any:
+    @checked
+    def run_with_cache(
+        self,
+        *model_args: Any,
+        names_filter: Any = None,
+        device: Any = None,
+        remove_batch_dim: bool = False,
+        incl_bwd: bool = False,
+        reset_hooks_end: bool = True,
+        clear_contexts: bool = False,
+        pos_slice: Any = None,
+        **kwargs: Any,
+    ) -> Any:
         """As TransformerLens', with names that would stay empty refused."""
-        self._require_run(kwargs, _named(names_filter))
-        pos_slice = kwargs.get("pos_slice")
+        if names_filter is not None:
+            names_filter = self._require_run(kwargs, names_filter)
+        if incl_bwd:
+            check_gradients("incl_bwd=True", self, *model_args)
         try:
-            Slice.unwrap(pos_slice)
-        except ValueError as error:
-            raise ArgumentError(
-                f"expected pos_slice as a position, a slice, positions or None, got {pos_slice!r}"
-            ) from error
-        try:
-            return super().run_with_cache(*model_args, names_filter=names_filter, **kwargs)
+            return super().run_with_cache(
+                *model_args,
+                names_filter=names_filter,
+                device=device,
+                remove_batch_dim=remove_batch_dim,
+                incl_bwd=incl_bwd,
+                reset_hooks_end=reset_hooks_end,
+                clear_contexts=clear_contexts,
+                pos_slice=_positions(pos_slice),
+                **kwargs,
+            )
         except RuntimeError as error:
-            if kwargs.get("incl_bwd") and "scalar outputs" in str(error):
+            if incl_bwd and "scalar outputs" in str(error):
                 raise ArgumentError(
                     "incl_bwd=True needs one number to differentiate, got an output of many; "
                     "give return_type='loss' and target="
                 ) from error
+            if incl_bwd and "does not require grad" in str(error):
+                raise ArgumentError(
+                    "incl_bwd=True needs gradients, and none are recorded here: leave "
+                    "torch.no_grad(), and let the series or the weights require them"
+                ) from error
             raise
 
+    @checked
     def get_caching_hooks(
         self,
         names_filter: Any = None,
@@ -181,20 +292,18 @@ class CheckedHooks(HookedRootModule):
         ``pos_slice`` cuts what has positions: the series, the front end's own activations and
         the pooled vector are cached whole.
         """
-        wanted = _named(names_filter)
-        self.require_live(wanted)
-        accepts = names_filter if callable(names_filter) else lambda name: True
-        if not wanted and (callable(names_filter) or names_filter is None):
-            wanted = [n for n in self.hook_dict if accepts(n) and self.why_silent(n) is None]
+        wanted = self.require_live(names_filter)
         saved: dict[str, Any] = {} if cache is None else cache
-        positions = Slice.unwrap(pos_slice)
+        positions = _positions(pos_slice)
         device = None if device is None else usable_device(device)
         self.is_caching = True
 
         def save(activation: Tensor, hook: HookPoint, ending: str) -> None:
             name, kept = str(hook.name), activation.detach().to(device)
             axis = pos_axis(name)
-            if axis is not None:
+            if axis is not None and positions.mode != "identity":
+                if positions.mode == "slice":
+                    check_slice(positions.slice, kept.shape[axis], "pos_slice")  # type: ignore[arg-type]
                 try:
                     kept = positions.apply(kept, dim=axis)
                 except IndexError as error:
@@ -208,17 +317,26 @@ class CheckedHooks(HookedRootModule):
         bwd_hooks = [(name, partial(save, ending="_grad")) for name in wanted if incl_bwd]
         return saved, fwd_hooks, bwd_hooks
 
-    def add_caching_hooks(self, names_filter: Any = None, *args: Any, **kwargs: Any) -> Any:
+    @checked
+    def add_caching_hooks(
+        self,
+        names_filter: Any = None,
+        incl_bwd: bool = False,
+        device: Any = None,
+        remove_batch_dim: bool = False,
+        cache: dict[str, Any] | None = None,
+    ) -> Any:
         """As TransformerLens', with unknown and silent names refused."""
-        self.require_live(_named(names_filter))
-        if isinstance(names_filter, tuple | set):
-            names_filter = list(names_filter)
-        return super().add_caching_hooks(names_filter, *args, **kwargs)
+        names = self.require_live(names_filter)
+        device = None if device is None else usable_device(device)
+        return super().add_caching_hooks(names, incl_bwd, device, remove_batch_dim, cache)
 
-    def _require_run(self, kwargs: dict[str, Any], names: Iterable[Any]) -> None:
+    def _require_run(self, kwargs: dict[str, Any], names: Any) -> list[str]:
         start, stop = kwargs.get("start_at_layer"), kwargs.get("stop_at_layer")
         first, last = self._layer_range(start, stop)
-        self.require_live(names, None if start is None else first, None if stop is None else last)
+        return self.require_live(
+            names, None if start is None else first, None if stop is None else last
+        )
 
     def _layer_range(self, start: int | None, stop: int | None) -> tuple[int, int]:
         return start or 0, self.cfg.n_layers if stop is None else stop
@@ -274,16 +392,28 @@ def pos_axis(name: str) -> int | None:
     return 2 if name.endswith(per_query) else 1
 
 
-def _named(names_filter: Any) -> list[str]:
-    """The names that a names_filter spells out; none where it is a predicate or None."""
-    if isinstance(names_filter, str):
-        return [names_filter]
-    if not (names_filter is None or callable(names_filter) or isinstance(names_filter, Iterable)):
+def _positions(pos_slice: Any) -> Slice:
+    """What ``pos_slice`` selects; TransformerLens would take floats, and True for position 1."""
+    if pos_slice is None or isinstance(pos_slice, Slice):
+        return Slice.unwrap(pos_slice)
+    ends = isinstance(pos_slice, slice | tuple)  # start, stop and step, any of them None
+    entries: Any = pos_slice.tolist() if hasattr(pos_slice, "tolist") else pos_slice
+    if isinstance(pos_slice, slice):
+        entries = (pos_slice.start, pos_slice.stop, pos_slice.step)
+    entries = entries if isinstance(entries, list | tuple) else [entries]
+    fits = [
+        (isinstance(entry, Integral) and not isinstance(entry, bool)) or (ends and entry is None)
+        for entry in entries
+    ]
+    step = entries[2] if ends and len(entries) == 3 else None
+    too_many = ends and len(entries) > 3
+    if not fits or not all(fits) or too_many or (step is not None and step < 1):
         raise ArgumentError(
-            "expected names_filter as a hook name, a list of them, a predicate or None, got "
-            f"{names_filter!r}"
+            "expected pos_slice as a position, a slice of step 1 or more, positions (integers, "
+            f"one at least) or None, got {shown(pos_slice)}"
         )
-    return [] if names_filter is None or callable(names_filter) else list(names_filter)
+    selected: Any = pos_slice if ends else [int(entry) for entry in entries]
+    return Slice(selected)
 
 
 def _pairs(hooks: Any) -> list[tuple[Any, Callable[..., Any]]]:

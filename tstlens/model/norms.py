@@ -1,7 +1,8 @@
 """Layer norm, RMS norm and batch norm with TransformerLens' hook points.
 
 ``hook_scale`` holds what the centred input is divided by, ``hook_normalized`` the quotient before
-weight and bias, as in TransformerLens. With nobody listening torch's fused kernel runs instead.
+weight and bias, as in TransformerLens. With nobody listening torch's fused kernel runs instead,
+unless ``cfg.use_fused`` is False.
 """
 
 from __future__ import annotations
@@ -9,15 +10,24 @@ from __future__ import annotations
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn.modules.module import _has_any_global_hook
 from transformer_lens.hook_points import HookPoint
 
 from tstlens.model.config import HookedTSTConfig
+
+
+def watched(*points: nn.Module) -> bool:
+    """Whether these points have to fire: somebody listens, or the model is set not to fuse."""
+    cfg = points[0].__dict__.get("cfg_of_model")  # see HookedTST.__init__
+    anywhere = bool(_has_any_global_hook())  # on every module of every model
+    return anywhere or not getattr(cfg, "use_fused", True) or listened_to(*points)
 
 
 def listened_to(*points: nn.Module) -> bool:
     """Whether any hook of any kind sits on one of these points, or a dictionary is spliced in."""
     return any(
         "intercepts" in point.__dict__
+        or "forward" in point.__dict__  # put there by another library
         or point._forward_hooks
         or point._backward_hooks
         or point._forward_pre_hooks
@@ -38,7 +48,7 @@ class LayerNorm(nn.Module):
         self.hook_normalized = HookPoint()  # [row, pos, d_model]
 
     def forward(self, x: Float[Tensor, "... d_model"]) -> Float[Tensor, "... d_model"]:
-        if not listened_to(self.hook_scale, self.hook_normalized):
+        if not watched(self.hook_scale, self.hook_normalized):
             return nn.functional.layer_norm(x, self.w.shape, self.w, self.b, self.eps)
         x = x - x.mean(-1, keepdim=True)
         scale = self.hook_scale((x.pow(2).mean(-1, keepdim=True) + self.eps).sqrt())
@@ -56,7 +66,7 @@ class RMSNorm(nn.Module):
         self.hook_normalized = HookPoint()  # [row, pos, d_model]
 
     def forward(self, x: Float[Tensor, "... d_model"]) -> Float[Tensor, "... d_model"]:
-        if not listened_to(self.hook_scale, self.hook_normalized):
+        if not watched(self.hook_scale, self.hook_normalized):
             return nn.functional.rms_norm(x, self.w.shape, self.w, self.eps)
         scale = self.hook_scale((x.pow(2).mean(-1, keepdim=True) + self.eps).sqrt())
         return self.hook_normalized(x / scale) * self.w
@@ -83,7 +93,7 @@ class BatchNorm(nn.Module):
 
     def forward(self, x: Float[Tensor, "... d_model"]) -> Float[Tensor, "... d_model"]:
         scale = (self.running_var + self.eps).sqrt()
-        if not listened_to(self.hook_scale, self.hook_normalized):
+        if not watched(self.hook_scale, self.hook_normalized):
             gain = self.w / scale
             return torch.addcmul(self.b - self.running_mean * gain, x, gain)
         scale = self.hook_scale(scale.expand_as(x).clone())
@@ -99,7 +109,7 @@ class NoNorm(nn.Module):
         self.hook_normalized = HookPoint()  # [row, pos, d_model]
 
     def forward(self, x: Float[Tensor, "... d_model"]) -> Float[Tensor, "... d_model"]:
-        if not listened_to(self.hook_scale, self.hook_normalized):
+        if not watched(self.hook_scale, self.hook_normalized):
             return x
         return self.hook_normalized(x / self.hook_scale(torch.ones_like(x[..., :1])))
 

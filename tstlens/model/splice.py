@@ -77,6 +77,7 @@ class Splice(nn.Module):
         super().__init__()
         self.__dict__["dictionary"] = dictionary
         self.__dict__["replaced"] = replaced
+        self.__dict__["cfg_of_model"] = replaced.__dict__.get("cfg_of_model")
         self.reads, self.writes = reads, writes
         self.use_error_term, self.bypass, self.head = use_error_term, bypass, head
         self.listeners: list[Splice] = []

@@ -79,19 +79,20 @@ class SplicedSAEs(SplicedDictionaries):
             use_error_term: for all of them; None takes each one's own setting.
             exclude_special_tokens: see :meth:`add_sae`.
         """
-        before = dict(self._spliced)
         # An SAE of sae-lens can be iterated over, as a relic.
         one = isinstance(saes, nn.Module) and not isinstance(saes, nn.ModuleList)
         given: Any = [saes] if one else saes
         if not isinstance(given, Iterable):
             raise ArgumentError(f"expected one or several SAEs, got {type(saes).__name__}")
-        try:
-            for sae in given:
-                self.add_sae(sae, use_error_term, exclude_special_tokens)
-            yield self
-        finally:
-            if reset_saes_end:
-                self._restore(before)
+        with self._turn.held():
+            before = dict(self._spliced)
+            try:
+                for sae in given:
+                    self.add_sae(sae, use_error_term, exclude_special_tokens)
+                yield self
+            finally:
+                if reset_saes_end:
+                    self._restore(before)
 
     @checked
     def run_with_saes(

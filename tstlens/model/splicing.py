@@ -52,11 +52,12 @@ class SplicedDictionaries(CheckedHooks):
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the model; what a transcoder read in a run that stopped early is forgotten."""
-        try:
-            return super().__call__(*args, **kwargs)
-        finally:
-            for splice in self._spliced.values():
-                splice.forget()
+        with self._turn:
+            try:
+                return super().__call__(*args, **kwargs)
+            finally:
+                for splice in self._spliced.values():
+                    splice.forget()
 
     @property
     def acts_to_saes(self) -> dict[str, Any]:
@@ -176,14 +177,15 @@ class SplicedDictionaries(CheckedHooks):
         Example:
             ``with model.snapping(False): model(series)``
         """
-        before = [(splice, splice.on) for splice in self._splices_at(hooks)]
-        try:
-            self.set_snapping(on, hooks)
-            yield self
-        finally:
-            for splice, was in before:
-                splice.switch(was)
-            self._rewire()
+        with self._turn.held():
+            before = [(splice, splice.on) for splice in self._splices_at(hooks)]
+            try:
+                self.set_snapping(on, hooks)
+                yield self
+            finally:
+                for splice, was in before:
+                    splice.switch(was)
+                self._rewire()
 
     def _splices_at(self, hooks: str | Sequence[str] | None) -> list[Splice]:
         names = [hooks] if isinstance(hooks, str) else hooks

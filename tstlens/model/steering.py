@@ -95,15 +95,17 @@ class SteeredModel(SplicedDictionaries):
             chosen = _chosen(activation, axis, pos, state["mask"], added.ndim)
             return activation + added if chosen is None else activation + added * chosen
 
-        handles = [self.get_submodule("embed").register_forward_hook(embedded)]
         layers: Any = self.layers
-        handles += [block.register_forward_pre_hook(entered, with_kwargs=True) for block in layers]
-        try:
-            with self.hooks(fwd_hooks=[(name, push)]):
+        with self.hooks(fwd_hooks=[(name, push)]):
+            handles = [self.get_submodule("embed").register_forward_hook(embedded)]
+            handles += [
+                block.register_forward_pre_hook(entered, with_kwargs=True) for block in layers
+            ]
+            try:
                 yield self
-        finally:
-            for handle in handles:
-                handle.remove()
+            finally:
+                for handle in handles:
+                    handle.remove()
 
     def _checked_direction(self, direction: Any) -> tuple[str, Tensor, int | None]:
         name, vector = getattr(direction, "hook", None), getattr(direction, "vector", None)

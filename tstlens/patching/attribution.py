@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from tstlens.arguments import checked
+from tstlens.arguments import checked, needs_gradients
 from tstlens.errors import ArgumentError
 from tstlens.metrics import Metric
 from tstlens.model import HookedTST
@@ -56,6 +56,7 @@ from tstlens.shapes import PairMask, PairSeries, Series
 
 
 @checked
+@needs_gradients
 def attribution(
     model: HookedTST,
     clean: PairSeries,

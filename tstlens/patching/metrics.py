@@ -13,8 +13,9 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.nn.functional import log_softmax, softmax
 
-from tstlens.arguments import check_finite, check_slice, checked
+from tstlens.arguments import check_slice, checked
 from tstlens.errors import ArgumentError, LabelError, SeriesShapeError, SeriesValueError
 from tstlens.metrics import ANY, Metric
 from tstlens.model.families.distributions import PARAMETERS, Distribution, quantiles_of
@@ -29,7 +30,7 @@ def prob(target: Int[Tensor, " pair"]) -> Metric:
     Args:
         target: int [pair], indices of the model's logits.
     """
-    return _of_class("probability", "probability", target, torch.softmax, (0.0, 1.0))
+    return _of_class("probability", "probability", target, softmax, (0.0, 1.0))
 
 
 @checked
@@ -39,7 +40,7 @@ def log_prob(target: Int[Tensor, " pair"]) -> Metric:
     Args:
         target: int [pair], indices of the model's logits.
     """
-    return _of_class("log-probability", "nats", target, torch.log_softmax, (-math.inf, 0.0))
+    return _of_class("log-probability", "nats", target, log_softmax, (-math.inf, 0.0))
 
 
 @checked
@@ -199,6 +200,26 @@ class _Pinball:
         loss = torch.maximum(at * error, (at - 1) * error)
         loss = loss if self.level is None else loss[..., [self.levels.index(self.level)]]
         return loss.flatten(-3).mean(-1)
+
+
+def _logit_difference(output: Tensor, target: Tensor, other: Tensor) -> Tensor:
+    return _class_value(output, target) - _class_value(output, other)
+
+
+def _class_value(
+    output: Tensor, target: Tensor, transform: Callable[..., Tensor] | None = None
+) -> Tensor:
+    if output.ndim < 2 or output.shape[-2] != len(target):
+        raise SeriesShapeError(
+            f"expected logits of {len(target)} series, one per target, got {list(output.shape)}"
+        )
+    n_classes = output.shape[-1]
+    if len(target) and not 0 <= int(target.min()) <= int(target.max()) < n_classes:
+        bad = target[(target < 0) | (target >= n_classes)][0]
+        raise LabelError(f"expected targets in 0..{n_classes - 1}, got {int(bad)}")
+    index = target.to(output.device).long().expand(output.shape[:-1]).unsqueeze(-1)
+    values = output if transform is None else transform(output, dim=-1)
+    return values.gather(-1, index).squeeze(-1)
 
 
 def _check_reference(reference: Tensor) -> None:

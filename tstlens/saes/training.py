@@ -16,7 +16,7 @@ from sae_lens.saes.sae import SAEMetadata, TrainingSAEConfig
 from torch import Tensor
 
 import tstlens
-from tstlens.arguments import checked
+from tstlens.arguments import checked, needs_gradients
 from tstlens.data import TimeSeriesData
 from tstlens.errors import ArgumentError
 from tstlens.model import HookedTST
@@ -32,6 +32,8 @@ from tstlens.shapes import Mask, Series
 
 
 @checked
+@needs_gradients
+@torch.enable_grad()
 def train(
     model: HookedTST,
     data: TimeSeriesData | Series,
@@ -182,6 +184,8 @@ def _check_told(options: dict[str, Any]) -> None:
 
 
 @checked
+@needs_gradients
+@torch.enable_grad()
 def fit(
     activations: Tensor | Iterator[Tensor],
     sae: str | TrainingSAEConfig = "topk",

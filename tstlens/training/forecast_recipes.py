@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from tstlens.arguments import checked
+from tstlens.arguments import checked, needs_gradients
 from tstlens.data.forecasting import ForecastWindows, load_forecasting
 from tstlens.errors import ArgumentError
 from tstlens.training.forecast_errors import ForecastErrors, forecast_errors, naive_forecasts
@@ -59,6 +59,8 @@ class ForecastRecipe:
 
 
 @checked
+@needs_gradients
+@torch.enable_grad()
 def fit_forecast_recipe(
     recipe: ForecastRecipe, held_out: float = 0.0, progress: bool = True
 ) -> tuple[nn.Module, dict[str, dict[str, ForecastErrors]]]:

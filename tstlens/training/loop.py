@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from tstlens.arguments import checked
+from tstlens.arguments import checked, needs_gradients
 from tstlens.data import TimeSeriesData
 from tstlens.errors import ArgumentError, LabelError, SeriesValueError, UnknownNameError
 from tstlens.training.augment import Augment
@@ -61,6 +61,8 @@ class TrainingResult:
 
 
 @checked
+@needs_gradients
+@torch.enable_grad()
 def train(
     model: nn.Module,
     data: TimeSeriesData,

@@ -36,7 +36,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
-from tstlens.arguments import checked
+from tstlens.arguments import checked, needs_gradients
 from tstlens.data import PlantedTask, RegimeMachine, RegimeSeries, planted
 from tstlens.errors import ArgumentError, SeriesShapeError, UnknownNameError
 from tstlens.results import Result
@@ -107,6 +107,8 @@ PLANTED_RECIPES: dict[str, PlantedRecipe] = {
 
 
 @checked
+@needs_gradients
+@torch.enable_grad()
 def fit_planted(
     name: str, seed: int = 0, *, n_test: int = 400, progress: bool = True
 ) -> tuple[ConvTST, PlantedTask, Evaluation, TrainingResult]:
@@ -173,6 +175,8 @@ class NextPatchHead(nn.Module):
 
 
 @checked
+@needs_gradients
+@torch.enable_grad()
 def fit_next_patch(
     model: nn.Module,
     machine: RegimeMachine,

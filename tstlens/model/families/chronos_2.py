@@ -24,7 +24,7 @@ from tstlens.errors import ArgumentError
 from tstlens.model.families.chronos_bolt import BoltPatchesConfig, location_and_scale
 from tstlens.model.families.residual_mlp import ResidualMLP
 from tstlens.model.families.timesfm import per_channel
-from tstlens.model.norms import listened_to
+from tstlens.model.norms import watched
 from tstlens.model.parts import ActFn, one_of, positive
 from tstlens.model.state import TrunkState
 from tstlens.shapes import Mask, Output, Residual, Series
@@ -150,7 +150,7 @@ class Chronos2Patches(nn.Module):
             nn.functional.pad(seen, future),
         ]
         points = (self.hook_times, self.hook_patches, self.hook_observed)
-        if listened_to(*points):
+        if watched(*points):
             parts = [point(part.clone()) for point, part in zip(points, parts, strict=True)]
         x = self.block(torch.cat(parts, -1)).flatten(0, 1)  # [row, patch, d_model]
         token = self.reg_token.expand(len(x), 1, -1)

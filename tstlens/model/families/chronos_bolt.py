@@ -22,7 +22,7 @@ from transformer_lens.hook_points import HookPoint
 from tstlens.errors import ArgumentError, SeriesShapeError
 from tstlens.model.families.observed import mean_and_std
 from tstlens.model.families.residual_mlp import ResidualMLP
-from tstlens.model.norms import listened_to
+from tstlens.model.norms import watched
 from tstlens.model.parts import ActFn, one_of, positive
 from tstlens.model.state import TrunkState
 from tstlens.shapes import Mask, Output, Residual, Series
@@ -170,7 +170,7 @@ class BoltPatches(nn.Module):
         patches = self.cfg.cut(scaled)
         seen = self.cfg.cut(observed.to(series.dtype))  # [batch, channel, pos, patch_len]
         pos_mask = (seen.sum(-1) > 0).flatten(0, 1)  # [row, pos]
-        if listened_to(self.hook_patches, self.hook_observed):
+        if watched(self.hook_patches, self.hook_observed):
             patches = self.hook_patches(patches.clone())  # patches may overlap, and are views
             seen = self.hook_observed(seen.clone())
         x = self.block(torch.cat([patches, seen], -1)).flatten(0, 1)  # [row, pos, d_model]

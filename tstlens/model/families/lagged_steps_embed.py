@@ -11,7 +11,7 @@ from tstlens.errors import SeriesValueError
 from tstlens.model.embed import sinusoids
 from tstlens.model.families.lagged_steps import LaggedStepsConfig
 from tstlens.model.families.scaling import check_observed, fill_missing, mean_and_std, mean_size
-from tstlens.model.norms import LayerNorm, listened_to
+from tstlens.model.norms import LayerNorm, watched
 from tstlens.model.state import TrunkState
 from tstlens.shapes import Mask, Residual, Series
 
@@ -40,11 +40,11 @@ class StepEmbed(nn.Module):
         self.hook_pos_embed = HookPoint()  # [batch, pos, d_model]
 
     def forward(self, inputs: Float[Tensor, "batch pos feature"]) -> Residual:
-        if listened_to(self.hook_inputs):
+        if watched(self.hook_inputs):
             inputs = self.hook_inputs(inputs.clone())
         embedded = self.hook_embed(inputs @ self.W_E)
         places = self.W_pos[None, self.first : self.first + inputs.shape[1]]
-        if listened_to(self.hook_pos_embed):
+        if watched(self.hook_pos_embed):
             places = self.hook_pos_embed(places.expand(len(inputs), -1, -1).clone())
         return self.ln(embedded + places)
 

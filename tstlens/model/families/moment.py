@@ -19,7 +19,7 @@ from transformer_lens.hook_points import HookPoint
 
 from tstlens.errors import ArgumentError, SeriesShapeError, SeriesValueError
 from tstlens.model.families.observed import mean_and_std
-from tstlens.model.norms import listened_to
+from tstlens.model.norms import watched
 from tstlens.model.parts import one_of, positive
 from tstlens.model.state import TrunkState
 from tstlens.shapes import Mask, Output, Residual, Series
@@ -187,7 +187,7 @@ class MomentPatches(nn.Module):
     ) -> Tensor | None:
         """[batch, channel, pos, 1], 1 where a patch is embedded; None where all are."""
         hidden = whole is not None and self.cfg.task != "forecasting"
-        if not hidden and not listened_to(self.hook_visible):
+        if not hidden and not watched(self.hook_visible):
             return None
         visible = like.new_ones(shape)
         if hidden and whole is not None:

@@ -21,7 +21,7 @@ from tstlens.model.families.scaling import (
     mean_and_std,
     mean_size,
 )
-from tstlens.model.norms import listened_to
+from tstlens.model.norms import watched
 from tstlens.model.parts import one_of, positive
 from tstlens.model.state import TrunkState
 from tstlens.shapes import Mask, Residual, Series
@@ -138,7 +138,7 @@ class PatchTSTEmbed(nn.Module):
 
     def forward(self, series: Series, mask: Mask | None) -> tuple[Residual, TrunkState]:
         scaled, statistics = self.scale(series, mask)
-        if listened_to(self.hook_scaled):
+        if watched(self.hook_scaled):
             scaled = self.hook_scaled(scaled.clone())  # unscaled, it is the series itself
         patches = self.hide(self.cut(scaled))  # [batch, channel, patch, patch_len]
         if self.cfg.shared:
@@ -173,13 +173,13 @@ class PatchTSTEmbed(nn.Module):
         """Patches, overlapping where the stride is shorter than they are."""
         start = self.cfg.start(scaled.shape[2])
         patches = scaled[:, :, start:].unfold(2, self.cfg.patch_len, self.cfg.stride)
-        if listened_to(self.hook_patches):
+        if watched(self.hook_patches):
             patches = self.hook_patches(patches.clone())  # they may overlap, and are views
         return patches
 
     def hide(self, patches: _Patches) -> _Patches:
         """Patches with the mask's value where a hook hides them."""
-        if self.cfg.mask_value is None or not listened_to(self.hook_patch_mask):
+        if self.cfg.mask_value is None or not watched(self.hook_patch_mask):
             return patches
         hidden = self.hook_patch_mask(torch.zeros_like(patches[..., 0]))[..., None]
         return patches * (1 - hidden) + self.cfg.mask_value * hidden

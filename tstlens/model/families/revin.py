@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformer_lens.hook_points import HookPoint
 
 from tstlens.errors import ArgumentError
-from tstlens.model.norms import listened_to
+from tstlens.model.norms import watched
 from tstlens.model.parts import check_padding, one_of, positive
 from tstlens.model.state import TrunkState
 from tstlens.shapes import Mask, Residual, Series
@@ -115,7 +115,7 @@ class RevINPatches(nn.Module):
         if self.cfg.scaling != "none":
             series, statistics = self._scale(series)
         patches = self._cut(series)
-        if listened_to(self.hook_patches):
+        if watched(self.hook_patches):
             patches = self.hook_patches(patches.clone())  # patches may overlap, and are views
         embedded = patches.flatten(0, 1) @ self.W_E + self.b_E  # [batch * channel, pos, d_model]
         rows = {name: x.flatten(0, 1) for name, x in statistics.items()}

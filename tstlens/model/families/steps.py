@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformer_lens.hook_points import HookPoint
 
 from tstlens.errors import ArgumentError
-from tstlens.model.norms import listened_to
+from tstlens.model.norms import watched
 from tstlens.model.parts import check_padding, positive
 from tstlens.model.state import TrunkState
 from tstlens.shapes import Mask, Residual, Series
@@ -158,7 +158,7 @@ class ConvSteps(nn.Module):
         part = self.cfg
         padded = nn.functional.pad(series, (part.pad_start, part.pad_end))
         windows: Tensor = padded.unfold(2, part.reach, part.stride)[..., :: part.dilation]
-        if listened_to(self.hook_patches):
+        if watched(self.hook_patches):
             windows = self.hook_patches(windows.clone())  # windows may overlap, and are views
         flat = windows.transpose(1, 2).flatten(2)  # [batch, pos, channel * kernel]
         return flat @ self.W_E + self.b_E, TrunkState()

@@ -21,7 +21,7 @@ from transformer_lens.hook_points import HookPoint
 from tstlens.errors import ArgumentError, SeriesValueError
 from tstlens.model.families.context import EndingPatches, first_place, root
 from tstlens.model.families.residual_mlp import ResidualMLP
-from tstlens.model.norms import listened_to
+from tstlens.model.norms import watched
 from tstlens.model.parts import ActFn, one_of, positive
 from tstlens.model.state import TrunkState
 from tstlens.shapes import Mask, Output, Residual, Series
@@ -156,14 +156,14 @@ class TimesFMPatches(nn.Module):
         loc, scale = self._statistics(self.cfg.cut(values), seen)
         scaled = self.hook_scaled(torch.where(observed, (values - loc) / scale, 0.0))
         patches = self.cfg.cut(scaled)
-        if listened_to(self.hook_patches, self.hook_observed):
+        if watched(self.hook_patches, self.hook_observed):
             patches = self.hook_patches(patches.clone())  # a view of what hook_scaled gave
             seen = self.hook_observed(seen)
         x = self.block(torch.cat([patches, 1 - seen], -1))  # [batch, channel, pos, d_model]
         if self.cfg.sinusoids:
             x = x + self.hook_pos_embed(self._positions(pos_mask))
         freq = self.W_freq[self.cfg.freq]
-        if listened_to(self.hook_freq):
+        if watched(self.hook_freq):
             freq = self.hook_freq(freq.expand(*x.shape[:2], -1).clone())[:, :, None]
         state = TrunkState(
             None if bool(pos_mask.all()) else pos_mask.flatten(0, 1),

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from tstlens.arguments import checked
+from tstlens.arguments import checked, needs_gradients
 from tstlens.errors import ArgumentError, SeriesShapeError
 from tstlens.metrics import Metric
 from tstlens.model import HookedTST
@@ -37,6 +37,7 @@ from tstlens.shapes import PairMask, PairSeries
 
 
 @checked
+@needs_gradients
 def edge_attribution(
     model: HookedTST,
     clean: PairSeries,

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from tstlens.arguments import checked
+from tstlens.arguments import check_gradients, checked
 from tstlens.data import TimeSeriesData
 from tstlens.errors import ArgumentError
 from tstlens.model import HookedTST
@@ -113,6 +113,8 @@ def attribute(
     library = required(method)
     series, mask = series_and_mask(series, mask)
     model.check_series(series, mask)
+    if method in ("integrated_gradients", "gradient_shap"):
+        check_gradients(f"method={method!r}", model, series)
     for name, count in (("n_steps", n_steps), ("batch_size", batch_size)):
         if count < 1:
             raise ArgumentError(f"expected {name} of at least 1, got {count}")

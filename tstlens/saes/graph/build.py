@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from tstlens.arguments import checked
+from tstlens.arguments import checked, needs_gradients
 from tstlens.data import TimeSeriesData
 from tstlens.errors import ArgumentError, SeriesShapeError
 from tstlens.metrics import name_of
@@ -24,6 +24,7 @@ from tstlens.shapes import Mask, Series
 
 
 @checked
+@needs_gradients
 def feature_graph(
     model: HookedTST,
     saes: Any,
