@@ -14,7 +14,7 @@ from transformer_lens import ActivationCache
 
 from tests.model.conftest import build, randomise
 from tstlens.errors import ArgumentError, NonlinearResidualError, TstlensError
-from tstlens.model import HeadConfig, HookedTST, HookedTSTConfig
+from tstlens.model import HookedTST, HookedTSTConfig
 from tstlens.model.cache import TSTActivationCache
 from tstlens.model.families.chronos_t5 import BinnedTokensConfig, TokenLogitsConfig
 
@@ -197,7 +197,7 @@ def test_every_inherited_public_method_is_ours_or_adds_nothing_up():
     lambda cache: cache.remove_batch_dim(),
     lambda cache: cache.ssm_layers(),
 ])  # fmt: skip
-def test_what_cannot_be_asked_is_said(call):
+def test_what_cannot_be_asked_is_said(call, no_shape_checks):
     _, cache = build().run_with_cache(inputs())
     with pytest.raises(ArgumentError):
         call(cache)
