@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-import torch
 
 import tstlens
 from tests.conversion import test_chronos_2, test_chronos_bolt, test_timesfm_25

@@ -267,9 +267,7 @@ def test_accumulated_bias_is_what_the_full_decomposition_calls_bias():
 
 def test_logit_attrs_and_the_lens_of_one_position_name_what_pools():
     for position in ("pre", "post"):
-        _, cache = build(
-            norm_position=position, head=HeadConfig("max", n_classes=3)
-        ).run_with_cache(inputs())
+        _, cache = build(norm_position=position).run_with_cache(inputs())
         with pytest.raises(NonlinearResidualError, match=r"patching\.logit_attribution"):
             cache.logit_attrs(cache["resid_post", 0][None], 1)
         with pytest.raises(NonlinearResidualError, match=r"patching\.lens"):
