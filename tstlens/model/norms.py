@@ -7,6 +7,9 @@ unless ``cfg.use_fused`` is False.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Any
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -112,6 +115,49 @@ class NoNorm(nn.Module):
         if not watched(self.hook_scale, self.hook_normalized):
             return x
         return self.hook_normalized(x / self.hook_scale(torch.ones_like(x[..., :1])))
+
+
+@dataclass(frozen=True)
+class HeldNorm:
+    """A norm as the affine map it was in one run, its scale held at what it was.
+
+    ``norm(x) = through(x) + bias`` and ``hook_normalized = divide(x) + shift``: ``divide`` and
+    ``through`` are linear, so they may be applied to the parts of a sum one by one.
+
+    Args:
+        norm: the model's.
+        scale: its ``hook_scale`` in the run, [..., pos, 1 or d_model].
+    """
+
+    norm: Any
+    scale: Tensor
+
+    def divide(self, x: Tensor) -> Tensor:
+        """A part of the input, centred where the norm centres, over the scale."""
+        return self._centre(x) / self.scale
+
+    def through(self, x: Tensor) -> Tensor:
+        """A part of the input as it leaves the norm, without the norm's bias."""
+        return self.divide(x) * self.norm.w
+
+    def read(self, direction: Tensor, gain: bool = True) -> Tensor:
+        """The direction in the input that ``through`` (``divide`` without ``gain``) turns so."""
+        return self._centre((direction * self.norm.w if gain else direction) / self.scale)
+
+    @property
+    def shift(self) -> Tensor | None:
+        """What ``hook_normalized`` holds of a zero input; None where that is zero."""
+        mean = getattr(self.norm, "running_mean", None)
+        return None if mean is None else -mean / self.scale
+
+    @property
+    def bias(self) -> Tensor | None:
+        """What leaves the norm of a zero input; None where that is zero."""
+        bias, shift = getattr(self.norm, "b", None), self.shift
+        return bias if shift is None else bias + shift * self.norm.w
+
+    def _centre(self, x: Tensor) -> Tensor:
+        return x - x.mean(-1, keepdim=True) if isinstance(self.norm, LayerNorm) else x
 
 
 _NORMS = {"LN": LayerNorm, "RMS": RMSNorm, "BN": BatchNorm}

@@ -135,9 +135,35 @@ class StackedWeights(nn.Module):
             layer: 0 for no block, the number of layers for all of them.
             mlp_input: up to the MLP of ``layer``, so with its attention's bias.
             include_mlp_biases: False leaves out the biases of the MLPs.
+
+        In an encoder and a decoder, the blocks before it of the same stack.
+
+        Raises:
+            ArgumentError: there is no such layer.
+            NonlinearResidualError: a norm rescales biases on their way into the stream.
         """
-        total = self.b_O[: layer + mlp_input].sum(0)
-        return total + self.b_out[:layer].sum(0) if include_mlp_biases else total
+        cfg, n_layers = self.cfg, len(self.layers)
+        if not 0 <= layer <= n_layers - mlp_input:
+            raise ArgumentError(
+                f"expected a layer in 0..{n_layers - mlp_input}, got {layer} (with mlp_input="
+                f"{mlp_input})"
+            )
+        if cfg.norm_position == "post" or cfg.use_normalization_before_and_after:
+            raise NonlinearResidualError(
+                "accumulated_bias adds up the biases of all blocks, but in this model a norm "
+                "follows every sublayer and rescales its bias at each position; a run has what "
+                "they wrote: cache['attn_out', layer], cache['mlp_out', layer]"
+            )
+        decoding = cfg.n_decoder_layers and layer >= cfg.n_encoder_layers
+        total = self.b_O.new_zeros(cfg.d_model)
+        for number in range(cfg.n_encoder_layers if decoding else 0, layer + mlp_input):
+            block = self.layers[number]
+            total = total + block.attn.b_O
+            if block.second != "none":
+                total = total + getattr(block, f"{block.second}_attn").b_O
+            if include_mlp_biases and number < layer:
+                total = total + block.mlp.b_out
+        return total
 
     @checked
     def all_composition_scores(

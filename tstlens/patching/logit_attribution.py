@@ -1,7 +1,8 @@
 """Direct logit attribution: what every component writes to one output, by position.
 
 In a pre-norm model the stream that reaches the head is a plain sum, so an output is one too, once
-two things are held as they were in this run: the scale of the final norm, and which positions the
+two things are held as they were in this run: the scales of the norms it passes (the final one, and
+those on the embedding and on what sublayers write, where there are any), and which positions the
 pooling takes (see :mod:`tstlens.patching.routing`). Only direct contributions are counted: a head
 that matters by what a later head reads from it shows nothing here; patch it to see that.
 """
@@ -18,7 +19,8 @@ from tqdm import tqdm
 from tstlens.arguments import checked
 from tstlens.errors import ArgumentError, NonlinearResidualError
 from tstlens.model import HeadConfig, HookedTST
-from tstlens.patching.checks import require_two_writers
+from tstlens.model.norms import HeldNorm
+from tstlens.patching.checks import require_one_stack
 from tstlens.patching.logit_attribution_result import Component, LogitAttribution
 from tstlens.patching.output_part import OutputPart
 from tstlens.patching.routing import route
@@ -49,12 +51,13 @@ def logit_attribution(
     """Split an output of a pre-norm model into what each component wrote at each position.
 
     It answers "who put this logit there, and when?". Components are the embedding, the positions,
-    every head, the attention's output bias, every MLP (its bias included) and the final norm's
-    bias; the head's own bias has no position. They sum to the output.
+    every head, the attention's output bias, a second attention (its bias included), every MLP (its
+    bias included) and the biases of the norms on the embedding and before the head; the head's own
+    bias has no position. They sum to the output.
 
-    What can mislead: only direct writing counts, not what later components read; the final norm's
-    scale and a max pooling's winners are held fixed, so a contribution is not what would be lost by
-    removing the component; a constant added to all logits changes no prediction, so compare
+    What can mislead: only direct writing counts, not what later components read; the norms'
+    scales and a max pooling's winners are held fixed, so a contribution is not what would be lost
+    by removing the component; a constant added to all logits changes no prediction, so compare
     classes with ``other``.
 
     Args:
@@ -73,7 +76,8 @@ def logit_attribution(
 
     Raises:
         NonlinearResidualError: the model is post-norm, or something edits its stream.
-        ArgumentError: the head is the user's own, or the output asked for does not exist.
+        ArgumentError: the head is not linear, the model has an encoder and a decoder, or the
+            output asked for does not exist.
         LabelError: labels that are not classes of the model.
 
     Source: Elhage et al. 2021, "A Mathematical Framework for Transformer Circuits";
@@ -139,14 +143,22 @@ def components(model: HookedTST) -> tuple[Component, ...]:
     parts = [Component("embedding", "embed")]
     if cfg.positions != "none":
         parts.append(Component("positions", "pos_embed"))
-    for layer in range(cfg.n_layers):
+    if cfg.norm_embed and _has_bias(model.ln_embed):
+        parts.append(Component("embedding norm bias", "norm_bias"))
+    for layer, block in enumerate(model.layers):
         parts += [Component(f"L{layer}H{head}", "head", layer, head) for head in range(cfg.n_heads)]
-        if cfg.attn_bias:
+        if cfg.attn_bias or _has_bias(getattr(block, "ln1_post", None)):
             parts.append(Component(f"L{layer} attn bias", "attn_bias", layer))
+        if block.second != "none":
+            parts.append(Component(f"L{layer} {block.second} attn", "second_attn", layer))
         parts.append(Component(f"L{layer} MLP", "mlp", layer))
-    if cfg.final_norm and cfg.normalization_type == "LN":
+    if cfg.final_norm and _has_bias(model.final_norm):
         parts.append(Component("norm bias", "norm_bias"))
     return tuple(parts)
+
+
+def _has_bias(norm: Any) -> bool:
+    return hasattr(norm, "b")
 
 
 @dataclass(frozen=True)
@@ -163,38 +175,59 @@ class _Block:
 def _split_block(
     model: HookedTST, head: HeadConfig, asked: OutputPart, series: Tensor, mask: Tensor | None
 ) -> _Block:
-    cfg, norm = model.cfg, getattr(model, "ln_final", None)
+    cfg = model.cfg
     last = f"blocks.{cfg.n_layers - 1}.hook_resid_post"
     _, state = model.embed_series(series, mask)
     names = ["hook_embed", last]
     names += ["hook_pos_embed"] if cfg.positions != "none" else []
-    names += ["ln_final.hook_scale", "ln_final.hook_normalized"] if norm is not None else []
-    for layer in range(cfg.n_layers):
-        names += [f"blocks.{layer}.attn.hook_z", f"blocks.{layer}.hook_mlp_out"]
+    names += ["ln_embed.hook_scale"] if cfg.norm_embed else []
+    names += ["ln_final.hook_scale", "ln_final.hook_normalized"] if cfg.final_norm else []
+    for layer, block in enumerate(model.layers):
+        leaves = ["attn.hook_z", "hook_mlp_out"]
+        leaves += ["ln1_post.hook_scale"] if cfg.use_normalization_before_and_after else []
+        leaves += [f"hook_{block.second}_attn_out"] if block.second != "none" else []
+        names += [f"blocks.{layer}.{leaf}" for leaf in leaves]
     output, cache = model.run_with_cache(
         series, mask=mask, names_filter=names, return_cache_object=False
     )
+
+    def held(norm: Any, name: str) -> HeldNorm:
+        return HeldNorm(norm, cache[f"{name}.hook_scale"])
+
     final = cache[last]
-    if norm is not None:
+    if cfg.final_norm:
+        norm: Any = model.final_norm
         final = cache["ln_final.hook_normalized"] * norm.w + getattr(norm, "b", 0.0)
     routing = route(final, head.pooling, state.pos_mask)
     read = routing.unpool(asked.direction.flatten(0, 1))  # [row, pos, d_model], after the norm
+    after: list[Tensor] = []
     written = read
-    if norm is not None:
-        written = read * norm.w / cache["ln_final.hook_scale"]
-        if cfg.normalization_type == "LN":  # centring is symmetric: centre the reader instead
-            written = written - written.mean(-1, keepdim=True)
-    parts = [(cache["hook_embed"] * written).sum(-1)]
+    if cfg.final_norm:
+        norm = held(model.final_norm, "ln_final")
+        written, after = norm.read(read), _of_bias(norm, read)
+    entered, between = written, []
+    if cfg.norm_embed:
+        norm = held(model.ln_embed, "ln_embed")
+        entered, between = norm.read(written), _of_bias(norm, written)
+    parts = [(cache["hook_embed"] * entered).sum(-1)]
     if cfg.positions != "none":
-        parts.append((cache["hook_pos_embed"] * written).sum(-1))
-    for layer in range(cfg.n_layers):
-        attn: Any = model.blocks[layer].attn
-        per_head = torch.einsum("rpm,hdm->rphd", written, attn.W_O)
-        parts += (cache[f"blocks.{layer}.attn.hook_z"] * per_head).sum(-1).unbind(-1)
-        parts += [written @ attn.b_O] if cfg.attn_bias else []
-        parts.append((cache[f"blocks.{layer}.hook_mlp_out"] * written).sum(-1))
-    if norm is not None and cfg.normalization_type == "LN":
-        parts.append(read @ norm.b)
+        parts.append((cache["hook_pos_embed"] * entered).sum(-1))
+    parts += between
+    for layer, block in enumerate(model.layers):
+        name = f"blocks.{layer}"
+        attn: Any = block.attn
+        attended, own = written, []
+        if cfg.use_normalization_before_and_after:
+            norm = held(block.ln1_post, f"{name}.ln1_post")
+            attended, own = norm.read(written), _of_bias(norm, written)
+        per_head = torch.einsum("rpm,hdm->rphd", attended, attn.W_O)
+        parts += (cache[f"{name}.attn.hook_z"] * per_head).sum(-1).unbind(-1)
+        own += [attended @ attn.b_O] if cfg.attn_bias else []
+        parts += [torch.stack(own).sum(0)] if own else []
+        if block.second != "none":
+            parts.append((cache[f"{name}.hook_{block.second}_attn_out"] * written).sum(-1))
+        parts.append((cache[f"{name}.hook_mlp_out"] * written).sum(-1))
+    parts += after
     return _Block(
         values=asked.by_series(torch.stack(parts, 1)),
         constant=asked.constant,
@@ -204,14 +237,20 @@ def _split_block(
     )
 
 
+def _of_bias(norm: HeldNorm, direction: Tensor) -> list[Tensor]:
+    """What a norm's bias adds in a direction behind it, [row, pos]; nothing where it has none."""
+    bias = norm.bias
+    return [] if bias is None else [(bias * direction).sum(-1)]
+
+
 def _check_model(model: HookedTST) -> HeadConfig:
-    require_two_writers(model, "logit_attribution")
+    require_one_stack(model, "logit_attribution")
     if model.cfg.norm_position == "post":
         raise NonlinearResidualError(_REFUSED)
     if not isinstance(model.cfg.head, HeadConfig):
         raise ArgumentError(
-            "logit_attribution needs a head that pools and then maps linearly, and this head is a "
-            "module of your own; patch with patching.sweep, or read the stream with patching.lens"
+            "logit_attribution needs a head that pools and then maps linearly, and this model's is "
+            "another; patch with patching.sweep, or read the stream with patching.lens"
         )
     return model.cfg.head
 

@@ -15,7 +15,7 @@ from tstlens.results import Result
 if TYPE_CHECKING:
     import pandas as pd
 
-Kind = Literal["embed", "pos_embed", "head", "attn_bias", "mlp", "norm_bias"]
+Kind = Literal["embed", "pos_embed", "head", "attn_bias", "second_attn", "mlp", "norm_bias"]
 _REST = "head bias"  # what the output holds without any position
 
 
