@@ -22,6 +22,7 @@ import os
 import sys
 import types
 import typing
+import warnings
 from collections.abc import Callable, Iterable, Iterator, KeysView, Mapping, Sequence, ValuesView
 from pathlib import PurePath
 from typing import Any, Literal, TypeVar, get_args, get_origin
@@ -96,6 +97,15 @@ def checked(function: Function) -> Function:
         return function(*read, **kwargs)
 
     return typing.cast(Function, call)
+
+
+def warn(message: str) -> None:
+    """A UserWarning that names the line of the user's own that led here."""
+    frame, level = sys._getframe(), 1
+    ours = ("tstlens", "jaxtyping", "beartype")  # the latter wrap our functions in the tests
+    while frame.f_back and frame.f_globals.get("__name__", "").partition(".")[0] in ours:
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, UserWarning, stacklevel=level)
 
 
 def check_slice(index: slice, size: int, name: str) -> None:
