@@ -78,6 +78,7 @@ def checked(function: Function) -> Function:
         # What follows ``*args`` cannot be meant by the next argument without a name.
         if parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD)
     )
+    of_pairs = {"model", "pairs"} <= inspect.signature(function).parameters.keys()
 
     @functools.cache
     def tests() -> dict[str, tuple[Any, Test]]:
@@ -94,6 +95,10 @@ def checked(function: Function) -> Function:
         for name, value in kwargs.items():
             if name in known:
                 kwargs[name] = _read(name, *known[name], value)
+        if of_pairs:
+            given = {**dict(zip(names, read, strict=False)), **kwargs}
+            if hasattr(given.get("pairs"), "check_model"):
+                given["pairs"].check_model(given.get("model"))
         return function(*read, **kwargs)
 
     return typing.cast(Function, call)
@@ -144,6 +149,8 @@ def numbers_of_rows(values: Any, output: Tensor, name: str) -> Tensor:
         found = torch.as_tensor(values, device=output.device)
     except (TypeError, ValueError, RuntimeError):
         raise ArgumentError(f"{expected}, got {shown(values)}") from None
+    if found.is_complex():
+        raise ArgumentError(f"{expected}, got {found.dtype}; take the real part or the size")
     if found.shape != output.shape[:1]:
         raise ArgumentError(f"{expected}, got {list(found.shape)}")
     return found if found.is_floating_point() else found.to(output.dtype)
@@ -245,7 +252,11 @@ def _test(hint: Any, name: str = "") -> Test:
         return lambda value: _is_number(value, numbers.Real) and above < value < below
     if isinstance(hint, type) and hasattr(hint, "array_type"):  # jaxtyping's
         kind: Any = hint.array_type
-        return lambda value: isinstance(value, kind)
+        if _is_bools(hint):  # integers would pick rows 0 and 1 in place of masking
+            return lambda value: isinstance(value, kind) and _dtype(value) == "bool"
+        return lambda value: isinstance(value, kind) and "complex" not in _dtype(value)
+    if hint is Tensor:
+        return lambda value: isinstance(value, Tensor) and not value.is_complex()
     if isinstance(hint, type) and issubclass(hint, PurePath):
         return lambda value: isinstance(value, os.PathLike)
     if origin in _SEQUENCES:
@@ -259,6 +270,10 @@ def _test(hint: Any, name: str = "") -> Test:
     if isinstance(hint, type):
         return lambda value: isinstance(value, hint)
     return lambda value: True
+
+
+def _dtype(value: Any) -> str:
+    return str(value.dtype).removeprefix("torch.")
 
 
 def _sequence_test(kind: type, inside: tuple[Any, ...]) -> Test:
@@ -281,6 +296,8 @@ def _error(name: str, hint: Any, value: Any) -> InputError:
     advice = _advice(name, hint, value)
     words = _words(hint, name.rpartition(".")[2])  # a field is named with its class
     message = f"expected {name} as {words}, got {shown(value)}"
+    if hasattr(value, "dtype") and any(_is_bools(option) for option in _options(hint)):
+        message = f"expected a bool mask as {name}, {words}, got {shown(value)}"
     return _error_kind(hint)(message + (f"; {advice}" if advice else ""))
 
 
@@ -362,6 +379,10 @@ def shown(value: Any) -> str:
     return text if plain and len(text) <= 60 else _named(value)
 
 
+def _is_bools(hint: Any) -> bool:
+    return hasattr(hint, "array_type") and _kind_of_array(hint) == "bool"
+
+
 def _named(value: Any) -> str:
     if isinstance(value, type):
         return f"the class {value.__name__}"
@@ -374,6 +395,10 @@ def _advice(name: str, hint: Any, value: Any) -> str:
     options = _options(hint)
     takes_tensor = any("Tensor" in str(getattr(option, "array_type", option)) for option in options)
     name = name.rpartition(".")[2]
+    if hasattr(value, "dtype") and "complex" in str(value.dtype):
+        return f"take a real representation first, {name}.real or {name}.abs() say"
+    if hasattr(value, "dtype") and any(_is_bools(option) for option in options):
+        return f"where 1 stands for True, try {name}.bool()"
     if takes_tensor and hasattr(value, "series"):
         return f"try {name}.series"
     if takes_tensor and hasattr(value, "corrupted"):

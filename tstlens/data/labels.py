@@ -51,8 +51,9 @@ def as_names(names: Any, what: str = "class_names") -> tuple[str, ...]:
     """Names in their order, as strings.
 
     Raises:
-        ArgumentError: not a sequence, a set or dict (which have no order of classes), or an entry
-            that is no string, integer or bool.
+        ArgumentError: not a sequence (a set or dict has no order of classes), or an entry that is
+            no string, integer or bool.
+        LabelError: the same name twice.
     """
     if isinstance(names, IndexNames):
         return names
@@ -69,9 +70,12 @@ def as_names(names: Any, what: str = "class_names") -> tuple[str, ...]:
             f"got {names!r:.100}{advice}"
         )
     try:
-        return tuple(_written(name) for name in _entries(names))
+        found = tuple(_written(name) for name in _entries(names))
     except LabelError as error:
         raise ArgumentError(f"{what}: {error}") from None
+    if len(set(found)) < len(found):
+        raise LabelError(f"expected distinct {what.replace('_', ' ')}, got {list(found)}")
+    return found
 
 
 def as_class_names(raw: Iterable[object]) -> tuple[str, ...]:
@@ -120,8 +124,6 @@ def encode_labels(
     if len(kinds) > 1:
         raise LabelError(f"expected labels of one kind, got {' beside '.join(sorted(kinds))}")
     names = as_class_names(written) if class_names is None else as_names(class_names)
-    if len(set(names)) < len(names):
-        raise LabelError(f"expected distinct class names, got {list(names)}")
     whole = all(isinstance(label, int) for label in labels)
     if kinds == {"numbers"} and whole and not all(map(NUMBER.fullmatch, names)):
         for row, label in enumerate(labels):

@@ -160,6 +160,7 @@ def alike_pairs(
     """
     if data.labels is None:
         raise LabelError("expected labelled data, got data without labels")
+    data = data.for_model(model)
     if not len(data):
         raise ArgumentError("expected series to pair, got none")
     labels = data.labels.to(data.series.device)
