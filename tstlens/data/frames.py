@@ -26,7 +26,6 @@ _JITTER = 0.25  # share of a step by which a clock may be off before a sample co
 _DATES = ("datetime64", "period", "timedelta64")
 _ISO = re.compile(r"[0-9]{4}-[0-9]{2}(-[0-9]{2}([T ][0-9:.,]+ *(Z|[+-][0-9:]{2,6})?)?)?")
 _DIGITS = re.compile(r"([0-9]+)")
-Rows = np.ndarray  # row numbers of one series, in order of time
 
 
 def series_of_frame(
@@ -88,7 +87,7 @@ def _wide(frame: pd.DataFrame, label: Any) -> tuple[list[Any], list[Any] | None]
         frame = frame.drop(columns=label)
     if frame.columns.nlevels == 1:
         if any(map(_is_series, frame.to_numpy(dtype=object)[:1].flat)):
-            cells = frame.to_numpy(dtype=object)
+            cells = frame.to_numpy(dtype=object).tolist()
             return [_nested(row, list(frame.columns), at) for at, row in enumerate(cells)], labels
         _check_columns(list(frame.columns), whole)
         return [row[None] for row in _values(frame)], labels
@@ -109,7 +108,7 @@ def _wide(frame: pd.DataFrame, label: Any) -> tuple[list[Any], list[Any] | None]
     return list(flat.reshape(len(frame), len(channels), -1)), labels
 
 
-def _nested(cells: Sequence[Any], columns: list[Any], row: int) -> np.ndarray:
+def _nested(cells: list[Any], columns: list[Any], row: int) -> np.ndarray:
     """The ``[channel, time]`` array of a row whose cells are series themselves, as in sktime."""
     if not all(map(_is_series, cells)) or len({len(cell) for cell in cells}) > 1:
         sizes = [len(cell) if _is_series(cell) else "no series" for cell in cells]
@@ -270,8 +269,13 @@ def _parsed(times: list[Any]) -> Any:
     return dates if dates.dtype.kind == "M" else None
 
 
-def _check_steps(clocks: list[np.ndarray], rows: list[tuple[Any, Rows]], where: str) -> None:
+def _check_steps(clocks: list[np.ndarray], rows: list[tuple[Any, np.ndarray]], where: str) -> None:
     """Refuse times that skip one: what follows would be taken for earlier than it was.
+
+    Args:
+        clocks: [row] times as numbers, as alternatives.
+        rows: of every series, its name and the numbers of its rows in order of time.
+        where: the times are from.
 
     Raises:
         SeriesShapeError: on no clock are all steps of all series the same.
