@@ -350,7 +350,7 @@ def _in_order(names: list[Any]) -> list[Any]:
         raise ArgumentError(f"expected names of channels of one kind, got {shown}") from None
 
 
-def _values(frame: pd.DataFrame) -> np.ndarray:
+def _values(frame: Any) -> np.ndarray:
     array = frame.to_numpy()
     kinds = {getattr(dtype, "kind", "O") for dtype in frame.dtypes}
     if array.dtype == object and "f" in kinds and kinds <= set("fiu"):  # pandas' own, with NA

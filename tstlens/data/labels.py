@@ -197,11 +197,10 @@ def class_index(which: int | str, class_names: Sequence[str]) -> int:
         if which not in names:
             raise LabelError(f"class {which!r} {_outside(names)}")
         return names.index(which)
-    if isinstance(which, Tensor | np.ndarray) and which.ndim == 0:
-        which = which.item()
-    if not hasattr(which, "__index__") or isinstance(which, bool | np.bool_ | Tensor | np.ndarray):
+    given: Any = which.item() if getattr(which, "ndim", 1) == 0 else which  # type: ignore[attr-defined]
+    if not isinstance(given, int | np.integer) or isinstance(given, bool):
         raise LabelError(f"class {which!r} {_outside(names)}")
-    index = int(which)
+    index = int(given)
     if not 0 <= index < len(names):
         raise LabelError(f"class {index} {_outside(names)}")
     if str(index) in names and names[index] != str(index):
