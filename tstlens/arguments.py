@@ -22,6 +22,7 @@ import os
 import sys
 import types
 import typing
+import warnings
 from collections.abc import Callable, Iterable, Iterator, KeysView, Mapping, Sequence, ValuesView
 from contextlib import ExitStack
 from pathlib import PurePath
@@ -80,6 +81,7 @@ def checked(function: Function) -> Function:
         # What follows ``*args`` cannot be meant by the next argument without a name.
         if parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD)
     )
+    of_pairs = {"model", "pairs"} <= inspect.signature(function).parameters.keys()
 
     @functools.cache
     def tests() -> dict[str, tuple[Any, Test]]:
@@ -96,6 +98,10 @@ def checked(function: Function) -> Function:
         for name, value in kwargs.items():
             if name in known:
                 kwargs[name] = _read(name, *known[name], value)
+        if of_pairs:
+            given = {**dict(zip(names, read, strict=False)), **kwargs}
+            if hasattr(given.get("pairs"), "check_model"):
+                given["pairs"].check_model(given.get("model"))
         turns = {id(turn): turn for value in (*read, *kwargs.values()) if (turn := _turn_of(value))}
         if not turns:
             return function(*read, **kwargs)
@@ -147,6 +153,15 @@ def _turn_of(value: Any) -> Any:
     return getattr(value, "__dict__", {}).get("_turn")
 
 
+def warn(message: str) -> None:
+    """A UserWarning that names the line of the user's own that led here."""
+    frame, level = sys._getframe(), 1
+    ours = ("tstlens", "jaxtyping", "beartype")  # the latter wrap our functions in the tests
+    while frame.f_back and frame.f_globals.get("__name__", "").partition(".")[0] in ours:
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, UserWarning, stacklevel=level)
+
+
 def check_slice(index: slice, size: int, name: str) -> None:
     """Refuse a slice that reaches past an axis of ``size`` entries, or that selects none of them.
 
@@ -183,6 +198,8 @@ def numbers_of_rows(values: Any, output: Tensor, name: str) -> Tensor:
         found = torch.as_tensor(values, device=output.device)
     except (TypeError, ValueError, RuntimeError):
         raise ArgumentError(f"{expected}, got {shown(values)}") from None
+    if found.is_complex():
+        raise ArgumentError(f"{expected}, got {found.dtype}; take the real part or the size")
     if found.shape != output.shape[:1]:
         raise ArgumentError(f"{expected}, got {list(found.shape)}")
     return found if found.is_floating_point() else found.to(output.dtype)
@@ -292,7 +309,11 @@ def _test(hint: Any, name: str = "") -> Test:
         return lambda value: _is_number(value, numbers.Real) and above < value < below
     if isinstance(hint, type) and hasattr(hint, "array_type"):  # jaxtyping's
         kind: Any = hint.array_type
-        return lambda value: isinstance(value, kind)
+        if _is_bools(hint):  # integers would pick rows 0 and 1 in place of masking
+            return lambda value: isinstance(value, kind) and _dtype(value) == "bool"
+        return lambda value: isinstance(value, kind) and "complex" not in _dtype(value)
+    if hint is Tensor:
+        return lambda value: isinstance(value, Tensor) and not value.is_complex()
     if isinstance(hint, type) and issubclass(hint, PurePath):
         return lambda value: isinstance(value, os.PathLike)
     if origin in _SEQUENCES:
@@ -306,6 +327,10 @@ def _test(hint: Any, name: str = "") -> Test:
     if isinstance(hint, type):
         return lambda value: isinstance(value, hint)
     return lambda value: True
+
+
+def _dtype(value: Any) -> str:
+    return str(value.dtype).removeprefix("torch.")
 
 
 def _sequence_test(kind: type, inside: tuple[Any, ...]) -> Test:
@@ -328,6 +353,8 @@ def _error(name: str, hint: Any, value: Any) -> InputError:
     advice = _advice(name, hint, value)
     words = _words(hint, name.rpartition(".")[2])  # a field is named with its class
     message = f"expected {name} as {words}, got {shown(value)}"
+    if hasattr(value, "dtype") and any(_is_bools(option) for option in _options(hint)):
+        message = f"expected a bool mask as {name}, {words}, got {shown(value)}"
     return _error_kind(hint)(message + (f"; {advice}" if advice else ""))
 
 
@@ -409,6 +436,10 @@ def shown(value: Any) -> str:
     return text if plain and len(text) <= 60 else _named(value)
 
 
+def _is_bools(hint: Any) -> bool:
+    return hasattr(hint, "array_type") and _kind_of_array(hint) == "bool"
+
+
 def _named(value: Any) -> str:
     if isinstance(value, type):
         return f"the class {value.__name__}"
@@ -421,6 +452,10 @@ def _advice(name: str, hint: Any, value: Any) -> str:
     options = _options(hint)
     takes_tensor = any("Tensor" in str(getattr(option, "array_type", option)) for option in options)
     name = name.rpartition(".")[2]
+    if hasattr(value, "dtype") and "complex" in str(value.dtype):
+        return f"take a real representation first, {name}.real or {name}.abs() say"
+    if hasattr(value, "dtype") and any(_is_bools(option) for option in options):
+        return f"where 1 stands for True, try {name}.bool()"
     if takes_tensor and hasattr(value, "series"):
         return f"try {name}.series"
     if takes_tensor and hasattr(value, "corrupted"):

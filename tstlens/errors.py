@@ -8,6 +8,7 @@
     │   ├── SeriesValueError                NaN, infinity, or a dtype that is not floating
     │   ├── LabelError                      a label or target outside the model's classes
     │   └── ArgumentError                   any other argument: the message names it
+    │       └── RowIndexError (IndexError)  data[index] outside the rows, or with what is no index
     ├── UnknownNameError (LookupError)      a name that nothing goes by; lists what does
     │   ├── UnknownDatasetError
     │   ├── UnknownCheckpointError
@@ -60,6 +61,10 @@ class LabelError(InputError):
 
 class ArgumentError(InputError):
     """An argument has a value that is not possible here."""
+
+
+class RowIndexError(ArgumentError, IndexError):
+    """An index of series or pairs lies outside the rows, or is not an index of rows."""
 
 
 class UnknownNameError(TstlensError, LookupError):

@@ -50,15 +50,27 @@ def test_integers_are_told_to_become_floats():
 
 
 @pytest.mark.parametrize(
-    ("value", "name"),
-    [(float("nan"), "NaN"), (float("inf"), "infinity"), (-float("inf"), "-infinity")],
+    ("value", "name", "advice"),
+    [
+        (float("nan"), "NaN", "fill or drop missing values"),
+        (
+            float("inf"),
+            "infinity",
+            "look for a division by zero, or numbers that float32 cannot hold",
+        ),
+        (
+            -float("inf"),
+            "-infinity",
+            "look for a division by zero, or numbers that float32 cannot hold",
+        ),
+    ],
 )
-def test_the_first_value_that_is_not_finite_is_located(value, name):
+def test_the_first_value_that_is_not_finite_is_located(value, name, advice):
     series = torch.zeros(2, 3, 4)
     series[1, 2, 0] = series[1, 2, 3] = value
     assert message(SeriesValueError, series) == (
         f"expected finite series, got {name} at [1, 2, 0] and in 1 more places "
-        "([batch, channel, time]); fill or drop missing values"
+        f"([batch, channel, time]); {advice}"
     )
     check_series(series, finite=False)
 

@@ -163,6 +163,8 @@ def fit(
         )
     if train_model and data.labels is None and target is None:
         raise ArgumentError("expected data with labels, or target= for a forecaster, got neither")
+    if train_model and target is None:
+        data = data.for_model(model)
     if target is not None and (not train_model or len(target) != len(data)):
         raise ArgumentError(
             f"target= holds the true values of the {len(data)} series, for train_model=True; got "

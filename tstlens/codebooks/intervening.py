@@ -14,6 +14,7 @@ from tqdm.auto import tqdm
 from tstlens.arguments import checked, one_per_row
 from tstlens.codebooks.effects_result import CodeEffects
 from tstlens.data import TimeSeriesData
+from tstlens.data.labels import IndexNames, class_index
 from tstlens.errors import ArgumentError, HookError
 from tstlens.metrics import name_of
 from tstlens.model import HookedTST
@@ -31,7 +32,7 @@ def effects(
     codes: Mapping[str, Any],
     *,
     action: Literal["force", "ban"] = "force",
-    label: int | None = None,
+    label: int | str | None = None,
     measure: Measure | None = None,
     doses: Sequence[int] | None = None,
     group: Any = None,
@@ -100,7 +101,7 @@ def effects(
     if n_controls < 1:
         raise ArgumentError(f"n_controls must be at least 1, got {n_controls}")
     require_one_pass(model, "to measure what codes do")
-    read, name = _measure(model, measure, label, data.class_names)
+    read, name = _measure(model, measure, label, model.cfg.class_names or data.class_names)
     asked = model.codes_by_group(codes, group, head)
     shared_head = head if _shared(model, asked) else None
     usage = _frequencies(model, data if reference is None else reference, list(asked), batch_size)
@@ -167,7 +168,7 @@ def effects(
 def _measure(
     model: HookedTST,
     measure: Measure | None,
-    label: int | None,
+    label: int | str | None,
     names: Sequence[str] | None = None,
 ) -> tuple[Callable[[Tensor], Tensor], str]:
     if callable(measure):
@@ -183,14 +184,17 @@ def _measure(
             "expected measure to be 'probability', 'log_probability', 'forecast' or a function, "
             f"got {measure!r}"
         )
-    if n_classes is None or label is None or not 0 <= label < n_classes:
+    outside = isinstance(label, int) and not 0 <= label < (n_classes or 0)
+    if n_classes is None or label is None or outside:
         raise ArgumentError(
             f"expected label=, a class in 0..{(n_classes or 1) - 1} to measure the probability of, "
             f"got {label}"
         )
+    names = names if names and len(names) == n_classes else IndexNames(n_classes)
+    label = class_index(label, names)
     log = kind == "log_probability"
     called = str(label)
-    if names is not None and label < len(names) and names[label] != called:
+    if names[label] != called:
         called = f"{names[label]} (label {label})"
     name = f"{'log ' if log else ''}probability of class {called}{' (nats)' if log else ''}"
 

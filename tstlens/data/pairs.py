@@ -18,7 +18,7 @@ from torch import Tensor
 
 from tstlens.arguments import check_fields, checked
 from tstlens.data.indexing import row_indices
-from tstlens.data.labels import class_index
+from tstlens.data.labels import class_index, places_in
 from tstlens.data.series import TimeSeriesData
 from tstlens.data.validate import check_series, usable_device
 from tstlens.errors import ArgumentError, LabelError, SeriesShapeError
@@ -42,6 +42,7 @@ class Pairs:
         predicted: ``[pair]`` the class that the model gave to the corrupted series when the pairs
             were made, or None where no model was asked.
         made: how the pairs were made, plain values for JSON.
+        class_names: of the targets, which a model that knows names is compared with; () for none.
 
     Raises:
         SeriesShapeError: clean and corrupted of different shape, or entries of another length.
@@ -63,6 +64,7 @@ class Pairs:
     corrupted_index: Labels | None = None
     predicted: Labels | None = None
     made: dict[str, Any] = field(default_factory=dict)
+    class_names: tuple[str, ...] = field(default=(), kw_only=True)
 
     def __post_init__(self) -> None:
         check_series(self.clean, mask=self.clean_mask)
@@ -116,6 +118,20 @@ class Pairs:
             made={**self.made, "swapped": not self.made.get("swapped", False)},
         )
 
+    def check_model(self, model: Any) -> None:
+        """Raise :class:`LabelError` where a class of the targets has another place in the model.
+
+        Every analysis of a model and pairs begins with this. It cannot be done for a metric, which
+        holds bare indices: make the pairs of ``data.for_model(model)``.
+        """
+        places = places_in(model, self.class_names) if self.class_names else None
+        if places is not None and places != list(range(len(places))):
+            raise LabelError(
+                f"expected pairs with the model's classes in their order "
+                f"{list(model.cfg.class_names)[:20]}, got {list(self.class_names)[:20]}; make the "
+                "pairs of data.for_model(model)"
+            )
+
     def to(self, device: torch.device | str) -> Pairs:
         """The same pairs on another device."""
         found = usable_device(device)
@@ -151,7 +167,8 @@ def misclassified_pairs(
 
     Raises:
         ArgumentError: nothing to pair: all series are classified right, or no class has both.
-        LabelError: no labels, or as many logits as there are not classes.
+        LabelError: no labels, as many logits as there are not classes, or a class whose name the
+            model does not have.
 
     Example:
         >>> series = torch.tensor([[[2.0]], [[3.0]], [[-1.0]]])
@@ -161,6 +178,7 @@ def misclassified_pairs(
         >>> pairs.clean_index, pairs.corrupted_index, pairs.predicted
         (tensor([1]), tensor([2]), tensor([0]))
     """
+    data = data.for_model(model)
     labels = _labels(data)
     if per_class is not None and per_class < 1:
         raise ArgumentError(f"expected per_class of at least 1 or None, got {per_class}")
@@ -214,7 +232,8 @@ def class_pairs(data: TimeSeriesData, a: int | str, b: int | str, n: int, seed: 
 
     Args:
         data: labelled series.
-        a: class of the clean series and the target: an index, or a class name as string.
+        a: class of the clean series and the target: a class name as string, or an index (with a
+            warning where it is also the name of another class).
         b: class of the corrupted series.
         n: how many pairs.
         seed: of the choice.
@@ -268,6 +287,7 @@ def _pick(data: TimeSeriesData, clean: Tensor, corrupted: Tensor, made: dict[str
         corrupted_mask=None if data.mask is None else data.mask[corrupted],
         clean_index=clean,
         corrupted_index=corrupted,
+        class_names=data.class_names,
         made={"data": data.name, "split": data.split, **made},
     )
 

@@ -6,7 +6,7 @@ rely on its shapes, on finite values and on labels that index the class names.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -17,10 +17,10 @@ from torch import Tensor
 from tstlens.arguments import check_fields, checked
 from tstlens.data.frames import series_of_frame
 from tstlens.data.indexing import row_indices
-from tstlens.data.labels import encode_labels
+from tstlens.data.labels import IndexNames, as_names, encode_labels, places_in
 from tstlens.data.scaling import Scaling
 from tstlens.data.validate import check_series, usable_device
-from tstlens.errors import ArgumentError, LabelError, SeriesShapeError, SeriesValueError
+from tstlens.errors import LabelError, SeriesShapeError, SeriesValueError
 from tstlens.shapes import Labels, Mask, Series
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ class TimeSeriesData:
         check_series(self.series, finite=False)
         _set(self, "series", self.series.to(torch.float32))
         check_series(self.series, mask=self.mask)
-        _set(self, "class_names", _as_names(self.class_names))
+        _set(self, "class_names", as_names(self.class_names))
         if self.mask is not None:
             _set(self, "mask", None if bool(self.mask.all()) else self.mask.to(self.series.device))
         if self.labels is not None:
@@ -79,7 +79,8 @@ class TimeSeriesData:
             got = labels.dtype if isinstance(labels, Tensor) else type(labels).__name__
             raise LabelError(
                 f"expected labels as an integer tensor [n={len(self)}], got {got}; "
-                "for raw labels use TimeSeriesData.from_numpy"
+                "for raw labels use TimeSeriesData.from_numpy, and for numbers to be predicted "
+                "target= of the analysis"
             )
         if labels.shape != (len(self),):
             raise SeriesShapeError(
@@ -88,7 +89,7 @@ class TimeSeriesData:
         labels = labels.to(device=self.series.device, dtype=torch.int64)
         if not self.class_names:
             highest = int(labels.max()) if len(labels) else -1
-            _set(self, "class_names", tuple(str(index) for index in range(highest + 1)))
+            _set(self, "class_names", IndexNames(highest + 1))
         outside = (labels < 0) | (labels >= self.n_classes)
         if bool(outside.any()):
             row = int(outside.nonzero()[0, 0])
@@ -115,9 +116,12 @@ class TimeSeriesData:
 
         Args:
             array: ``[n, channel, time]``, or ``[n, time]`` for series of one channel; whatever
-                numpy makes an array of.
-            labels: ``[n]`` raw labels (strings or numbers), or None. Without ``class_names`` the
-                distinct labels in numerical or alphabetical order become classes 0, 1, ...
+                numpy makes an array of. Samples that a masked array hides (in all channels, or
+                in none) are masked here too.
+            labels: ``[n]`` raw labels (strings or whole numbers), or None. Without ``class_names``
+                the distinct labels in numerical or alphabetical order become classes 0, 1, ...;
+                they are the same class where they are written alike, see `tstlens.data.labels`.
+                Numbers to be predicted are no labels: they go as ``target=`` to the analysis.
             class_names: the classes in order; give the training set's to a test set, which may
                 lack a class. Labels are looked up by name; integers beside names that are not
                 numbers are taken as indices.
@@ -134,12 +138,17 @@ class TimeSeriesData:
             >>> TimeSeriesData.from_numpy(np.zeros((3, 8)), labels=["b", "a", "b"]).labels
             tensor([1, 0, 1])
         """
+        array, unmasked = _masked(array)
         series = _float_tensor(array)
         if series.ndim == 2:
             series = series[:, None]
         check_series(series, n_channels=n_channels)
         encoded = _encode(labels, class_names)
         observed = None if mask is None else torch.tensor(np.asarray(mask))
+        if unmasked is not None:
+            check_series(series, mask=observed)
+            hidden = torch.from_numpy(unmasked)
+            observed = hidden if observed is None else observed & hidden
         return cls(series, *encoded, mask=observed, name=name, split=split)
 
     @classmethod
@@ -173,7 +182,8 @@ class TimeSeriesData:
             >>> TimeSeriesData.from_arrays([np.ones((2, 3)), np.ones((2, 5))]).mask.sum(1)
             tensor([3, 5])
         """
-        rows = [_float_tensor(array, f" for series {row}") for row, array in enumerate(arrays)]
+        bare = [_masked(array, f" for series {row}") for row, array in enumerate(arrays)]
+        rows = [_float_tensor(array, f" for series {row}") for row, (array, _) in enumerate(bare)]
         rows = [row[None] if row.ndim == 1 else row for row in rows]
         _check_ragged(rows)
         lengths = torch.tensor([row.shape[1] for row in rows])
@@ -187,6 +197,9 @@ class TimeSeriesData:
         for index, row in enumerate(rows):
             series[index, :, : row.shape[1]] = row
         mask = torch.arange(series.shape[2]) < lengths[:, None]
+        for row, (_, unmasked) in enumerate(bare):
+            if unmasked is not None:
+                mask[row, : int(lengths[row])] = torch.from_numpy(unmasked)
         return cls(series, *_encode(labels, class_names), mask=mask, name=name, split=split)
 
     @classmethod
@@ -207,24 +220,35 @@ class TimeSeriesData:
         """A data set from a wide or a long frame.
 
         Wide (``series`` not given): one row per series, one column per sample in order of time;
-        columns with two levels are (channel, time). Long (``series`` given): one row per series
-        and time step with one column per channel, or, with ``channel``, one row per value.
-        Series keep the order in which they first appear; unequal lengths are padded and masked.
+        columns with two levels are (channel, time). Nested: one row per series, one column per
+        channel, a pandas series in every cell. Long (``series`` given): one row per series and
+        time step with one column per channel, or, with ``channel``, one row per value; a level of
+        the index may stand for a column. Series keep the order in which they first appear;
+        unequal lengths are padded and masked.
+
+        Times are numbers or dates, or strings that all are numbers or all ISO 8601 dates. Rows
+        without an entry, times that come twice, and steps that are not all the same (a quarter
+        of a step is taken for the clock's; days and months count as the calendar has them) are
+        refused: each would move samples to another time.
 
         Args:
-            frame: the frame; its index is ignored.
+            frame: the frame; its index is ignored unless it is named here or holds dates.
             label: column of the raw label, or None.
             series: long: column that tells series apart.
-            time: long: column to sort the samples of a series by; None keeps the rows' order.
-            channel: long: column that names the channel of a value; channels are sorted by name.
+            time: long: column to sort the samples of a series by; None takes an index of dates,
+                and else keeps the rows' order.
+            channel: long: column that names the channel of a value; channels are sorted by name,
+                "dim_2" before "dim_10".
             value: long: column or list of columns with values; by default all that are left.
             class_names: as for `from_numpy`.
             name: of the data set.
             split: "train", "test" or "all".
 
         Raises:
-            ArgumentError: a column that is not in the frame, or arguments that do not go together.
-            SeriesShapeError, SeriesValueError, LabelError: as for the class.
+            ArgumentError: a column that is not in the frame, arguments that do not go together,
+                rows without an entry, or times without one order.
+            SeriesShapeError: a time that comes twice or is skipped, channels of unequal length.
+            SeriesValueError, LabelError: as for the class.
 
         Example:
             >>> import pandas as pd
@@ -236,6 +260,31 @@ class TimeSeriesData:
             frame, label=label, series=series, time=time, channel=channel, value=value
         )
         return cls.from_arrays(arrays, labels, class_names=class_names, name=name, split=split)
+
+    def for_model(self, model: Any) -> TimeSeriesData:
+        """The data with labels that count as the model's logits do: classes matched by name.
+
+        Whatever compares labels with a model's output does this first. Data whose class names are
+        mere indices, and models that know no names, are left as they are.
+
+        Args:
+            model: a ``HookedTST``, or anything else; its names are ``model.cfg.class_names``.
+
+        Raises:
+            LabelError: a class that the model does not have.
+
+        Example:
+            >>> from types import SimpleNamespace
+            >>> model = SimpleNamespace(cfg=SimpleNamespace(class_names=("cat", "dog")))
+            >>> data = TimeSeriesData(torch.ones(2, 1, 8), torch.tensor([0, 1]), ("dog", "cat"))
+            >>> data.labels, data.for_model(model).labels
+            (tensor([0, 1]), tensor([1, 0]))
+        """
+        places = None if self.labels is None else places_in(model, self.class_names)
+        if places is None or self.labels is None:
+            return self
+        order = torch.tensor(places, dtype=torch.int64, device=self.labels.device)
+        return replace(self, labels=order[self.labels], class_names=model.cfg.class_names)
 
     def __len__(self) -> int:
         return self.series.shape[0]
@@ -303,29 +352,35 @@ def _set(data: object, name: str, value: object) -> None:
     object.__setattr__(data, name, value)
 
 
-def _as_names(class_names: Iterable[Any] | None) -> tuple[str, ...]:
-    if isinstance(class_names, str) or not isinstance(class_names, Iterable):
-        raise ArgumentError(
-            "expected class_names as a sequence of names, one per class in order of the index, "
-            f"got {class_names!r}"
-        )
-    return tuple(str(name) for name in class_names)
+def _encode(labels: Any, class_names: Any) -> tuple[Tensor | None, tuple[str, ...]]:
+    names = None if class_names is None else as_names(class_names)
+    return (None, names or ()) if labels is None else encode_labels(labels, names)
 
 
-def _encode(
-    labels: Iterable[Any] | None, class_names: Sequence[str] | None
-) -> tuple[Tensor | None, tuple[str, ...]]:
-    if labels is None:
-        return None, _as_names(() if class_names is None else class_names)
-    names = None if class_names is None else _as_names(class_names)
-    if isinstance(labels, str) or not isinstance(labels, Iterable):
-        raise LabelError(f"expected labels as a sequence, one per series, got {labels!r}")
-    return encode_labels(labels, names)
+def _masked(array: Any, where: str = "") -> tuple[Any, np.ndarray | None]:
+    """An array with zeros for what numpy's mask hides, and ``[..., time]`` where it hides nothing.
+
+    Everything else that takes an array reads what stands under its mask.
+    """
+    if isinstance(array, list | tuple) and any(isinstance(row, np.ma.MaskedArray) for row in array):
+        array = np.ma.array(array)
+    if not isinstance(array, np.ma.MaskedArray):
+        return array, None
+    hidden = np.ma.getmaskarray(array)
+    if array.ndim > (1 if where else 2):  # with an axis of channels
+        if (hidden != hidden.any(-2, keepdims=True)).any():
+            raise SeriesValueError(
+                f"expected samples masked in all channels or in none{where}, got some that are "
+                "masked in some channels; fill those first, array.filled(0.0) say"
+            )
+        hidden = hidden.any(-2)
+    return array.filled(0), ~hidden
 
 
 def _float_tensor(array: Any, where: str = "") -> Tensor:
     if isinstance(array, Tensor):
-        kind, dtype = ("f" if array.is_floating_point() else ""), array.dtype
+        kind = "f" if array.is_floating_point() else "c" if array.is_complex() else ""
+        dtype = array.dtype
     elif isinstance(array, TimeSeriesData):
         raise SeriesValueError(f"expected an array, got TimeSeriesData{where}; use it as it is")
     else:
@@ -338,10 +393,10 @@ def _float_tensor(array: Any, where: str = "") -> Tensor:
             ) from error
         kind, dtype = array.dtype.kind, array.dtype
     if kind != "f":
-        raise SeriesValueError(
-            f"expected floating point series, got {dtype}{where}; "
-            'call .float() on a tensor or .astype("float32") on an array first'
-        )
+        advice = 'call .float() on a tensor or .astype("float32") on an array first'
+        if kind == "c":
+            advice = "take a real representation first, real and imaginary part as two channels say"
+        raise SeriesValueError(f"expected floating point series, got {dtype}{where}; {advice}")
     if isinstance(array, Tensor):
         return array.detach().to("cpu", torch.float32)
     # What float32 cannot hold becomes infinity, which the check of values reports.

@@ -160,7 +160,12 @@ def _describe_first_bad_value(series: Tensor, mask: Tensor | None) -> str:
     name = "NaN" if value != value else ("infinity" if value > 0 else "-infinity")
     others = f" and in {count - 1} more places" if count > 1 else ""
     padded = mask is not None and not bool(mask[row, time])
-    advice = "padding must be finite too, try zeros" if padded else "fill or drop missing values"
+    if padded:
+        advice = "padding must be finite too, try zeros"
+    elif value != value:
+        advice = "fill or drop missing values"
+    else:
+        advice = "look for a division by zero, or numbers that float32 cannot hold"
     return (
         f"expected finite series, got {name} at [{row}, {channel}, {time}]{others} "
         f"([batch, channel, time]); {advice}"

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 
 from tstlens.arguments import check_fields
+from tstlens.data.labels import as_names
 from tstlens.errors import ArgumentError, UnknownNameError
 from tstlens.model.parts import (
     EMBEDS,
@@ -142,8 +143,8 @@ class HookedTSTConfig:
     dtype: torch.dtype = field(default=torch.float32, init=False)
 
     def __post_init__(self) -> None:
-        if isinstance(self.class_names, list):
-            self.class_names = tuple(str(name) for name in self.class_names)
+        if self.class_names is not None:
+            self.class_names = as_names(self.class_names)
         positive(
             "HookedTSTConfig",
             n_layers=self.n_layers,
@@ -188,7 +189,6 @@ class HookedTSTConfig:
         if self.rotary_base is not None and (self.d_head or 0) % 2:
             raise ArgumentError(f"rotary embeddings need an even d_head, got {self.d_head}")
         if self.class_names is not None:
-            self.class_names = tuple(str(name) for name in self.class_names)
             n_classes = self.n_classes
             if n_classes is not None and len(self.class_names) != n_classes:
                 raise ArgumentError(

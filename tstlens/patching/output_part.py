@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tstlens.data.labels import IndexNames, class_index
 from tstlens.errors import ArgumentError, LabelError
 from tstlens.model import HeadConfig, HookedTST
 
@@ -104,6 +105,8 @@ class OutputPart:
 
 
 def _classes(name: str, given: Tensor | int, n: int, n_classes: int, model: HookedTST) -> Tensor:
+    if type(given) is int and 0 <= given < n_classes:
+        given = class_index(given, model.cfg.class_names or IndexNames(n_classes))
     given = torch.as_tensor(given)
     if given.is_floating_point() or given.dtype == torch.bool or given.ndim > 1:
         raise LabelError(

@@ -165,6 +165,7 @@ def alike_pairs(
         LabelError: no labels, or as many logits as there are not classes.
         ArgumentError: no class has two series that are classified right.
     """
+    data = data.for_model(model)
     if data.labels is None:
         raise LabelError("expected labelled data, got data without labels")
     if not len(data):

@@ -163,6 +163,7 @@ def cluster_effect(
     generator = np.random.default_rng(seed)
     alive = found.places[:, 0]
     error = mode == "ablate" if use_error_term is None else use_error_term
+    data = data.for_model(model)
     with spliced(model, sae, error) as point:
         if point != found.hook:
             raise ArgumentError(f"expected clusters at {point}, got clusters at {found.hook}")

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from tstlens.arguments import check_finite
+from tstlens.data.labels import IndexNames, class_index
 from tstlens.errors import ArgumentError, LabelError, SeriesShapeError
 from tstlens.metrics import name_of
 from tstlens.model import HookedTST
@@ -119,6 +120,9 @@ def targets_of(
         raise ArgumentError(
             f"{measure.name} needs a target: a class, or one class per series [{n}]"
         )
+    n_classes = int(model.cfg.n_classes or 0)
+    if type(target) is int and 0 <= target < n_classes:
+        target = class_index(target, model.cfg.class_names or IndexNames(n_classes))
     labels = torch.as_tensor(target)
     if labels.is_floating_point() or labels.dtype == torch.bool:
         raise LabelError(f"expected target classes as integers, got {labels.dtype}")
@@ -126,5 +130,5 @@ def targets_of(
         labels = labels.expand(n)
     if labels.shape != (n,):
         raise SeriesShapeError(f"expected one target per series [{n}], got {list(labels.shape)}")
-    model.check_labels(labels, n, int(model.cfg.n_classes or 0))
+    model.check_labels(labels, n, n_classes)
     return labels

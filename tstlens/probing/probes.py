@@ -17,7 +17,7 @@ from tstlens.model import HookedTST
 from tstlens.probing.extraction import Activations, Pool, activations, check_pool
 from tstlens.probing.probes_fit import Cell, Kind, Rows, Settings, fit_cell, pipeline
 from tstlens.probing.probes_result import ProbeResult
-from tstlens.probing.probes_target import Target, Targets, targets_of
+from tstlens.probing.probes_target import Target, Targets, check_varied, targets_of
 from tstlens.stats import adjusted
 
 _BY = ("layer", "head", "position")
@@ -70,10 +70,10 @@ def probe(
         hooks: full hook names, or TransformerLens' short ones, which stand for all layers.
         by: ``"layer"`` for one probe per hook point, ``"position"`` for one per hook point and
             position, ``"head"`` for one per head (hooks with heads), or several of them.
-        target: ``"labels"``; an array [series] or [series, pos] of classes (integers, strings) or
-            of numbers (floats, read by ``kind="ridge"``), with a test split as a pair (train,
-            test); or a function from data to such an array. [series, channel, pos] goes with
-            ``channels="each"``.
+        target: ``"labels"``, the model's classes where it names them; an array [series] or
+            [series, pos] of classes (integers, strings) or of numbers (floats, read by
+            ``kind="ridge"``), with a test split as a pair (train, test); or a function from data
+            to such an array. [series, channel, pos] goes with ``channels="each"``.
         kind: ``"logistic"`` or ``"ridge"``.
         pool: of the positions of a series, where one vector per series is needed: ``"mean"``,
             ``"max"`` or ``"last"``.
@@ -94,9 +94,9 @@ def probe(
 
     Raises:
         UnknownHookError, HookError: hooks that do not exist or cannot fire.
-        LabelError: no labels.
-        ArgumentError: targets that do not fit, the same series to fit and to score on, or another
-            option that is not possible.
+        LabelError: no labels, or a class whose name the model does not have.
+        ArgumentError: targets that do not fit or are all the same, the same series to fit and to
+            score on, or another option that is not possible.
 
     Source: Alain and Bengio 2016 (arXiv 1610.01644); Hewitt and Liang 2019 (arXiv 1909.03368) for
         selectivity.
@@ -120,6 +120,8 @@ def probe(
             f"n_boot of at least 100, got {n_shuffles}, {n_folds}, {level} and {n_boot}"
         )
     _check_apart(train, test)
+    if isinstance(target, str):
+        train, test = train.for_model(model), None if test is None else test.for_model(model)
     kept, held, name = targets_of(target, train, test)
     pipeline(kind, strength, kept.is_class)  # says what is wrong before anything is run
     read = {"batch_size": batch_size, "progress": progress}
@@ -151,6 +153,8 @@ def probe(
         found = found.joined() if channels == "joined" else found
         return _rows(found, targets, at.get("pos"), pool)
 
+    rows_of(grid[0], by_hook, kept)  # says what does not fit
+    check_varied(kept, *([] if held is None else [held]))
     jobs = (
         (
             rows_of(entry, by_hook, kept),

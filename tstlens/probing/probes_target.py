@@ -91,11 +91,26 @@ def targets_of(
     return coded[0], coded[1] if test is not None else None, name
 
 
+def check_varied(*splits: Targets) -> None:
+    """Raise :class:`ArgumentError` where one class, or one number, is all that there is."""
+    # A classifier needs two classes to fit; R² divides by the spread of what it is scored on.
+    for split in splits[:1] if splits[0].is_class else splits:
+        found = np.unique(split.values)
+        if len(found) < 2:
+            one = [split.names[int(found[0])] if split.is_class else found[0]] if len(found) else []
+            raise ArgumentError(
+                f"expected targets of at least two classes, or numbers that vary, got {one} for "
+                "every series; there is nothing to tell apart"
+            )
+
+
 def _array(values: Any) -> np.ndarray:
     return values.detach().cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
 
 
 def _shaped(array: np.ndarray, n_series: int) -> np.ndarray:
+    if array.dtype.kind not in "biufUO":
+        raise ArgumentError(f"expected targets as classes or real numbers, got {array.dtype}")
     if not 1 <= array.ndim <= 3 or len(array) != n_series:
         raise ArgumentError(
             f"expected targets [series={n_series}], [series, pos] or [series, channel, pos], got "

@@ -135,6 +135,7 @@ def skip_cost(
             "this model's layers hand their attention scores on, so a layer cannot be skipped "
             "without changing the next; ablate its outputs instead (tstlens.patching.ablate)"
         )
+    data = data.for_model(model)
     n_layers = model.cfg.n_layers
     runs = Runs(model, data, 0, batch_size)
     whole = runs([])

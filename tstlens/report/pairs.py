@@ -134,7 +134,15 @@ def _classes(data: TimeSeriesData, evaluation: Evaluation, max_pairs: int, seed:
     for number, (a, b) in enumerate(ways):
         n = max_pairs // len(ways) + (number < max_pairs % len(ways))
         sizes = [int((evaluation.labels[right] == label).sum()) for label in (a, b)]
-        parts.append(class_pairs(known, a, b, min(n, sizes[0] * sizes[1]), seed + number))
+        parts.append(
+            class_pairs(  # by name: an index may be the name of another class
+                known,
+                known.class_names[a],
+                known.class_names[b],
+                min(n, sizes[0] * sizes[1]),
+                seed + number,
+            )
+        )
     pairs = _join(parts, right.to(data.series.device))
     listed = ", ".join(f"{data.class_names[a]} and {data.class_names[b]}" for a, b in ranked)
     seen = evaluation.labels[clusters_of(pairs)]

@@ -123,6 +123,7 @@ def study(
         raise LabelError(
             "expected labelled series, got data without labels: a report needs the true classes"
         )
+    data = data.for_model(model)
     if data.n_classes != model.cfg.n_classes:
         raise ArgumentError(
             f"the model has {model.cfg.n_classes} classes, {data.name or 'the data'} has "

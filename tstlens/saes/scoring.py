@@ -189,6 +189,7 @@ def task_measures(
     model: HookedTST, data: TimeSeriesData, target: Tensor | None, batch_size: int
 ) -> dict[str, float]:
     """Accuracy and cross-entropy (nats) of a classifier, mse of a forecaster, as the model is."""
+    data = data.for_model(model) if target is None else data
     outputs = []
     for index in torch.arange(len(data)).split(batch_size):
         mask = None if data.mask is None else data.mask[index].to(model.cfg.device)

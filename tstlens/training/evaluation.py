@@ -87,7 +87,8 @@ def evaluate(
     Args:
         model: ``model(series)``, or ``model(series, mask=mask)`` where the data have a mask,
             giving logits [batch, class].
-        data: the series and labels; one class name per logit.
+        data: the series and labels; one class name per logit. Where the model knows names too
+            (``model.cfg.class_names``), classes are matched by name.
         batch_size: series per forward pass.
 
     Returns:
@@ -96,7 +97,7 @@ def evaluate(
     Raises:
         ArgumentError: an empty data set, or a model whose output is not [batch, class] with
             one logit per class name.
-        LabelError: a label outside the classes.
+        LabelError: a label outside the classes, or a class whose name the model does not have.
 
     Example:
         >>> from tstlens.data import load_dataset
@@ -109,6 +110,7 @@ def evaluate(
         raise ArgumentError("data: expected at least one series, got none")
     if batch_size < 1:
         raise ArgumentError(f"batch_size: expected at least 1, got {batch_size}")
+    data = data.for_model(model)
     n_classes = len(data.class_names)
     labels = labels_of(data).cpu()
     if int(labels.min()) < 0 or int(labels.max()) >= n_classes:

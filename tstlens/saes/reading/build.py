@@ -212,9 +212,7 @@ def _outputs(
     n_out = effects.change.shape[1]
     if effects.task == "forecast":
         return tuple(f"step {step + 1}" for step in range(n_out))
-    if len(data.class_names) == n_out:
-        return tuple(data.class_names)
-    names = tuple(getattr(model.cfg, "class_names", None) or ())
+    names = tuple(getattr(model.cfg, "class_names", None) or data.class_names)
     return tuple(map(str, names)) if len(names) == n_out else tuple(map(str, range(n_out)))
 
 

@@ -218,7 +218,8 @@ def _result(
 ) -> LatentEffect:
     forecast = worlds.output.ndim == 3
     n_out = worlds.output.shape[-1]
-    names = data.class_names if len(data.class_names) == n_out and not forecast else None
+    known = tuple(getattr(worlds.model.cfg, "class_names", None) or data.class_names)
+    names = known if len(known) == n_out and not forecast else None
     chosen = chosen.cpu()
     empty = outputs[0][None][:0]
     return LatentEffect(
