@@ -295,11 +295,8 @@ def test_what_cannot_be_attributed_is_said(pre_norm, options, message):
     assert isinstance(raised.value, ArgumentError)
 
 
-def test_scores_masked_in_one_run_only_are_refused():
-    case = make_case("pre-norm per step, max")
-    mask = torch.ones(3, 10, dtype=torch.bool)
-    shorter = mask.clone()
-    shorter[:, 8:] = False
+def test_scores_of_infinity_cannot_be_replaced_by_zero():
+    case = make_case("pre-norm RMS causal patches, last")
     metric = patching.log_prob(case.target)
     with pytest.raises(ArgumentError, match="the two runs mask different keys"):
         patching.attribution(
@@ -309,8 +306,7 @@ def test_scores_masked_in_one_run_only_are_refused():
             "attn_scores",
             ("layer",),
             metric,
-            clean_mask=mask,
-            corrupted_mask=shorter,
+            source="zero",
             progress=False,
         )
 

@@ -219,8 +219,8 @@ def test_padding_gets_nan_and_what_stands_there_changes_nothing(method, front_en
     spoiled = torch.where(mask[:, None], x, torch.tensor(99.0, dtype=torch.float64))
     options = {"method": method, "baseline": "mean", "n_samples": 40, "mask": mask, "n_steps": 8}
     found, other = (probing.attribute(model, given, LABELS, **options) for given in (x, spoiled))
-    seen = seen_units(mask, found.cells, 3, 8)
-    assert torch.equal(found.values.isnan(), ~seen[:, None].expand(found.values.shape))
+    seen = seen_units(mask, found.cells, x)
+    assert torch.equal(found.values.isnan(), ~seen)
     torch.testing.assert_close(found.values, other.values, equal_nan=True)
     assert float(found.values.nan_to_num().abs().sum()) > 0
 

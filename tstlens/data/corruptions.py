@@ -19,7 +19,7 @@ from tstlens.arguments import checked
 from tstlens.data.indexing import row_indices
 from tstlens.data.pairs import Pairs
 from tstlens.data.series import TimeSeriesData
-from tstlens.data.validate import check_series
+from tstlens.data.validate import blanked, check_series
 from tstlens.errors import ArgumentError, LabelError, SeriesShapeError
 
 __all__ = ["corrupt_with_mean", "corrupt_with_noise", "corrupt_with_sample", "corrupt_with_shift"]
@@ -209,7 +209,7 @@ class _Batch:
             series = series[None]
             mask = mask[None] if mask is not None and mask.ndim == 1 else mask
         check_series(series, mask=mask)
-        self.series, self.mask = series, mask
+        self.series, self.mask = blanked(series, mask), mask
         self.target = _targets(target, series)
         channels = _positions(channel, series.shape[1], "channel")
         times = _positions(time, series.shape[2], "time")

@@ -20,7 +20,7 @@ from tstlens.arguments import check_fields, checked
 from tstlens.data.indexing import row_indices
 from tstlens.data.labels import class_index, places_in
 from tstlens.data.series import TimeSeriesData
-from tstlens.data.validate import check_series, usable_device
+from tstlens.data.validate import blanked, check_series, usable_device
 from tstlens.errors import ArgumentError, LabelError, SeriesShapeError
 from tstlens.shapes import Labels, Mask, Series
 
@@ -35,7 +35,8 @@ class Pairs:
         clean: ``[pair, channel, time]``.
         corrupted: ``[pair, channel, time]``.
         target: ``[pair]`` the class whose evidence is restored: the true class of the clean series.
-        clean_mask: ``[pair, time]`` bool, True where observed; None where all is.
+        clean_mask: ``[pair, time]`` bool, True where observed; None where all is. What stands in
+            padding becomes 0.
         corrupted_mask: the same for the corrupted series.
         clean_index: ``[pair]`` rows in the data that the pairs were made from, or None.
         corrupted_index: the same for the corrupted series.
@@ -74,6 +75,8 @@ class Pairs:
                 "expected clean and corrupted of the same shape [pair, channel, time], got "
                 f"{list(self.clean.shape)} and {list(self.corrupted.shape)}"
             )
+        object.__setattr__(self, "clean", blanked(self.clean, self.clean_mask))
+        object.__setattr__(self, "corrupted", blanked(self.corrupted, self.corrupted_mask))
         for name in ("target", "clean_index", "corrupted_index", "predicted"):
             value = getattr(self, name)
             if value is None and name != "target":
@@ -148,6 +151,8 @@ def misclassified_pairs(
     data: TimeSeriesData,
     per_class: int | None = None,
     batch_size: int = 256,
+    *,
+    equal_lengths: bool = False,
 ) -> Pairs:
     """Each misclassified series beside the most confidently right one of its own true class.
 
@@ -161,6 +166,8 @@ def misclassified_pairs(
         per_class: at most this many misclassified series per true class, the first in the data;
             None for all.
         batch_size: series per call of the model.
+        equal_lengths: only right series observed at the same samples; a misclassified one that
+            has none is left out and counted in ``made``.
 
     Returns:
         Pairs in the order of the misclassified series in the data, with ``predicted``.
@@ -195,20 +202,24 @@ def misclassified_pairs(
             f"expected misclassified series, got none: the model classifies all {len(data)} right; "
             "use class_pairs(data, a, b, n) to compare classes instead"
         )
-    clean, corrupted, skipped = [], [], {}
+    alike = observed_alike(data) if equal_lengths else torch.zeros_like(labels)
+    clean, corrupted, skipped, n_alone = [], [], {}, 0
     for label in range(data.n_classes):
         wrong = ((labels == label) & ~right).nonzero()[:, 0]
         if len(wrong) and not bool(right[labels == label].any()):
             skipped[data.class_names[label]] = len(wrong)
         elif len(wrong):
             eligible = confidence.masked_fill(~right | (labels != label), -torch.inf)
-            wrong = wrong[:per_class]
-            clean += [int(eligible.argmax())] * len(wrong)
-            corrupted += wrong.tolist()
+            beside = eligible.masked_fill(alike[wrong, None] != alike, -torch.inf)
+            having = beside.isfinite().any(1)
+            n_alone += int((~having).sum())
+            clean += beside.argmax(1)[having][:per_class].tolist()
+            corrupted += wrong[having][:per_class].tolist()
     if not corrupted:
         raise ArgumentError(
             "expected a class with both right and misclassified series, got none: wrong throughout "
             f"are {skipped}; are the labels in the order of the model's logits?"
+            + (f" {n_alone} have no right series of their length" if n_alone else "")
         )
     pairs = sorted(zip(corrupted, clean, strict=True))
     made = {
@@ -216,6 +227,7 @@ def misclassified_pairs(
         "per_class": per_class,
         "n_misclassified": int((~right).sum()),
         "skipped_classes": skipped,
+        **({"equal_lengths": True, "n_without_equal": n_alone} if equal_lengths else {}),
     }
     clean_index = torch.tensor([clean for _, clean in pairs])
     corrupted_index = torch.tensor([corrupted for corrupted, _ in pairs])
@@ -224,7 +236,15 @@ def misclassified_pairs(
 
 
 @checked
-def class_pairs(data: TimeSeriesData, a: int | str, b: int | str, n: int, seed: int = 0) -> Pairs:
+def class_pairs(
+    data: TimeSeriesData,
+    a: int | str,
+    b: int | str,
+    n: int,
+    seed: int = 0,
+    *,
+    equal_lengths: bool = False,
+) -> Pairs:
     """Distinct pairs of a series of class a (clean) and one of class b (corrupted).
 
     Each series is used as rarely as n allows: up to the size of the smaller class no series
@@ -237,6 +257,8 @@ def class_pairs(data: TimeSeriesData, a: int | str, b: int | str, n: int, seed: 
         b: class of the corrupted series.
         n: how many pairs.
         seed: of the choice.
+        equal_lengths: only pairs of series observed at the same samples. Where the two differ,
+            patching leaves what one of them lacks alone, and the circuits refuse the pair.
 
     Raises:
         LabelError: no labels, no such class, or a and b the same.
@@ -253,28 +275,51 @@ def class_pairs(data: TimeSeriesData, a: int | str, b: int | str, n: int, seed: 
         raise LabelError(f"expected two different classes, got {a!r} and {b!r}")
     rows_a = (labels == first).nonzero()[:, 0].cpu()
     rows_b = (labels == second).nonzero()[:, 0].cpu()
-    possible = len(rows_a) * len(rows_b)
-    if not 1 <= n <= possible:
-        raise ArgumentError(
-            f"expected n in 1..{possible} ({len(rows_a)} series of class "
-            f"{data.class_names[first]!r}, {len(rows_b)} of {data.class_names[second]!r}), got {n}"
-        )
     generator = torch.Generator().manual_seed(seed)
     rows_a = rows_a[torch.randperm(len(rows_a), generator=generator)]
     rows_b = rows_b[torch.randperm(len(rows_b), generator=generator)]
-    # Walking both lists in step repeats after their least common multiple; one more step of the
-    # second list then starts a round of pairs that have not been seen.
-    step = torch.arange(n)
-    round_ = step // lcm(len(rows_a), len(rows_b))
-    clean_index = rows_a[step % len(rows_a)]
-    corrupted_index = rows_b[(step + round_) % len(rows_b)]
+    alike = observed_alike(data).cpu() if equal_lengths else torch.zeros_like(labels.cpu())
+    groups = [
+        (rows_a[alike[rows_a] == kind], rows_b[alike[rows_b] == kind]) for kind in alike.unique()
+    ]
+    possible = sum(len(some) * len(others) for some, others in groups)
+    if not 1 <= n <= possible:
+        beside = " with pairs of equal length" if equal_lengths else ""
+        raise ArgumentError(
+            f"expected n in 1..{possible} ({len(rows_a)} series of class "
+            f"{data.class_names[first]!r}, {len(rows_b)} of {data.class_names[second]!r}{beside}), "
+            f"got {n}"
+        )
+    found = torch.cat([_walk(*group, n) for group in groups])
+    found = found[found[:, 2].argsort(stable=True)][:n]
+    clean_index, corrupted_index = found[:, 0], found[:, 1]
     made = {
         "how": "class_pairs",
         "a": data.class_names[first],
         "b": data.class_names[second],
         "seed": seed,
+        **({"equal_lengths": True} if equal_lengths else {}),
     }
     return _pick(data, clean_index, corrupted_index, made)
+
+
+def observed_alike(data: TimeSeriesData) -> Tensor:
+    """int [n], the same number for series that were observed at the same samples."""
+    if data.mask is None:
+        return torch.zeros(len(data), dtype=torch.int64, device=data.series.device)
+    return torch.unique(data.mask, dim=0, return_inverse=True)[1]
+
+
+def _walk(rows_a: Tensor, rows_b: Tensor, n: int) -> Tensor:
+    """[pair, 3]: up to n distinct pairs, and how often the rarer side was used before each."""
+    step = torch.arange(min(n, len(rows_a) * len(rows_b)))
+    if not len(step):
+        return step.new_zeros(0, 3)
+    # Walking both lists in step repeats after their least common multiple; one more step of the
+    # second list then starts a round of pairs that have not been seen.
+    round_ = step // lcm(len(rows_a), len(rows_b))
+    clean, corrupted = rows_a[step % len(rows_a)], rows_b[(step + round_) % len(rows_b)]
+    return torch.stack([clean, corrupted, step // min(len(rows_a), len(rows_b))], 1)
 
 
 def _pick(data: TimeSeriesData, clean: Tensor, corrupted: Tensor, made: dict[str, Any]) -> Pairs:

@@ -19,7 +19,7 @@ from tstlens.data.frames import series_of_frame
 from tstlens.data.indexing import row_indices
 from tstlens.data.labels import IndexNames, as_names, encode_labels, places_in
 from tstlens.data.scaling import Scaling
-from tstlens.data.validate import check_series, usable_device
+from tstlens.data.validate import blanked, check_series, usable_device
 from tstlens.errors import LabelError, SeriesShapeError, SeriesValueError
 from tstlens.shapes import Labels, Mask, Series
 
@@ -38,7 +38,7 @@ class TimeSeriesData:
         labels: ``[n]`` class indices 0..n_classes-1, or None where there are none.
         class_names: one name per class, in order of the index; by default "0", "1", ...
         mask: ``[n, time]`` bool, True where a sample was observed, False where it is padding;
-            becomes None when everything is observed.
+            becomes None when everything is observed. What stands in padding becomes 0.
         name: of the data set.
         split: "train", "test" or "all".
         scaling: what was done to the values, None for nothing.
@@ -70,6 +70,7 @@ class TimeSeriesData:
         _set(self, "class_names", as_names(self.class_names))
         if self.mask is not None:
             _set(self, "mask", None if bool(self.mask.all()) else self.mask.to(self.series.device))
+            _set(self, "series", blanked(self.series, self.mask))
         if self.labels is not None:
             self._check_labels(self.labels)
         check_fields(self)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tstlens.errors import ArgumentError, SeriesShapeError, SeriesValueError
 
-__all__ = ["check_dtype_name", "check_series", "usable_device"]
+__all__ = ["blanked", "check_dtype_name", "check_series", "usable_device"]
 
 
 def check_series(
@@ -24,8 +24,8 @@ def check_series(
 ) -> None:
     """Refuse series that are not ``[batch, channel, time]``, floating point and finite.
 
-    Padded samples (where ``mask`` is False) may hold anything finite: a model multiplies them
-    by zero, and NaN times zero is NaN.
+    Padded samples (where ``mask`` is False) may hold anything finite; whatever they hold is read
+    as zero (see `blanked`).
 
     Args:
         series: ``[batch, channel, time]``, floating point.
@@ -69,6 +69,18 @@ series are channel-first, try series.transpose(1, 2)
             raise SeriesValueError(_describe_first_bad_value(known, mask))
     elif finite and not bool(torch.isfinite(series).all()):
         raise SeriesValueError(_describe_first_bad_value(series, mask))
+
+
+def blanked(series: Tensor, mask: Tensor | None) -> Tensor:
+    """The series with zeros where the mask says padding: what stood there is read by nothing.
+
+    Args:
+        series: ``[batch, channel, time]``.
+        mask: ``[batch, time]`` bool, True where a sample was observed; None where all were.
+    """
+    if mask is None:
+        return series
+    return series.masked_fill(~mask.to(series.device)[:, None], 0.0)
 
 
 def usable_device(device: str | int | torch.device) -> torch.device:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformer_lens.hook_points import HookPoint
 
 from tstlens.arguments import checked
-from tstlens.data.validate import check_series, usable_device
+from tstlens.data.validate import blanked, check_series, usable_device
 from tstlens.errors import ArgumentError, SeriesShapeError, SeriesValueError
 from tstlens.model.cache import TSTActivationCache
 from tstlens.model.code_interventions import SteerableCodes
@@ -81,7 +81,7 @@ class HookedTST(
         self.cfg = cfg = copy.copy(cfg)  # flags, device and dtype are this model's own
         self.parity: Any = None
         self.info: dict[str, Any] = {}
-        self.hook_series = HookPoint()  # [batch, channel, time]
+        self.hook_series = HookPoint()  # [batch, channel, time], 0 where the mask says padding
         self.embed = make_embed(cfg, embed)
         self.hook_embed = HookPoint()  # [row, pos, d_model]
         if cfg.positions != "none":
@@ -224,6 +224,7 @@ class HookedTST(
         """
         series = self.with_covariates(series, covariates)
         self.check_series(series, mask)
+        series = blanked(series, mask)
         if watched(self.hook_series):
             series = self.hook_series(series.clone())  # hooks may edit in place
         embedded, state = self.embed(series, mask)

@@ -14,6 +14,7 @@ import torch
 from tqdm import tqdm
 
 from tstlens.arguments import checked
+from tstlens.data.validate import blanked
 from tstlens.errors import UnknownAxisError
 from tstlens.model import HookedTST
 from tstlens.patching.grids import check_axes
@@ -27,9 +28,10 @@ from tstlens.patching.measuring import (
     read_runs,
 )
 from tstlens.patching.outputs import Swept, patched_outputs, swept
-from tstlens.patching.replacements import AblationSource, Reference, ReferenceMask, Replacement
+from tstlens.patching.replacements import AblationSource, Replacement
 from tstlens.patching.result import SweepResult
 from tstlens.patching.sites import Site, locate
+from tstlens.patching.sources import Reference, ReferenceMask
 from tstlens.patching.sweep import time_cells
 from tstlens.patching.worlds import run_corrupted
 from tstlens.shapes import PairMask, PairSeries
@@ -100,7 +102,8 @@ def ablate(
             [batch, ...] to [batch].
         reference: series [batch, channel, time] for ``"mean"`` and ``"resample"``: training data.
         n_slices: runs that axis ``"slice"`` cuts the last axis into.
-        mask: bool [batch, time] of the series, True where observed.
+        mask: bool [batch, time] of the series, True where observed. Padding is never replaced,
+            nor by padding: its effect is 0 (see :func:`sweep`).
         reference_mask: bool [batch, time] of the reference; padded positions stay out of means.
         seed: of the draw for ``"resample"``.
         memory_mb: worlds run in chunks whose activations stay near this many MiB.
@@ -133,13 +136,14 @@ def ablate(
     """
     series = series[None] if series.ndim == 2 else series
     model.check_series(series, mask)
+    series = blanked(series, mask)
     site = Site(site) if isinstance(site, str) else site
     what = _what(model, site, axes, n_slices)
     model.require_live(what.names)
     metric = as_metric(metric, len(series))
     whole_block = site.name == "block"
     replacing = Replacement(
-        model, what, source, reference, reference_mask, series, seed, contribution=whole_block
+        model, what, source, reference, reference_mask, series, mask, seed, whole_block
     )
     pieces, coords = [], {}
     with tqdm(total=0, desc=f"ablating {site.name}", unit="run", disable=not progress) as bar:

@@ -12,6 +12,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from tstlens.arguments import checked
+from tstlens.data.validate import blanked
 from tstlens.errors import ArgumentError, UnknownHookError
 from tstlens.model import HookedTST
 from tstlens.patching.attention_result import AttentionResult
@@ -72,6 +73,7 @@ def attention(
         True
     """
     model.check_series(series, mask)
+    series = blanked(series, mask)
     if not len(series):
         raise ArgumentError("expected at least one series, got none")
     layers = range(model.cfg.n_encoder_layers)

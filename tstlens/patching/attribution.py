@@ -45,14 +45,15 @@ from tstlens.patching.measuring import (
     pair_blocks,
     read_runs,
 )
+from tstlens.patching.observed import both, observed, replacing
 from tstlens.patching.outputs import Swept, swept
 from tstlens.patching.pattern_correction import corrected, pattern_place
 from tstlens.patching.result import SweepResult
 from tstlens.patching.sites import Place, Site, axis_of, locate
-from tstlens.patching.sources import Source, record, sources
+from tstlens.patching.sources import Reference, ReferenceMask, Source, record, sources
 from tstlens.patching.sweep import rows_that_fit, time_cells
 from tstlens.patching.worlds import CorruptedRun, run_corrupted
-from tstlens.shapes import PairMask, PairSeries, Series
+from tstlens.shapes import PairMask, PairSeries
 
 
 @checked
@@ -70,7 +71,8 @@ def attribution(
     path: Literal["site", "input"] = "site",
     qk_correction: bool = False,
     n_slices: int | None = None,
-    reference: Series | None = None,
+    reference: Reference | None = None,
+    reference_mask: ReferenceMask | None = None,
     clean_mask: PairMask | None = None,
     corrupted_mask: PairMask | None = None,
     memory_mb: float = 256.0,
@@ -104,6 +106,7 @@ def attribution(
             saturated softmax is near zero whatever a large change would do.
         n_slices: runs that axis ``"slice"`` cuts the last axis into.
         reference: series [batch, channel, time] for ``source="mean"``.
+        reference_mask: bool [batch, time] of these; padding and missing values stay out of means.
         clean_mask: bool [pair, time] of the clean series.
         corrupted_mask: bool [pair, time] of the corrupted series.
         memory_mb: steps run in chunks whose activations stay near this many MiB.
@@ -159,6 +162,7 @@ def attribution(
                 (corrupted[block], None if corrupted_mask is None else corrupted_mask[block]),
                 given,
                 reference,
+                reference_mask,
             )
             pieces.append(piece)
             bar.update(block.stop - block.start)
@@ -230,12 +234,14 @@ class _Estimate:
         corrupted: tuple[Tensor, Tensor | None],
         source: Source | Tensor,
         reference: Tensor | None,
+        reference_mask: Tensor | None,
     ) -> tuple[tuple[Tensor, dict[str, Tensor]], dict[str, tuple[int, ...]]]:
         model, what, place = self.model, self.what, self.what.place
         with torch.no_grad():
             clean_output, clean_acts = record(model, *clean, what.names)
             run = run_corrupted(model, *corrupted, place, what.layers)
-            given = sources(model, place, what.names, source, clean_acts, reference, clean[1])
+            means = (reference, reference_mask)
+            given = sources(model, place, what.names, source, clean, clean_acts, run, *means)
         acts = [run.acts[name] for name in what.names]
         grids, coords = make_grids(place, what.site, what.inner, acts, what.n_slices)
         change = {}
@@ -276,6 +282,15 @@ class _Estimate:
             if path.steps:
                 with torch.no_grad():
                     end = model.embed_series(*clean)[0]
+                    start = model.embed_series(run.series, run.mask)[0]
+                entering = locate(model, Site("embed"))
+                seen = both(
+                    *(
+                        observed(model, entering, ["hook_embed"], *rows)
+                        for rows in (clean, (run.series, run.mask))
+                    )
+                )
+                end = replacing(entering, end, start, seen["hook_embed"])
             found = input_gradients(
                 model, run, end, list(names.values()), self.metric, path, per_chunk
             )

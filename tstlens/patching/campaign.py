@@ -27,7 +27,7 @@ from tstlens.patching.metrics import Metric, log_prob, logit, logit_diff, prob
 from tstlens.patching.outputs import patched_outputs, swept
 from tstlens.patching.result import SweepResult
 from tstlens.patching.sites import Site, locate, site_names
-from tstlens.patching.sources import record
+from tstlens.patching.sources import record, sources
 from tstlens.patching.statistics import Summary, summary
 from tstlens.patching.sweep import time_cells
 from tstlens.patching.worlds import run_corrupted
@@ -305,7 +305,8 @@ def _sweeps(
         some = pairs[block]
         clean, acts = record(model, some.clean, some.clean_mask, what.names)
         run = run_corrupted(model, some.corrupted, some.corrupted_mask, place, what.layers)
-        given = {name: acts[name] for name in what.names}
+        rows = (some.clean, some.clean_mask)
+        given = sources(model, place, what.names, "clean", rows, acts, run)
         outputs, coords = patched_outputs(model, run, what, given, memory_mb)
         shape = outputs.shape[: 1 + len(axes)]
         worlds = outputs.reshape(len(some), -1, *outputs.shape[1 + len(axes) :]).transpose(0, 1)

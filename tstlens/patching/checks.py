@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from tstlens.data.validate import blanked
 from tstlens.errors import ArgumentError, SeriesShapeError
 from tstlens.model import HookedTST
 
@@ -16,6 +17,8 @@ def check_pairs(
     corrupted_mask: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Clean and corrupted series as [pair, channel, time], checked against each other and model.
+
+    Padding comes back as zeros.
 
     Raises:
         SeriesShapeError: they differ in shape, or do not fit the model.
@@ -30,7 +33,7 @@ def check_pairs(
         clean, corrupted = clean[None], corrupted[None]
     model.check_series(clean, clean_mask)
     model.check_series(corrupted, corrupted_mask)
-    return clean, corrupted
+    return blanked(clean, clean_mask), blanked(corrupted, corrupted_mask)
 
 
 def require_one_stack(model: HookedTST, what: str) -> None:

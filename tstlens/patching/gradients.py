@@ -38,12 +38,13 @@ class Path:
 
 
 def delta(here: Tensor, given: Tensor, name: str) -> Tensor:
-    """What replacing changes, ``given - here``; zero where both are the same infinity.
+    """What replacing changes, ``given - here``; zero where both are the same infinity or NaN.
 
     Raises:
         ArgumentError: scores that are masked in one run and not in the other.
     """
-    difference = torch.where(here == given, 0.0, given - here)
+    same = (here == given) | (here.isnan() & given.isnan())
+    difference = torch.where(same, 0.0, given - here)
     if not bool(difference.isfinite().all()):
         raise ArgumentError(
             f"the change of {name} is not finite: the two runs mask different keys there, and no "

@@ -22,7 +22,7 @@ from tstlens.patching.grids import Grid, check_axes, make_grid
 from tstlens.patching.measuring import PAIRS_PER_BLOCK
 from tstlens.patching.outputs import Swept, swept
 from tstlens.patching.sites import Site, locate
-from tstlens.patching.sources import record
+from tstlens.patching.sources import record, sources
 from tstlens.patching.sweep import rows_that_fit
 from tstlens.patching.worlds import CorruptedRun, run_corrupted
 from tstlens.results import Result
@@ -216,6 +216,7 @@ def _of_block(
     """Mean squares, projections and gaps of some of the pairs."""
     acts = record(model, *clean, what.names)[1]
     run = run_corrupted(model, *corrupted, what.place, what.layers)
+    acts = sources(model, what.place, what.names, "clean", clean, acts, run)
     place = what.place
     sizes = place.by_series(run.acts[what.names[0]]).shape[1:]
     grid, _ = make_grid(place, what.site, what.inner, sizes, what.n_slices, run.final.device)

@@ -20,6 +20,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from tstlens.arguments import checked
+from tstlens.data.validate import blanked
 from tstlens.errors import ArgumentError, LabelError, SeriesShapeError
 from tstlens.model import HookedTST, TrunkState
 from tstlens.patching.checks import require_one_stack
@@ -95,6 +96,7 @@ def lens(
     """
     require_one_stack(model, "lens")
     model.check_series(series, mask)
+    series = blanked(series, mask)
     if not len(series):
         raise ArgumentError("expected at least one series, got none")
     if by_pos:

@@ -17,6 +17,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from tstlens.arguments import checked
+from tstlens.data.validate import blanked
 from tstlens.errors import ArgumentError, NonlinearResidualError
 from tstlens.model import HeadConfig, HookedTST
 from tstlens.model.norms import HeldNorm
@@ -97,6 +98,7 @@ def logit_attribution(
     """
     head = _check_model(model)
     model.check_series(series, mask)
+    series = blanked(series, mask)
     if not len(series):
         raise ArgumentError("expected at least one series, got none")
     asked = OutputPart.of(model, head, len(series), labels, other, channel, step)

@@ -13,8 +13,14 @@ from tstlens.errors import ArgumentError
 from tstlens.model import HookedTST
 from tstlens.patching.checks import check_pairs
 from tstlens.patching.sites import Place, Site, axis_of, chosen, locate
-from tstlens.patching.sources import Source, record, sources
-from tstlens.shapes import Output, PairMask, PairSeries, Series
+from tstlens.patching.sources import (
+    Reference,
+    ReferenceMask,
+    Source,
+    found_sources,
+    record,
+)
+from tstlens.shapes import Output, PairMask, PairSeries
 
 
 @checked
@@ -26,7 +32,8 @@ def patch(
     sites: Sequence[Site] | Site,
     source: Source | Tensor = "clean",
     *,
-    reference: Series | None = None,
+    reference: Reference | None = None,
+    reference_mask: ReferenceMask | None = None,
     clean_mask: PairMask | None = None,
     corrupted_mask: PairMask | None = None,
 ) -> Output:
@@ -42,6 +49,7 @@ def patch(
         sites: what is replaced; a site of a block needs its layer.
         source: what replaces: ``"clean"``, ``"zero"``, ``"mean"`` or other series.
         reference: series for ``source="mean"``.
+        reference_mask: bool [batch, time] of these.
         clean_mask: bool [pair, time] of the clean series.
         corrupted_mask: bool [pair, time] of the corrupted series.
 
@@ -63,19 +71,20 @@ def patch(
             )
     names = sorted({place.hook_name(place.layer) for place in places})
     acts = record(model, clean, clean_mask, names)[1]
+    rows = ((clean, clean_mask), acts, (corrupted, corrupted_mask))
     hooks = []
     for site, place in zip(sites, places, strict=True):
         name = place.hook_name(place.layer)
-        given = sources(model, place, [name], source, acts, reference, clean_mask)[name]
-        hooks.append((name, _replacing(place, site, given)))
+        given, seen = found_sources(model, place, [name], source, *rows, reference, reference_mask)
+        hooks.append((name, _replacing(place, site, given[name], seen[name])))
     return model.run_with_hooks(corrupted, mask=corrupted_mask, fwd_hooks=hooks)
 
 
-def _replacing(place: Place, site: Site, source: Tensor) -> Any:
-    """A hook that sets the site's entries to the source's."""
+def _replacing(place: Place, site: Site, source: Tensor, seen: Tensor | None) -> Any:
+    """A hook that sets the site's entries to the source's, where both series observed them."""
     own = {axis_of(place, axis): index for axis, index in site.selections().items()}
     by_series = place.by_series(source)
-    condition = torch.ones((), dtype=torch.bool, device=source.device)
+    condition = torch.ones((), dtype=torch.bool, device=source.device) if seen is None else seen
     for number, axis in enumerate(place.axes):
         size = by_series.shape[1 + number]
         shape = [1] * by_series.ndim

@@ -5,20 +5,16 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-from jaxtyping import Bool, Float
 from torch import Tensor
 
-from tstlens.errors import ArgumentError, SeriesShapeError
+from tstlens.errors import ArgumentError
 from tstlens.model import HookedTST
+from tstlens.patching.observed import Observed, both, observed, replacing
 from tstlens.patching.outputs import Swept
-from tstlens.patching.sources import check_reference, record
+from tstlens.patching.sources import check_reference, mean_activations, record
 from tstlens.patching.worlds import CorruptedRun
 
 AblationSource = Literal["zero", "mean", "resample"]
-# Axes of their own: our errors say what is wrong with a reference of another length.
-Reference = Float[Tensor, "reference _ _"]
-ReferenceMask = Bool[Tensor, "reference _"]
-_BATCH = 128  # reference series whose activations are held at once
 
 
 class Replacement:
@@ -31,6 +27,7 @@ class Replacement:
         reference: series to average over or to draw from.
         reference_mask: bool [batch, time] of these, or None.
         series: the series that are ablated, [batch, channel, time].
+        mask: bool [batch, time] of these, or None.
         seed: of the draw.
         contribution: whether the activation is what leaves a block, and only what the block added
             to what enters it is replaced.
@@ -44,6 +41,7 @@ class Replacement:
         reference: Tensor | None,
         reference_mask: Tensor | None,
         series: Tensor,
+        mask: Tensor | None,
         seed: int,
         contribution: bool,
     ) -> None:
@@ -59,25 +57,24 @@ class Replacement:
                 + ("average over" if source == "mean" else "draw from")
                 + ", training data say"
             )
-        check_reference(model, reference, reference_mask)
-        if reference.shape[1:] != series.shape[1:]:
-            raise SeriesShapeError(
-                f"the reference series must be [batch, channel={series.shape[1]}, "
-                f"time={series.shape[2]}] like the series, got {list(reference.shape)}"
-            )
-        self.reference, self.mask = reference, reference_mask
+        self.reference = check_reference(model, reference, reference_mask, series)
+        self.mask = reference_mask
         if source == "mean":
-            self.means = self._means()
+            needed = self._observed(series, mask)
+            rows = (self.reference, reference_mask)
+            self.means = mean_activations(
+                model, what.place, what.names, rows, needed, self._recorded
+            )
         else:
-            self.drawn = draw_others(reference, series, seed)
+            self.drawn = draw_others(self.reference, series, seed, reference_mask, mask)
 
     def __call__(self, run: CorruptedRun, block: slice) -> dict[str, Tensor]:
         """What replaces each named activation of the run, which is that of series ``block``."""
+        there: Observed = dict.fromkeys(self.what.names)
         if self.source == "resample":
-            rows = self.drawn[block]
-            found = self._recorded(
-                self.reference[rows], None if self.mask is None else self.mask[rows]
-            )
+            rows = self.drawn[block].to(self.reference.device)
+            drawn = self.reference[rows], None if self.mask is None else self.mask[rows]
+            found, there = self._recorded(*drawn), self._observed(*drawn)
         elif self.source == "mean":
             found = {}
             for name, mean in self.means.items():
@@ -88,7 +85,11 @@ class Replacement:
         if self.contribution:
             for layer, name in zip(self.what.layers, self.what.names, strict=True):
                 found[name] = found[name] + run.stream_before(layer or 0)
-        return found
+        seen = both(self._observed(run.series, run.mask), there)
+        return {
+            name: replacing(self.what.place, act, run.acts[name], seen[name])
+            for name, act in found.items()
+        }
 
     def _recorded(self, series: Tensor, mask: Tensor | None) -> dict[str, Tensor]:
         names, layers = self.what.names, self.what.layers
@@ -100,58 +101,29 @@ class Replacement:
             return {name: acts[name] - acts[pre] for name, pre in zip(names, entering, strict=True)}
         return {name: acts[name] for name in names}
 
-    def _means(self) -> dict[str, Tensor]:
-        """The mean over series, at every position and channel by itself, padding left out."""
-        totals: dict[str, Tensor] = {}
-        count: Tensor | float = 0.0
-        for start in range(0, len(self.reference), _BATCH):
-            rows = slice(start, start + _BATCH)
-            mask = None if self.mask is None else self.mask[rows]
-            series = self.reference[rows]
-            weight = self._observed(series, mask)
-            for name, acts in self._recorded(series, mask).items():
-                by_series = self.what.place.by_series(acts)
-                if isinstance(weight, Tensor):
-                    by_series = torch.where(weight, by_series, 0.0)
-                totals[name] = totals.get(name, 0.0) + by_series.sum(0, keepdim=True)
-            count = count + (
-                weight.sum(0, keepdim=True) if isinstance(weight, Tensor) else float(len(series))
-            )
-        if isinstance(count, Tensor) and bool((count == 0).any()):
-            at = int((count.flatten() == 0).nonzero()[0, 0])
-            raise SeriesShapeError(
-                f"position {at} of {self.what.site.name!r} is padding in every reference series, "
-                "so it has no mean; give reference series that reach as far"
-            )
-        return {name: total / count for name, total in totals.items()}
-
-    def _observed(self, series: Tensor, mask: Tensor | None) -> Tensor | None:
-        """bool [series, *axes or 1], where the activation is not padding; None where none is."""
-        place = self.what.place
-        along = next((axis for axis in ("pos", "query", "time") if axis in place.axes), None)
-        if mask is None or along is None:
-            return None
-        observed = mask
-        if along != "time":
-            pos_mask = self.model.embed_series(series, mask)[1].pos_mask
-            if pos_mask is None:
-                return None
-            observed = pos_mask.unflatten(0, (len(series), -1))[:, 0]
-        shape = [len(series)] + [1] * len(place.axes)
-        shape[1 + place.axes.index(along)] = observed.shape[1]
-        return observed.view(shape)
+    def _observed(self, series: Tensor, mask: Tensor | None) -> Observed:
+        return observed(self.model, self.what.place, self.what.names, series, mask)
 
 
-def draw_others(reference: Tensor, series: Tensor, seed: int) -> Tensor:
+def draw_others(
+    reference: Tensor,
+    series: Tensor,
+    seed: int,
+    reference_mask: Tensor | None = None,
+    mask: Tensor | None = None,
+) -> Tensor:
     """For every series the index of a random reference series that is not that series itself.
+
+    Series hold zeros for padding, and are the same where they also end at the same samples.
 
     Raises:
         ArgumentError: the reference holds nothing else.
     """
     generator = torch.Generator().manual_seed(seed)
     index = torch.randint(len(reference), (len(series),), generator=generator)
+    held, own = (_with_mask(*rows) for rows in ((reference, reference_mask), (series, mask)))
     for _ in range(len(reference)):
-        same = (reference[index] == series).flatten(1).all(1).cpu()
+        same = (held[index.to(held.device)] == own).flatten(1).all(1).cpu()
         if not bool(same.any()):
             return index
         index = torch.where(same, (index + 1) % len(reference), index)
@@ -159,3 +131,9 @@ def draw_others(reference: Tensor, series: Tensor, seed: int) -> Tensor:
         "source='resample' found no reference series that differs from the one it is to replace; "
         "give other series as reference"
     )
+
+
+def _with_mask(series: Tensor, mask: Tensor | None) -> Tensor:
+    """[series, channel + 1, time]: the mask as one more channel, missing values as infinity."""
+    seen = torch.ones_like(series[:, :1]) if mask is None else mask[:, None].to(series)
+    return torch.cat([series.nan_to_num(torch.inf), seen], 1)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from tstlens.arguments import checked, shown
 from tstlens.data import Pairs, TimeSeriesData
+from tstlens.data.pairs import observed_alike
 from tstlens.errors import ArgumentError, LabelError
 from tstlens.model import HookedTST
 from tstlens.patching.metrics import Metric, log_prob
@@ -147,7 +148,12 @@ def split_half(
 
 @checked
 def alike_pairs(
-    model: Callable[..., Tensor], data: TimeSeriesData, n: int = 32, seed: int = 0
+    model: Callable[..., Tensor],
+    data: TimeSeriesData,
+    n: int = 32,
+    seed: int = 0,
+    *,
+    equal_lengths: bool = False,
 ) -> Pairs:
     """Pairs of series that the model treats alike: same class, both right, nearest outputs.
 
@@ -160,6 +166,7 @@ def alike_pairs(
         data: labelled series.
         n: how many pairs (fewer where fewer series have a partner).
         seed: of the draw.
+        equal_lengths: only pairs of series observed at the same samples.
 
     Raises:
         LabelError: no labels, or as many logits as there are not classes.
@@ -188,6 +195,9 @@ def alike_pairs(
     right = log_probs.argmax(1) == labels
     distance = torch.cdist(log_probs, log_probs)
     eligible = right[:, None] & right & (labels[:, None] == labels)
+    if equal_lengths:
+        alike = observed_alike(data)
+        eligible &= alike[:, None] == alike
     distance = distance.masked_fill(~eligible, torch.inf).fill_diagonal_(torch.inf)
     having = distance.isfinite().any(1).nonzero()[:, 0].cpu()
     if not len(having):

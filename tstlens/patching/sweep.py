@@ -35,9 +35,9 @@ from tstlens.patching.measuring import (
 )
 from tstlens.patching.result import SweepResult
 from tstlens.patching.sites import Place, Site, locate
-from tstlens.patching.sources import Source, record, sources
+from tstlens.patching.sources import Reference, ReferenceMask, Source, record, sources
 from tstlens.patching.worlds import run_corrupted, run_worlds
-from tstlens.shapes import PairMask, PairSeries, Series
+from tstlens.shapes import PairMask, PairSeries
 
 
 @checked
@@ -52,7 +52,8 @@ def sweep(
     source: Source | Tensor = "clean",
     *,
     n_slices: int | None = None,
-    reference: Series | None = None,
+    reference: Reference | None = None,
+    reference_mask: ReferenceMask | None = None,
     clean_mask: PairMask | None = None,
     corrupted_mask: PairMask | None = None,
     memory_mb: float | None = None,
@@ -68,13 +69,16 @@ def sweep(
             hook name, or a :class:`Site` that fixes some axes. See :mod:`tstlens.patching.sites`.
         axes: what is swept, in the order wanted: ``"layer"``, ``"head"``, ``"pos"``,
             ``"channel"``, ``"query"``, ``"key"``, ``"feature"``, ``"slice"`` …; axes that are not
-            named are replaced whole.
+            named are replaced whole. What is padding (or missing) in either series is never
+            replaced, and its effect is 0; rows of a pattern then need not add up to 1.
         metric: :func:`~tstlens.patching.log_prob` and its like, or any function from outputs
             [pair, ...] to [pair].
         source: what replaces: ``"clean"`` (the clean run), ``"zero"``, ``"mean"`` (over
-            ``reference``, per position) or other series [pair, channel, time].
+            ``reference``, per position) or other series [pair, channel, time], under
+            ``clean_mask``.
         n_slices: runs that axis ``"slice"`` cuts the last axis into.
         reference: series [batch, channel, time] for ``source="mean"``.
+        reference_mask: bool [batch, time] of these; padding and missing values stay out of means.
         clean_mask: bool [pair, time] of the clean series.
         corrupted_mask: bool [pair, time] of the corrupted series.
         memory_mb: worlds run in chunks whose activations stay near this many MiB; where None 8 on
@@ -106,7 +110,8 @@ def sweep(
     site = Site(site) if isinstance(site, str) else site
     place = locate(model, site)
     axes = check_axes(place, site, axes, n_slices)
-    plan = _Plan(site, place, place.layers, axes, n_slices, source, reference, memory_mb)
+    means = (reference, reference_mask)
+    plan = _Plan(site, place, place.layers, axes, n_slices, source, means, memory_mb)
     model.require_live(plan.names)
     metric = as_metric(metric, len(clean))
     pieces, coords = [], {}
@@ -147,7 +152,7 @@ class _Plan:
     axes: tuple[str, ...]
     n_slices: int | None
     source: Source | Tensor
-    reference: Tensor | None
+    reference: tuple[Tensor | None, Tensor | None]
     memory_mb: float | None
 
     @property
@@ -174,7 +179,7 @@ def _sweep_block(
     place, names = plan.place, plan.names
     clean_output, clean_acts = record(model, *clean, names)
     run = run_corrupted(model, *corrupted, place, plan.layers)
-    given = sources(model, place, names, plan.source, clean_acts, plan.reference, clean[1])
+    given = sources(model, place, names, plan.source, clean, clean_acts, run, *plan.reference)
     inner = tuple(axis for axis in plan.axes if axis != "layer")
     acts = [run.acts[name] for name in names]
     grids, coords = make_grids(place, plan.site, inner, acts, plan.n_slices)

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from torch import Tensor
 
 from tstlens.data import TimeSeriesData
+from tstlens.data.validate import blanked, check_series
 from tstlens.errors import ArgumentError, SeriesShapeError
 from tstlens.model import HookedTST
 
@@ -16,6 +17,8 @@ def series_and_mask(
     given: Tensor | TimeSeriesData, mask: Tensor | None = None
 ) -> tuple[Tensor, Tensor | None]:
     """Series [batch, channel, time] and mask [batch, time] of what the user passed.
+
+    Padding comes back as zeros.
 
     Raises:
         ArgumentError: data and a mask beside them, or no series at all.
@@ -32,7 +35,8 @@ def series_and_mask(
         )
     if not len(given):
         raise ArgumentError("expected at least one series, got none")
-    return given, mask
+    check_series(given, mask=mask, missing=True)
+    return blanked(given, mask), mask
 
 
 def as_data(given: Tensor | TimeSeriesData, mask: Tensor | None = None) -> TimeSeriesData:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from tstlens.data import TimeSeriesData
+from tstlens.data.validate import blanked
 from tstlens.errors import ArgumentError
 from tstlens.model import HookedTST
 from tstlens.shapes import Mask, Series
@@ -72,7 +73,7 @@ class ActivationRows:
             raise ArgumentError(f"expected head 'joined', 'each' or a head's number, got {head!r}")
         if isinstance(head, int) and not 0 <= head < model.cfg.n_heads:
             raise ArgumentError(f"expected a head in 0..{model.cfg.n_heads - 1}, got {head}")
-        self.model, self.series, self.mask = model, series, mask
+        self.model, self.series, self.mask = model, blanked(series, mask), mask
         self.hooks, self.head = tuple(hooks), head
         self.stop_at_layer, self.runs_head = _extent(model, self.hooks)
 

@@ -31,7 +31,14 @@ from tstlens.patching.checks import check_pairs
 from tstlens.patching.circuits.edge_sets import check_rebuilds
 from tstlens.patching.circuits.edges import EdgeEffects, as_effects, recorded_pairs
 from tstlens.patching.circuits.graph import PARTS, ComponentGraph, component_graph
-from tstlens.patching.circuits.streams import Recorded, attention_input, heads_z, written
+from tstlens.patching.circuits.streams import (
+    Recorded,
+    attention_input,
+    given_series,
+    heads_z,
+    written,
+)
+from tstlens.patching.gradients import delta
 from tstlens.patching.measuring import MeasureOutput, as_metric, joined, read_metric, read_runs
 from tstlens.shapes import PairMask, PairSeries
 
@@ -234,7 +241,7 @@ def _run_point(
 
     with torch.enable_grad():
         if along == "edges" and graph.n_channels:
-            mixed = here.series + share * (there.series - here.series)
+            mixed = here.series + share * _series_change(here, there)
             current = model.embed_series(mixed, here.mask)[0].detach()
         else:
             current = here.pre[0]
@@ -297,6 +304,10 @@ def _run_point(
     return _Point(mids, posts, gradient, changes, at_embedding)
 
 
+def _series_change(here: Recorded, there: Recorded) -> Tensor:
+    return delta(here.series, given_series(here, there), "series")
+
+
 def _channels(
     model: HookedTST,
     graph: ComponentGraph,
@@ -306,7 +317,7 @@ def _channels(
     share: float,
 ) -> Tensor:
     """[pair, channel, position]: gradient by a mask on a channel as one position reads it."""
-    change = there.series - here.series
+    change = _series_change(here, there)
     series = here.series + share * change
     n_units, n_pairs = graph.n_inputs, len(series)
     gradient = point.embedding[None]

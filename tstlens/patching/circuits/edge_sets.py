@@ -22,6 +22,7 @@ from tstlens.patching.circuits.streams import (
     Recorded,
     attention_input,
     carried,
+    given_series,
     heads_z,
     leaving,
     run_mlp,
@@ -161,7 +162,8 @@ def embed_with_channels(
     Returns:
         [pattern, row, pos, d_model].
     """
-    mixed = torch.where(patterns[:, None, :, None], there.series, here.series).flatten(0, 1)
+    given = given_series(here, there)
+    mixed = torch.where(patterns[:, None, :, None], given, here.series).flatten(0, 1)
     mask = here.mask
     if mask is not None:
         mask = mask.expand(len(patterns), *mask.shape).flatten(0, 1)

@@ -92,6 +92,14 @@ def record_components(model: HookedTST, series: Tensor, mask: Tensor | None) -> 
     return Recorded(series, mask, state, (*pre, final), mid, post, z, attn_out, mlp_out, output)
 
 
+def given_series(here: Recorded, there: Recorded) -> Tensor:
+    """The other run's series, where both observed it; this run's elsewhere."""
+    seen = ~(here.series.isnan() | there.series.isnan())
+    for mask in (here.mask, there.mask):
+        seen = seen if mask is None else seen & mask[:, None]
+    return torch.where(seen, there.series, here.series)
+
+
 def check_same_positions(here: Recorded, there: Recorded) -> None:
     """Raise unless both runs observe the same positions.
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from tstlens.data import TimeSeriesData
 from tstlens.data.validate import check_series
-from tstlens.errors import ArgumentError, SeriesShapeError
+from tstlens.errors import ArgumentError, SeriesShapeError, SeriesValueError
 from tstlens.probing.steering_inputs import series_and_mask
 
 NAMES = ("zero", "mean", "samples")
@@ -21,7 +21,7 @@ class Baseline:
 
     Args:
         values: [batch, channel, time], one for every series, equal to the series where it is
-            padding; or [sample, channel, time] for ``"samples"``.
+            padding or missing; or [sample, channel, time] for ``"samples"``.
         name: in words, with where it comes from.
         many: whether the values are a set that every series is compared with.
     """
@@ -66,7 +66,7 @@ def make_baseline(
                 f"expected a background [batch, channel={series.shape[1]}, "
                 f"time={series.shape[2]}], got {list(others.shape)}"
             )
-        check_series(others, mask=seen)
+        check_series(others, mask=seen, missing=True)
         others = others.to(series)
     if baseline == "samples":
         if seen is not None or mask is not None:
@@ -94,16 +94,19 @@ def _given(baseline: Tensor, series: Tensor) -> Tensor:
 
 def _mean(series: Tensor, mask: Tensor | None) -> Tensor:
     """[channel, time] over the series that observed each sample; elsewhere the channel's mean."""
-    if mask is None:
-        return series.mean(0)
-    weight = mask[:, None].to(series)
-    count = weight.sum(0)
-    overall = (series * weight).sum((0, 2)) / weight.sum((0, 2))
-    return torch.where(count > 0, (series * weight).sum(0) / count.clamp(min=1), overall[:, None])
+    seen = ~series.isnan() if mask is None else ~series.isnan() & mask[:, None]
+    values, count = torch.where(seen, series, 0.0), seen.sum(0)
+    empty = ~seen.any(2).any(0)
+    if bool(empty.any()):
+        raise SeriesValueError(
+            f"expected an observed value in every channel to take the mean of, got none in channel "
+            f"{int(empty.nonzero()[0, 0])}; give other series as background="
+        )
+    overall = values.sum((0, 2)) / seen.sum((0, 2))
+    return torch.where(count > 0, values.sum(0) / count.clamp(min=1), overall[:, None])
 
 
 def _keeping_padding(baseline: Tensor, series: Tensor, mask: Tensor | None) -> Tensor:
-    """Padded samples are the series' own, so that nothing can be attributed to them."""
-    if mask is None:
-        return baseline.contiguous()
-    return torch.where(mask[:, None].to(series.device), baseline, series)
+    """Padded and missing samples are the series' own: nothing can be attributed to them."""
+    seen = ~series.isnan() if mask is None else ~series.isnan() & mask[:, None].to(series.device)
+    return torch.where(seen, baseline, series)

@@ -83,7 +83,9 @@ def attribute(
             ``"mean_forecast"`` (None, of a forecaster) or a function from outputs [batch, ...] to
             [batch].
         background: series that the mean or the samples are taken from: the training set.
-        mask: bool [batch, time], True where observed. Padding is never attributed to: NaN.
+        mask: bool [batch, time], True where observed. Padding is never attributed to: NaN. Nor
+            are missing values, in models that take them: a unit's share is that of its observed
+            samples.
         n_steps: of integrated gradients.
         n_samples: of the sampling methods; None for 50, 10, 2000 and 10 in the table's order.
         seed: of the sampling methods; the same seed (and ``batch_size``) repeats them.
@@ -143,9 +145,9 @@ def attribute(
             )
             parts.append((values.cpu(), *(x.cpu() for x in _outputs(task, rows_per_pass))))
     values, output, baseline_output = (torch.cat(part) for part in zip(*parts, strict=True))
-    seen = seen_units(mask, cells, len(series), series.shape[2])
+    seen = seen_units(mask, cells, series)
     empty = torch.tensor([start == stop for start, stop in cells])
-    values = torch.where((seen | empty)[:, None], values, torch.nan)
+    values = torch.where(seen | empty, values, torch.nan)
     named = baseline if isinstance(baseline, str) else "given"
     options: dict[str, Any] = {"baseline": named, "model": model.cfg.model_name}
     if method == "integrated_gradients":

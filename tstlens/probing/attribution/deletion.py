@@ -112,7 +112,7 @@ def deletion_insertion(
         )
     scores, cells, own_unit, method = scores_of(model, attribution, series, unit)
     base, name = _baseline(attribution, baseline, series, mask, background)
-    seen = seen_units(mask, cells, len(series), series.shape[2])[:, None].expand(scores.shape)
+    seen = seen_units(mask, cells, series)
     if bool((scores.isnan() & seen).any()):
         raise ArgumentError(
             "expected a score for every observed unit, got NaN; is the mask the same?"

@@ -81,7 +81,7 @@ def prediction_difference(
             f"replacement: expected [batch, channel, time] {list(series.shape)}, or a set of "
             f"such, got {list(replacement.shape)}"
         )
-    seen = seen_units(mask, cells, len(series), series.shape[2])[:, None].expand(scores.shape)
+    seen = seen_units(mask, cells, series)
     if bool((scores.isnan() & seen).any()):
         raise ArgumentError(
             "expected a score for every observed unit, got NaN; is the mask the same?"
@@ -108,7 +108,7 @@ def prediction_difference(
 
     with evaluating(model), torch.no_grad():
         before = measure_at(series)
-        gone = gone.to(series.device)
+        gone = gone.to(series.device) & ~series.isnan()
         falls = [
             before - measure_at(torch.where(gone, other.to(series), series)) for other in others
         ]

@@ -117,9 +117,9 @@ def run_method(
             n_steps=n_steps,
             internal_batch_size=max(rows_per_pass, len(task.series)),
         )
-        return summed(values.detach().to(task.series), task.cells)
+        return _summed(values.detach().to(task.series), task)
     if method == "gradient_shap":
-        return summed(_gradient_shap(library, task, n_samples), task.cells)
+        return _summed(_gradient_shap(library, task, n_samples), task)
     if method == "permutation_shap":
         rows = [
             _permutation_shap(library, one, n_samples, rows_per_pass, seed + row)
@@ -155,6 +155,11 @@ def run_method(
             ]
         )
     return _of_first_sample(values.detach().to(task.series), task.cells)
+
+
+def _summed(values: Tensor, task: Task) -> Tensor:
+    """Added up over units; missing values, which no baseline fills in, have no share."""
+    return summed(torch.where(task.series.isnan(), 0.0, values), task.cells)
 
 
 def _of_first_sample(values: Tensor, cells: Cells) -> Tensor:
@@ -194,7 +199,7 @@ def _permutation_shap(
     """shap's explainer over which units are the series' own (1) and which the baseline's (0)."""
     n_channels, n_time = task.series.shape[1:]
     n_units = len(task.cells)
-    seen = seen_units(task.mask, task.cells, 1, n_time).expand(n_channels, -1).flatten()
+    seen = seen_units(task.mask, task.cells, task.series).flatten()
     plays = seen.nonzero()[:, 0]
 
     def output(coalitions: np.ndarray) -> np.ndarray:

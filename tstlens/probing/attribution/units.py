@@ -81,12 +81,11 @@ def summed(
 
 
 def seen_units(
-    mask: Bool[Tensor, "batch time"] | None, cells: Cells, n_series: int, n_time: int
-) -> Bool[Tensor, "batch unit"]:
-    """Units with at least one observed sample."""
-    if mask is None:
-        mask = torch.ones(n_series, n_time, dtype=torch.bool)
-    return summed(mask.double()[:, None].cpu(), cells)[:, 0] > 0
+    mask: Bool[Tensor, "batch time"] | None, cells: Cells, series: Float[Tensor, "batch _ time"]
+) -> Bool[Tensor, "batch channel unit"]:
+    """Units with at least one sample that is neither padding nor missing."""
+    seen = ~series.isnan() if mask is None else ~series.isnan() & mask[:, None].to(series.device)
+    return summed(seen.double().cpu(), cells) > 0
 
 
 def spread(
