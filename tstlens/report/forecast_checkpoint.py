@@ -11,9 +11,10 @@ from torch import nn
 from tstlens.arguments import checked
 from tstlens.conversion import convert
 from tstlens.data import ForecastWindows
-from tstlens.files import write_text
 from tstlens.model import HookedTST
+from tstlens.model.saving import save_with
 from tstlens.report.card import how_made, sizes_table
+from tstlens.storage import check_folder
 from tstlens.training import ForecastErrors, ForecastRecipe, forecast_errors, naive_forecasts
 
 
@@ -48,6 +49,7 @@ def make_forecast_checkpoint(
         ...     command="tstlens train --recipe co2")  # doctest: +SKIP
     """
     out = Path(out)
+    check_folder(out, "the model")
     model = convert(source)
     model.cfg.model_name = recipe.name
     test = recipe.windows("test")
@@ -68,8 +70,7 @@ def make_forecast_checkpoint(
         "forecast_errors": errors,
         "command": command,
     }
-    model.save_pretrained(out)
-    write_text(out / "README.md", forecast_card(model))
+    save_with(model, out, {"README.md": forecast_card(model)})
     return model
 
 

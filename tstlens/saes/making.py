@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from sae_lens import SAE
 
+from tstlens import storage
 from tstlens.data import load_dataset
-from tstlens.errors import ArgumentError, StorageError
+from tstlens.errors import ArgumentError
 from tstlens.model import HookedTST
 from tstlens.model.saving import as_model
-from tstlens.saes.saving import save
+from tstlens.saes.saving import save_with
 from tstlens.saes.scores import Scores
 from tstlens.saes.scoring import score
 from tstlens.saes.training import train
@@ -66,6 +66,7 @@ def make_sae(
             f"{folder} holds an SAE already; choose another folder, or overwrite=True "
             "(--overwrite) to replace it"
         )
+    storage.check_folder(folder, "the SAE")
     model = as_model(model)
     known = model.info.get("data", {})
     name = dataset or known.get("name")
@@ -93,13 +94,9 @@ def make_sae(
     )
     scores = score(model, made, load_dataset(name, split="test", **how), seed=seed)
     recipe = {"steps": steps, "batch_size": batch_size, "lr": lr, "seed": seed, **options}
-    save(made, folder)
-    try:
-        record = {**scores.to_dict(), "recipe": recipe, "command": command}
-        (folder / SCORES).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-        (folder / README).write_text(_readme(model, made, scores, command), encoding="utf-8")
-    except OSError as error:
-        raise StorageError(f"could not write the SAE to {folder}: {error}") from error
+    record = {**scores.to_dict(), "recipe": recipe, "command": command}
+    texts = {SCORES: storage.json_text(record, "scores")}
+    save_with(made, folder, {**texts, README: _readme(model, made, scores, command)})
     return made, scores
 
 

@@ -15,7 +15,6 @@ from tstlens.data.planted import Score, TruthTable
 from tstlens.data.planted.table import joined
 from tstlens.errors import ArgumentError, UnknownNameError
 from tstlens.figures.images import write_png
-from tstlens.files import write_text
 from tstlens.model.planted import component_names
 from tstlens.report.suite.components import component_scores
 from tstlens.report.suite.features import feature_scores
@@ -23,6 +22,7 @@ from tstlens.report.suite.page import markdown
 from tstlens.report.suite.states import state_scores
 from tstlens.report.suite.where import where_scores
 from tstlens.results import Result
+from tstlens.storage import write_set
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -110,8 +110,8 @@ class Truth(Result):
             for table in self.tables:
                 shown[table.question] = f"{path.stem}-{table.question}.png"
                 write_png(table.figure(), path.with_name(shown[table.question]), width=_IMAGE)
-        write_text(path.with_suffix(".csv"), self.to_dataframe().to_csv(index=False))
-        return write_text(path, self.to_markdown(shown))
+        table = self.to_dataframe().to_csv(index=False)
+        return write_set({path: self.to_markdown(shown), path.with_suffix(".csv"): table})
 
     def __repr__(self) -> str:
         parts = ", ".join(f"{table.question}: {len(table.methods)} rows" for table in self.tables)
