@@ -14,6 +14,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import hashlib
+import html
 import json
 import os
 import re
@@ -405,7 +406,7 @@ def _link(source: str, target: str) -> str:
 
 def _swap_in(staging: Path, place: Path) -> None:
     """Put ``staging`` where ``place`` is; what was there ends up at ``staging``, or beside it."""
-    for _ in range(100):  # another writer may come and go in between
+    for attempt in range(100):  # another writer may come and go in between
         try:
             if not place.exists():
                 os.rename(staging, place)
@@ -421,10 +422,9 @@ def _swap_in(staging: Path, place: Path) -> None:
                     shutil.rmtree(_beside(place, "old"), ignore_errors=True)
             return
         except OSError as error:
-            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOENT):
+            passing = error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOENT)
+            if not passing or attempt == 99:
                 raise
-            last = error
-    raise last
 
 
 def _exchange(one: Path, other: Path) -> bool:
@@ -763,11 +763,16 @@ def read_torch(path: Path, what: str, advice: str) -> Any:
 # ---------------------------------------------------------------- words in a README
 
 
-def markdown(text: object) -> str:
+def plain(text: object) -> str:
     """A name as it reads in Markdown: nothing in it is markup, HTML or the end of a cell."""
-    plain = " ".join(_shown(str(text)).split())
-    plain = plain.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    return re.sub(r"([\\`*\[\]()!|#~]|(?<!\w)_|_(?!\w))", r"\\\1", plain)
+    shown = html.escape(" ".join(_shown(str(text)).split()), quote=False)
+    return re.sub(r"([\\`*\[\]|]|(?<!\w)_|_(?!\w))", r"\\\1", shown)
+
+
+def quoted(text: object) -> str:
+    """A name as a string in Python code, on one line."""
+    shown = _shown(str(text))
+    return f'"{shown}"' if re.fullmatch(r"[\w./ -]*", shown, re.ASCII) else ascii(shown)
 
 
 def fenced(text: object, language: str) -> str:

@@ -81,13 +81,13 @@ def _readme(
     shown = (lambda value: f"{value:.2%}") if measure == "accuracy" else (lambda v: f"{v:.4g}")
     together = "tuned together with" if settings["train_model"] else "frozen, beside"
     lines = [
-        f"# {model.cfg.model_name} with codebooks",
+        f"# {storage.plain(model.cfg.model_name)} with codebooks",
         "",
         f"The model, {together} codebooks at {', '.join(f'`{name}`' for name in books)}: "
         f"{settings['n_codes']} codes per table, {settings['k']} active at once, "
         f"{settings['similarity']} similarity, seed {settings['seed']}.",
         "",
-        f"Measured on {scores.data}, {scores.n_series} series:",
+        f"Measured on {storage.plain(scores.data)}, {scores.n_series} series:",
         "",
         f"| model | {measure} | explained variance | codes used | bits per position |",
         "|---|---|---|---|---|",
@@ -106,12 +106,11 @@ def _readme(
         "tables do as well as fitted ones, the task does not need these activations, and the first "
         "column says little.",
         "",
-        "```python",
-        "from tstlens import codebooks",
-        "",
-        f'model = codebooks.load("{called}")',
-        "```",
+        storage.fenced(
+            f"from tstlens import codebooks\n\nmodel = codebooks.load({storage.quoted(called)})",
+            "python",
+        ),
     ]
     if command:
-        lines += ["", "Made with:", "", "```sh", command, "```"]
+        lines += ["", "Made with:", "", storage.fenced(command, "sh")]
     return "\n".join(lines) + "\n"

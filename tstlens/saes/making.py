@@ -105,14 +105,22 @@ def _readme(model: HookedTST, sae: SAE[Any], scores: Scores, command: str) -> st
     accuracy = "accuracy" in scores.task["original"]
     measure = "accuracy" if accuracy else next(iter(scores.task["original"]))
     shown = (lambda value: f"{value:.2%}") if accuracy else (lambda value: f"{value:.4g}")
+    said, coded = storage.plain, storage.quoted
+    usage = [
+        "from tstlens import HookedTST, saes",
+        "",
+        f"sae = saes.load({coded(model.cfg.model_name)}, {coded(scores.hook)})",
+        f"model = HookedTST.from_pretrained({coded(model.cfg.model_name)})",
+        "model.add_sae(sae)",
+    ]
     lines = [
         f"# SAE at {scores.hook}",
         "",
         f"A {sae.cfg.architecture()} sparse autoencoder of sae-lens with {sae.cfg.d_sae} latents "
-        f"on {sae.cfg.d_in} dimensions of {model.cfg.model_name or 'a model'}, trained on "
-        f"{metadata.dataset_path} ({metadata.dataset_split} split, padding left out).",
+        f"on {sae.cfg.d_in} dimensions of {said(model.cfg.model_name or 'a model')}, trained on "
+        f"{said(metadata.dataset_path)} ({said(metadata.dataset_split)} split, padding left out).",
         "",
-        f"Scores on {scores.data}, {scores.n_activations:,} activations:",
+        f"Scores on {said(scores.data)}, {scores.n_activations:,} activations:",
         "",
         f"| dictionary | latents | explained variance | L0 | dead | {measure} spliced in |",
         "|---|---|---|---|---|---|",
@@ -131,15 +139,9 @@ def _readme(model: HookedTST, sae: SAE[Any], scores: Scores, command: str) -> st
         f"its mean {mean}. Where these hardly differ, the last column says little about a "
         "dictionary: look at the explained variance beside the controls.",
         "",
-        "```python",
-        "from tstlens import HookedTST, saes",
-        "",
-        f'sae = saes.load("{model.cfg.model_name}", "{scores.hook}")',
-        f'model = HookedTST.from_pretrained("{model.cfg.model_name}")',
-        "model.add_sae(sae)",
-        "```",
+        storage.fenced("\n".join(usage), "python"),
         "",
     ]
     if command:
-        lines += ["Made by", "", "```bash", command, "```", ""]
+        lines += ["Made by", "", storage.fenced(command, "bash"), ""]
     return "\n".join(lines)
