@@ -83,8 +83,8 @@ def _summary(model: HookedTST) -> str:
     data = model.info.get("data", {}).get("name", "series")
     return (
         f"A time-series transformer that classifies {plain(data)} into {cfg.n_classes} classes, "
-        "with a hook point on every activation. It is small on purpose: a specimen for interpretability, "
-        "not a record."
+        "with a hook point on every activation. It is small on purpose: a specimen for "
+        "interpretability, not a record."
     )
 
 

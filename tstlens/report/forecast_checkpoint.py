@@ -131,10 +131,10 @@ def forecast_card(model: HookedTST) -> str:
         "specimen for interpretability, not a record.",
         "## Errors",
         "\n".join([*head, *rows]),
-        f"Measured on the converted model. Test targets begin on {plain(data['first_test_target'])}; "
-        "no value from then on took part in training, or in choosing the recipe. Windows overlap, so "
-        "their errors are not independent. Root mean squared test error by step ahead "
-        f"({unit}):",
+        "Measured on the converted model. Test targets begin on "
+        f"{plain(data['first_test_target'])}; no value from then on took part in training, or in "
+        "choosing the recipe. Windows overlap, so their errors are not independent. Root mean "
+        f"squared test error by step ahead ({unit}):",
         "\n".join([*step_head, *steps]),
         "## Use",
         fenced(usage, "python"),
