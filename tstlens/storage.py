@@ -197,14 +197,14 @@ def _refuse_strange(path: Path, why: str = "is in the way of a file") -> None:
 
 
 def _try_out(folder: Path, place: Path) -> None:
-    """Make something in the nearest folder that there is, and remove it again."""
+    """Make a file in the nearest folder that there is."""
     for part in (place, *place.parents):
         if len(os.fsencode(part.name)) > _LONGEST:
             raise OSError(f"the name {part.name[:20]}… is longer than {_LONGEST} bytes")
     nearest = next(above for above in (folder, *folder.parents) if above.exists())
     if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
         raise OSError(f"{nearest} is no folder that can be written to")
-    os.rmdir(tempfile.mkdtemp(prefix=".tstlens.try.", dir=nearest))
+    tempfile.TemporaryFile(dir=nearest).close()  # has no name, so a kill leaves nothing
 
 
 @contextmanager

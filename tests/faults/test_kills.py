@@ -13,10 +13,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.faults.injector import chosen, count, fails_once, full_disk, killed_at
+from tests.faults.places import RUNS, SAVED, quiet
 from tstlens.errors import StorageError, TstlensError
-
-from injector import chosen, count, fails_once, full_disk, killed_at
-from places import RUNS, SAVED, quiet
 
 HERE = Path(__file__).parent
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="dies in forks of this process")
@@ -166,7 +165,7 @@ def test_processes_that_are_killed_in_earnest_leave_whole_models(tmp_path):
         """
         import sys
         sys.path.insert(0, sys.argv[2])
-        from places import SAVED
+        from tests.faults.places import SAVED
         from pathlib import Path
         print("ready", flush=True)
         number = 0
@@ -182,7 +181,7 @@ def test_processes_that_are_killed_in_earnest_leave_whole_models(tmp_path):
     known.append(place.read(tmp_path))
     for _ in range(20 if os.environ.get("TSTLENS_FAULTS") == "long" else 1):
         child = subprocess.Popen(
-            [sys.executable, "-c", script, str(tmp_path), str(HERE)],
+            [sys.executable, "-c", script, str(tmp_path), str(HERE.parents[1])],
             stdout=subprocess.PIPE,
             text=True,
         )

@@ -19,7 +19,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from tstlens import storage
-from tstlens.errors import StorageError
+from tstlens.errors import CorruptFileError, StorageError
 from tstlens.saes.harvest import ActivationRows, Rows
 
 INDEX = "index.json"
@@ -132,6 +132,8 @@ def _harvest(
         )
     order = torch.randperm(len(source), generator=torch.Generator().manual_seed(seed))
     parts = order.split(index["series_per_shard"])
+    if len(parts) != len(index["shards"]):
+        raise CorruptFileError(f"{folder / INDEX} lists other shards than it says; delete {folder}")
     with tqdm(total=len(parts), desc="harvest", unit="shard", disable=not progress) as bar:
         for number, part in enumerate(parts):
             known = index["shards"][number]

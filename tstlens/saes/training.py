@@ -110,6 +110,8 @@ def train(
     """
     check_at_least(0, seed=seed)
     _check_told(options)
+    if checkpoint is not None:
+        storage.check_folder(Path(checkpoint), "a run's progress", replaced=False)
     hooks = [hook] if hook_out is None else [hook, hook_out]
     stream: Any = ActivationStream(
         model,
