@@ -57,6 +57,12 @@ def digest(path: Path) -> str:
     return found.hexdigest()
 
 
+def digest_of_json(record: Any) -> str:
+    """SHA-256 of what JSON values say, whatever their layout in a file."""
+    text = json.dumps(record, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
 def check_digest(path: Path, recorded: object, where: str, advice: str) -> None:
     """Raise :class:`CorruptFileError` unless a file has the recorded SHA-256."""
     try:
@@ -264,7 +270,6 @@ def write_set(contents: Mapping[Path, bytes | str]) -> Path:
             old files are as they were.
     """
     staged_files: list[tuple[Path, Path, int]] = []
-    old: list[tuple[Path, Path]] = []
     retired: list[tuple[Path, Path]] = []  # put back unless the first new file stands
     first = next(iter(contents))
     try:
@@ -293,10 +298,10 @@ def write_set(contents: Mapping[Path, bytes | str]) -> Path:
                     retired.append((beside, place))
             for part, place, _ in staged_files:
                 os.replace(part, place)
-                old, retired = [*old, *retired], []
-            for beside, _ in old:
+                retired = []
+            for place in contents:
                 with suppress(OSError):
-                    beside.unlink(missing_ok=True)
+                    _remove(_beside(place, "was"))
     finally:
         for beside, place in retired:
             with suppress(OSError):
@@ -479,10 +484,21 @@ def _locked(make: Callable[[], Path]) -> tuple[Path, int]:
     """Something new with a lock on it, which tells :func:`_clear` that its writer is at work."""
     while True:
         path = make()
-        handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+        try:
+            handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+        except BaseException:
+            _remove(path)
+            raise
         if _lock(handle) and _still(path, handle):
             return path, handle
         os.close(handle)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _lock(handle: int) -> bool:
@@ -507,22 +523,14 @@ def _clear(place: Path) -> None:
     if fcntl is None:
         return
     if place.exists():
-        for name in ("old", "was"):
-            left = _beside(place, name)
-            if left.is_dir():
-                shutil.rmtree(left, ignore_errors=True)
-            else:
-                left.unlink(missing_ok=True)
+        _remove(_beside(place, "old"))
     for left in place.parent.glob(f"{_tag(place)}new.*"):
         with suppress(OSError):
             handle = os.open(left, os.O_RDONLY)
             try:
                 if not _lock(handle):
                     continue
-                if left.is_dir():
-                    shutil.rmtree(left, ignore_errors=True)
-                else:
-                    left.unlink()
+                _remove(left)
             finally:
                 os.close(handle)
 

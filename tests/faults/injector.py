@@ -1,8 +1,8 @@
 """Faults at the n-th step that a piece of code takes on the file system.
 
 Python reports every opening, renaming, linking and removing of a file to its audit hooks. A hook
-that counts them and kills the process (or fails) at the n-th is a kill at a chosen place: all can be
-tried one after the other, and the same number is the same place again.
+that counts them and kills the process (or fails) at the n-th is a kill at a chosen place: all can
+be tried one after the other, and the same number is the same place again.
 """
 
 from __future__ import annotations

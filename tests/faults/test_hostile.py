@@ -11,9 +11,11 @@ from contextlib import contextmanager
 import pytest
 import torch
 
-from tests.faults.places import RUNS, SAVED, Place, harvest, model, quiet, sae
-from tstlens import HookedTST, convert, saes
+from tests.faults.places import RUNS, SAVED, Place, harvest, model, numbers, quiet, sae
+from tstlens import HookedTST, codebooks, convert, saes
 from tstlens.errors import CorruptFileError, StorageError, TstlensError
+from tstlens.patching.circuits.circuit import Circuit
+from tstlens.patching.circuits.graph import ComponentGraph
 from tstlens.report.card import model_card
 
 DEEP = "[" * 100_000 + "]" * 100_000
@@ -79,6 +81,10 @@ def test_a_damaged_file_is_an_error_in_words_or_no_damage(name, tmp_path):
     place: Place = SAVED[name]
     (tmp_path / "whole").mkdir()
     place.write(tmp_path / "whole", 0)
+    if name == "codebooks":  # README and scores change no result, and carry no sum
+        place = Place(
+            place.write, lambda folder: numbers(codebooks.load(folder / "m").state_dict())
+        )
     known = place.read(tmp_path / "whole")
     if name == "notes":  # are text for people to edit, and carry no sum
         known = type("Any", (), {"__eq__": lambda *_: True, "__hash__": None})()
@@ -127,6 +133,36 @@ def test_sizes_that_the_weights_do_not_have_are_refused_before_anything_is_built
     with within(5), pytest.raises(CorruptFileError):
         HookedTST.from_pretrained(folder)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000  # kB
+
+
+@pytest.mark.parametrize("size", [10**6, 10**12])
+@pytest.mark.parametrize("name", ["n_layers", "n_heads", "n_pos", "n_channels"])
+def test_a_circuit_of_more_parts_than_scores_is_refused(tmp_path, name, size):
+    graph = ComponentGraph(1, 2)
+    scores = torch.arange(float(len(graph.edges)), dtype=torch.float64)
+    circuit = Circuit(graph, scores, scores > 1, "log p", "nats")
+    path = circuit.to_json(tmp_path / "c.json")
+    assert torch.equal(Circuit.from_json(path).scores, scores)
+    record = json.loads(path.read_text())
+    record["components"][name] = size
+    path.write_text(json.dumps(record))
+    with within(5), pytest.raises(CorruptFileError, match="scored edges"):
+        Circuit.from_json(path)
+
+
+@pytest.mark.parametrize("part", ["n_units", "n_codes", "n_groups", "n_heads"])
+def test_an_index_of_more_codes_than_its_tables_is_refused(tmp_path, part):
+    SAVED["index"].write(tmp_path, 0)
+    path = tmp_path / "i" / "index.json"
+    record = json.loads(path.read_text())
+    record.pop("record_sha256")  # as one who means harm would
+    path.write_text(json.dumps(record))
+    SAVED["index"].read(tmp_path)  # an older index has no sum of its own
+    record["books"][0][part] = 10**11
+    record["books"][0]["shared"] = True
+    path.write_text(json.dumps(record))
+    with within(5), pytest.raises(CorruptFileError, match="sizes of"):
+        SAVED["index"].read(tmp_path)
 
 
 @pytest.mark.parametrize("size", [10**9, 10**12])

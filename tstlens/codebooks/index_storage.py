@@ -7,6 +7,7 @@ test split is the folder ``test`` inside.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -110,7 +111,9 @@ def _fill(staging: Path, index: CodeIndex) -> None:
         "test": index.test is not None,
         "made": index.made,
     }
-    storage.write_text(staging / CONFIG, storage.json_text(record, "an index's made="))
+    plain = json.loads(storage.json_text(record, "an index's made="))
+    record = {**plain, "record_sha256": storage.digest_of_json(plain)}
+    storage.write_text(staging / CONFIG, storage.json_text(record, CONFIG))
     if index.test is not None:
         (staging / TEST).mkdir()
         _fill(staging / TEST, index.test)
@@ -162,6 +165,9 @@ def _record(folder: Path) -> dict[str, Any]:
         format=FORMAT,
         version=VERSION,
     )
+    recorded = record.pop("record_sha256", None)  # None in an index of an older tstlens
+    if recorded is not None and recorded != storage.digest_of_json(record):
+        raise CorruptFileError(f"{path} was altered; save the index again")
     if not isinstance(record.get("sha256"), dict):
         raise CorruptFileError(f"{path} records no SHA-256; save the index again")
     return record
@@ -238,12 +244,17 @@ def _books(
             likeness.setdefault(hook, []).append(rows["similarity"].to_numpy())
     books = {}
     for hook, one in said.items():
-        n_units = one.pop("n_units")
+        n_units, table = one.pop("n_units"), arrays[f"table/{hook}"].numpy()
+        n_tables = (one["n_heads"] or 1) if one["shared"] else 1
+        if (one["n_groups"], one["n_codes"]) != table.shape[:2] or not (
+            0 <= n_units <= n_tables * table.size and n_tables <= 4096
+        ):
+            raise ValueError(f"the sizes of {hook} are not those of its table {table.shape}")
         unit = np.concatenate(units.get(hook, [np.zeros(0, dtype=np.int64)]))
         counts = np.bincount(unit, minlength=n_units)
         books[hook] = IndexedBook(
             **one,
-            table=arrays[f"table/{hook}"].numpy(),
+            table=table,
             start=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
             slot=np.concatenate(slots.get(hook, [np.zeros(0, dtype=np.int32)])),
             similarity=np.concatenate(likeness.get(hook, [np.zeros(0, dtype=np.float32)])),

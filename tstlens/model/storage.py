@@ -9,7 +9,6 @@ Folders that were written before a sum was kept go unchecked for it.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -73,14 +72,7 @@ def _sealed(folder: Path, record: dict[str, Any]) -> dict[str, Any]:
     files = {path.relative_to(folder).as_posix(): storage.digest(path) for path in found}
     weights = storage.digest(folder / WEIGHTS)
     record = {**head, "weights_sha256": weights, "files": files, **rest}
-    return {**record, "config_sha256": _content_digest(record)}
-
-
-def _content_digest(record: dict[str, Any]) -> str:
-    """SHA-256 of what a ``config.json`` says, apart from this sum itself."""
-    plain = {k: v for k, v in record.items() if k != "config_sha256"}
-    text = json.dumps(plain, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()
+    return {**record, "config_sha256": storage.digest_of_json(record)}
 
 
 def read_config(folder: Path, *, check: bool = True) -> dict[str, Any]:
@@ -110,7 +102,9 @@ def read_config(folder: Path, *, check: bool = True) -> dict[str, Any]:
         version=FORMAT_VERSION,
     )
     recorded = record.get("config_sha256")
-    if check and recorded is not None and (found := _content_digest(record)) != recorded:
+    said = {name: value for name, value in record.items() if name != "config_sha256"}
+    found = storage.digest_of_json(said)
+    if check and recorded is not None and found != recorded:
         raise CorruptFileError(
             f"{path} was altered: the SHA-256 of what it says is {found[:12]}…, it records "
             f"{str(recorded)[:12]}…; {_ON_PURPOSE.format(folder=str(folder))}"

@@ -73,8 +73,9 @@ class CampaignFolder:
                     "or an empty folder"
                 )
             record = {"format_version": FORMAT_VERSION, "fingerprint": identity, **made}
-            text = storage.json_text(record, "what a campaign is of", indent=1)
-            storage.write_text(self.path / RECORD, text)
+            plain = json.loads(storage.json_text(record, "what a campaign is of"))
+            record = {**plain, "record_sha256": storage.digest_of_json(plain)}
+            storage.write_text(self.path / RECORD, storage.json_text(record, RECORD, indent=1))
         found = self.description()
         self.identity = identity
         if found.get("fingerprint") != identity:
@@ -96,6 +97,9 @@ class CampaignFolder:
         if not storage.regular(path):
             raise StorageError(f"expected {RECORD} in {self.path}, found none: no campaign is here")
         found = storage.read_json(path, "a campaign's record", "start in a new folder")
+        recorded = found.pop("record_sha256", None)  # None in a campaign of an older tstlens
+        if recorded is not None and recorded != storage.digest_of_json(found):
+            raise CorruptFileError(f"{path} was altered; start in a new folder")
         version = found.get("format_version")
         if version != FORMAT_VERSION:
             raise CorruptFileError(

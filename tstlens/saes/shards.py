@@ -197,7 +197,8 @@ def _read_index(folder: Path) -> dict[str, Any] | None:
     advice = "it is no index of activations: delete the folder"
     index = storage.read_json(path, "an index of activations", advice, version=_VERSION)
     with storage.reading(path, "is no index of activations", "delete the folder"):
-        dict(index["made"])
+        if not isinstance(index["made"], dict):
+            raise ValueError("it does not say what the activations are of")
         if type(index["series_per_shard"]) is not int or index["series_per_shard"] < 1:
             raise ValueError("series_per_shard is no count")
         for entry in index["shards"]:
