@@ -221,12 +221,17 @@ def _at(place: Path, what: str, end: str = "") -> Iterator[None]:
     except StorageError:
         raise
     except _WRITE_ERRORS as error:
-        why = getattr(error, "strerror", None) or error
-        raise StorageError(f"could not write {what} to {place}: {why}{end}") from error
+        raise _cannot(place, what, getattr(error, "strerror", None) or error, end) from error
     except Exception as error:
         if type(error).__name__ != "SafetensorError":
             raise
-        raise StorageError(f"could not write {what} to {place}: {error}{end}") from error
+        raise _cannot(place, what, error, end) from error
+
+
+def _cannot(place: Path, what: str, why: object, end: str) -> StorageError:
+    if what == "the file":
+        return StorageError(f"{place} cannot be written: {why}{end}")
+    return StorageError(f"could not write {what} to {place}: {why}{end}")
 
 
 # ---------------------------------------------------------------- whole files

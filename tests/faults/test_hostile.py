@@ -146,7 +146,7 @@ def test_a_circuit_of_more_parts_than_scores_is_refused(tmp_path, name, size):
     record = json.loads(path.read_text())
     record["components"][name] = size
     path.write_text(json.dumps(record))
-    with within(5), pytest.raises(CorruptFileError, match="scored edges"):
+    with within(5), pytest.raises(CorruptFileError, match="scores, its graph has"):
         Circuit.from_json(path)
 
 

@@ -107,4 +107,4 @@ def _check_scores(record: dict[str, Any]) -> None:
     n_scores, components = len(record["scores"]), record["components"]
     for name, value in components.items():
         if type(value) is int and abs(value) > max(n_scores, 1):
-            raise ValueError(f"{name} is {value:,}, for {n_scores} scored edges")
+            raise ValueError(f"{n_scores} scores, its graph has {name}={value:,}")
