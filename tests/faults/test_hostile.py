@@ -52,6 +52,8 @@ def damages(content: bytes):
         record = json.loads(content)
     except ValueError:
         return
+    if not isinstance(record, dict):
+        return
     for odd in (None, 10**12, -1, "\ud800", [], {}, True, [[]], 1e308, "x" * 300):
         for key in record:
             yield json.dumps({**record, key: odd}).encode()
