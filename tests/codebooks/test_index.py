@@ -359,7 +359,7 @@ def test_notes_are_kept_merged_and_refused_when_they_are_none(tmp_path):
     assert merged.get(MLP_OUT, 3) == "rising\nslow" and merged.get(MLP_OUT, 9) == "new"
     assert notes.merge(notes) == notes
     (tmp_path / "other.json").write_text("{}")
-    with pytest.raises(CorruptFileError, match="does not hold notes"):
+    with pytest.raises(CorruptFileError, match="is not notes on codes"):
         CodeNotes.load(tmp_path / "other.json")
     with pytest.raises(StorageError, match="found no file"):
         CodeNotes.load(tmp_path / "none.json")

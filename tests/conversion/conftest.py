@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from tests.conversion.recording import DOCS, Recorder
-from tstlens.files import write_text
+from tstlens.storage import write_text
 from tstlens.training import ConvTST
 
 

@@ -111,7 +111,7 @@ def test_text_cannot_break_out_of_the_page_and_nothing_is_loaded_from_elsewhere(
 
 
 def test_a_page_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
-    from tstlens import files
+    from tstlens import storage
 
     features = features_of()
     path = features.to_html(tmp_path / "deep" / "page.html")
@@ -120,7 +120,7 @@ def test_a_page_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
     def broken(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(files.os, "replace", broken)
+    monkeypatch.setattr(storage.os, "replace", broken)
     with pytest.raises(StorageError, match=r"page.html cannot be written: No space left"):
         features.to_html(path)
     assert path.read_text(encoding="utf-8") == before

@@ -8,6 +8,7 @@ import os
 import pytest
 import torch
 
+from tstlens import storage
 from tstlens.errors import (
     ArgumentError,
     ConfigVersionError,
@@ -24,7 +25,6 @@ from tstlens.model import (
     describe_checkpoint,
     list_checkpoints,
     seal_checkpoint,
-    storage,
 )
 from tstlens.model.saving import checkpoints_folder
 
@@ -235,35 +235,51 @@ class Interrupted(BaseException):
     """Like KeyboardInterrupt, but pytest does not stop at it."""
 
 
-def fail_in_save_file(monkeypatch, error):
-    def save_file(*args, **kwargs):
-        raise error
-
-    monkeypatch.setattr(storage, "save_file", save_file)
-
-
-def fail_after_save_file(monkeypatch, error):
-    def digest(*args, **kwargs):
-        raise error
-
-    monkeypatch.setattr(storage, "sealed", digest)
-
-
-def fail_at_replace(number, before):
-    """``os.replace`` fails at its call ``number``, before it does its work or just after."""
+def fail_in(name):
+    """A step of the save fails."""
 
     def arrange(monkeypatch, error):
-        calls, replace = [], os.replace
+        def failing(*args, **kwargs):
+            raise error
 
-        def replaced(*args):
+        monkeypatch.setattr(storage, name, failing)
+
+    return arrange
+
+
+def fail_at_swap(before):
+    """The swap of two names in one step fails, before it does its work or just after."""
+
+    def arrange(monkeypatch, error):
+        exchange = storage._exchange
+
+        def exchanged(*args):
+            if before:
+                raise error
+            assert exchange(*args)
+            raise error
+
+        monkeypatch.setattr(storage, "_exchange", exchanged)
+
+    return arrange
+
+
+def fail_at_rename(number, before):
+    """Names cannot be swapped, and a rename fails, before it does its work or just after."""
+
+    def arrange(monkeypatch, error):
+        calls, rename = [], os.rename
+
+        def renamed(*args):
             calls.append(args)
             if len(calls) == number and before:
                 raise error
-            replace(*args)
+            rename(*args)
             if len(calls) == number:
                 raise error
 
-        monkeypatch.setattr(storage.os, "replace", replaced)
+        monkeypatch.setattr(storage, "_exchange", lambda *args: False)
+        monkeypatch.setattr(storage.os, "rename", renamed)
 
     return arrange
 
@@ -272,14 +288,15 @@ def fail_at_replace(number, before):
 @pytest.mark.parametrize(
     ("arrange", "new_survives"),
     [
-        (fail_in_save_file, False),
-        (fail_after_save_file, False),
-        (fail_at_replace(1, before=True), False),
-        (fail_at_replace(1, before=False), False),
-        (fail_at_replace(2, before=True), False),
-        (fail_at_replace(2, before=False), True),
+        (fail_in("write_tensors"), False),
+        (fail_in("digest"), False),
+        (fail_at_swap(before=True), False),
+        (fail_at_swap(before=False), True),
+        (fail_at_rename(1, before=True), False),
+        (fail_at_rename(1, before=False), False),
+        (fail_at_rename(2, before=True), False),
+        (fail_at_rename(2, before=False), True),
     ],
-    ids=["weights", "digest", "before move", "after move", "before swap", "after swap"],
 )
 def test_an_interrupted_save_leaves_a_whole_model(
     saved, make_model, series, monkeypatch, arrange, new_survives, error
@@ -302,7 +319,7 @@ def test_an_interrupted_save_leaves_a_whole_model(
 
 
 def test_an_interrupted_first_save_leaves_nothing(make_model, tmp_path, monkeypatch):
-    fail_in_save_file(monkeypatch, OSError("no space left"))
+    fail_in("write_tensors")(monkeypatch, OSError("no space left"))
     with pytest.raises(StorageError, match="no space left; what was there is as it was"):
         make_model().save_pretrained(tmp_path / "new")
     assert only_entries(tmp_path) == []
@@ -461,7 +478,7 @@ def test_a_hub_id_is_downloaded_and_loaded(saved, series, monkeypatch):
 def test_a_killed_save_leaves_the_old_model(saved, series, monkeypatch):
     """A process that dies in the middle of writing weights, not one that unwinds."""
     model, folder = saved
-    monkeypatch.setattr(storage, "save_file", lambda *args, **kwargs: os._exit(9))
+    monkeypatch.setattr(storage, "write_tensors", lambda *args, **kwargs: os._exit(9))
     child = os.fork()
     if child == 0:
         try:

@@ -230,7 +230,7 @@ def test_broken_files_are_told_apart(tmp_path, planted):
     with pytest.raises(ConfigVersionError, match="update tstlens"):
         Circuit.from_json(path)
     with pytest.raises(StorageError, match="what was there is as it was"):
-        circuit.to_json(tmp_path / "nowhere" / "circuit.json")
+        circuit.to_json(path / "circuit.json")
 
 
 def test_an_interrupted_write_leaves_the_old_file(tmp_path, planted, monkeypatch):

@@ -266,7 +266,7 @@ def test_what_cannot_be_reported_is_refused(model, data, tmp_path):
 
 
 def test_an_interrupted_write_leaves_the_old_report(page, tmp_path, monkeypatch):
-    from tstlens.files import write_text
+    from tstlens.storage import write_text
 
     place = write_text(tmp_path / "a.html", "old")
 

@@ -72,7 +72,7 @@ def test_streams(model, data, tmp_path, no_shape_checks):
             saes.ActivationStream(model, data, HOOK, **options)
     file = tmp_path / "file"
     file.write_text("here")
-    with pytest.raises(StorageError, match="file cannot be a folder of activations"):
+    with pytest.raises(StorageError, match="expected a folder at .*, found a file"):
         next(saes.ActivationStream(model, data, HOOK, cache=file))
 
 

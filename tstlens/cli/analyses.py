@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from tstlens.cli.apps import app
+from tstlens.storage import check_folder
 
 
 @app.command()
@@ -81,6 +82,7 @@ def sweep(
     from tstlens.model import HookedTST
     from tstlens.patching import campaign_grids, run_campaign
 
+    check_folder(out, "the campaign", replaced=False)
     model = HookedTST.from_pretrained(checkpoint)
     described = {"name": data} if data else model.info.get("data") or {}
     pairs = misclassified_pairs(model, load_described(described, split), per_class)

@@ -11,6 +11,7 @@ import typer
 
 from tstlens.cli.apps import codebook_app, sae_app
 from tstlens.errors import ArgumentError
+from tstlens.storage import check_file
 
 
 @sae_app.command("train")
@@ -100,6 +101,8 @@ def browse(
     from tstlens.data import load_described
     from tstlens.model import HookedTST
 
+    if out is not None:
+        check_file(out)
     loaded = HookedTST.from_pretrained(model)
     known = saes.list_saes(model)
     if sae is None and not known:
@@ -204,9 +207,10 @@ def codebook_browse(
     from tstlens import codebooks
     from tstlens.data import load_described
 
+    path = out or Path(f"{Path(model).name}-codes.html")
+    check_file(path)
     loaded = codebooks.load(model)
     described = {"name": data} if data else loaded.info.get("data") or {}
     train, test = (load_described(described, split) for split in ("train", "test"))
-    path = out or Path(f"{Path(model).name}-codes.html")
     codebooks.browse(loaded, train, path, test=test, notes=notes, n_windows=windows)
     print(f"wrote {path}")

@@ -12,6 +12,7 @@ import typer
 
 from tstlens.cli.apps import app
 from tstlens.errors import ArgumentError, UnknownNameError
+from tstlens.storage import check_folder
 
 
 @app.command()
@@ -253,7 +254,8 @@ def _measured(info: dict[str, Any], split: str) -> str:
 
 
 def _keep_existing(folder: Path, overwrite: bool) -> None:
-    """Refuse to train over a model that is there already."""
+    """Refuse to train over a model that is there already, or for a place that cannot be written."""
+    check_folder(folder, "the model")
     if not overwrite and (folder / "config.json").exists():
         raise ArgumentError(
             f"{folder} holds a model already; give another --out, or --overwrite to replace it"

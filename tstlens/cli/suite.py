@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from tstlens.cli.apps import app
+from tstlens.storage import check_file
 
 
 @app.command()
@@ -35,6 +36,8 @@ def benchmark(
     from tstlens.report import truth
     from tstlens.report.suite.build import QUESTIONS
 
+    check_file(out)
+    check_file(out.with_suffix(".csv"))
     found = truth(setting, question or QUESTIONS, progress=not quiet)
     found.save(out, images=images, update=update)
     print(found.to_markdown())

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
+from tstlens import storage
 from tstlens.arguments import checked, needs_gradients
 from tstlens.codebooks.codebook import Codebook
 from tstlens.codebooks.config import CodebookConfig, GradientMode, Similarity
@@ -118,7 +119,8 @@ def fit(
         precision: of the model's forward pass; codebooks always run in full precision.
         clip_norm: largest norm of the model's gradient; None for no limit.
         seed: of the order, the start and the revivals.
-        folder: keeps progress after every epoch; a fit found there is continued.
+        folder: keeps progress after every epoch; a fit found there is continued, one of another
+            model, other data or settings is refused.
         progress: show a bar.
 
     Returns:
@@ -127,7 +129,9 @@ def fit(
 
     Raises:
         HookError: codebooks are on the model already.
-        ArgumentError: options that exclude each other, or neither labels nor target.
+        ArgumentError: options that exclude each other, neither labels nor target, or a folder with
+            another fit.
+        StorageError: the folder cannot be written, or another fit is writing to it.
         UnknownHookError: the model has no such hook point.
 
     Source: Tamkin, Taufeeque, Goodman 2023 (arXiv 2310.17230); moving averages: van den Oord et
@@ -210,9 +214,14 @@ def fit(
         dtype=str(model.cfg.dtype).removeprefix("torch."),
         device=str(model.cfg.device),
     )
-    books = start(model, data, names, config, begin_from, seed)
-    run = FitRun(model, data, target, books, settings)
-    history = run.train(None if folder is None else Path(folder), progress)
+    place, made = None if folder is None else Path(folder), {}
+    if place is not None:
+        given = [data.series, data.labels, data.mask, target]
+        made = storage.fingerprint(model=model.state_dict(), data=given)
+    with storage.claimed(place):
+        books = start(model, data, names, config, begin_from, seed)
+        run = FitRun(model, data, target, books, settings)
+        history = run.train(place, made, progress)
     for name, book in books.items():
         metadata = book.cfg.metadata
         metadata.model_name = model.cfg.model_name

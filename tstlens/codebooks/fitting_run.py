@@ -125,11 +125,13 @@ class FitRun:
         self.order = torch.Generator().manual_seed(settings.seed)
         self.history: list[dict[str, Any]] = []
 
-    def train(self, folder: Path | None, progress: bool) -> list[dict[str, Any]]:
+    def train(
+        self, folder: Path | None, made: dict[str, str], progress: bool
+    ) -> list[dict[str, Any]]:
         """Run all epochs that are left; the history, one dict per epoch."""
         settings = self.settings
         if folder is not None:
-            self._resume(load_progress(folder, settings.to_dict()))
+            self._resume(load_progress(folder, settings.to_dict(), made))
         with self._modes():
             bar = trange(
                 len(self.history),
@@ -157,7 +159,7 @@ class FitRun:
                 self.history.append(entry)
                 bar.set_postfix(reconstruction=f"{means['reconstruction']:.3f}", dead=entry["dead"])
                 if folder is not None:
-                    save_progress(folder, settings.to_dict(), self._state())
+                    save_progress(folder, settings.to_dict(), made, self._state())
         return self.history
 
     def _epoch_together(self) -> dict[str, Any]:

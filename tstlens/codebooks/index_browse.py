@@ -10,6 +10,7 @@ from tstlens.codebooks.index import CodeIndex
 from tstlens.codebooks.notes import CodeNotes
 from tstlens.data import TimeSeriesData
 from tstlens.model import HookedTST
+from tstlens.storage import check_file
 
 
 @checked
@@ -57,5 +58,6 @@ def browse(
         >>> train = load_dataset("JapaneseVowels", split="train")  # doctest: +SKIP
         >>> codebooks.browse(model, train, "codes.html")  # doctest: +SKIP
     """
+    check_file(Path(path))
     index = CodeIndex.build(model, data, test=test, progress=progress, **options)
     return index.to_html(path, notes=notes, title=title, n_windows=n_windows)

@@ -7,11 +7,7 @@ test split is the folder ``test`` inside.
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
-import shutil
-import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -19,15 +15,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 
+from tstlens import storage
 from tstlens.codebooks.index import CodeIndex
 from tstlens.codebooks.index_book import IndexedBook
 from tstlens.data import TimeSeriesData
 from tstlens.data.scaling import Scaling
-from tstlens.errors import ConfigVersionError, CorruptFileError, StorageError
-from tstlens.model.storage import swap_in
+from tstlens.errors import CorruptFileError, StorageError
 
 FORMAT, VERSION = "tstlens code index", 1
 CODES, ARRAYS, CONFIG, TEST = "codes.parquet", "arrays.safetensors", "index.json", "test"
@@ -64,23 +58,14 @@ def rows_of(index: CodeIndex, book: IndexedBook) -> Iterator[dict[str, np.ndarra
 def save_index(index: CodeIndex, folder: Path) -> Path:
     """What :meth:`CodeIndex.save` does."""
     place = folder.resolve()
-    if place.exists() and not place.is_dir():
-        raise StorageError(f"expected a folder at {place}, found a file; choose another place")
+    storage.check_folder(folder, "the index")
     if place.is_dir() and any(place.iterdir()) and not (place / CONFIG).is_file():
         raise StorageError(
             f"{place} holds something else than an index, and would be replaced as a whole; choose "
             "a folder of its own"
         )
-    try:
-        place.parent.mkdir(parents=True, exist_ok=True)
-        staging = Path(tempfile.mkdtemp(prefix=f".{place.name}.", dir=place.parent))
-        try:
-            _fill(staging, index)
-            swap_in(staging, place)
-        finally:
-            shutil.rmtree(staging, ignore_errors=True)
-    except OSError as error:
-        raise StorageError(f"could not write the index to {place}: {error}") from error
+    with storage.staged(folder, "the index", keep=False) as staging:
+        _fill(staging, index)
     return folder
 
 
@@ -97,12 +82,12 @@ def _fill(staging: Path, index: CodeIndex) -> None:
                 hook = pa.array([book.hook] * len(rows["code"]), pa.string())
                 columns = [pa.array(rows[name], kind) for name, kind in kinds.items()]
                 writer.write_table(pa.Table.from_arrays([hook, *columns], schema=schema))
-    save_file(_arrays(index), staging / ARRAYS)
+    storage.write_tensors(staging / ARRAYS, _arrays(index))
     data = index.data
     record = {
         "format": FORMAT,
         "format_version": VERSION,
-        "sha256": {name: digest_of(staging / name) for name in (CODES, ARRAYS)},
+        "sha256": {name: storage.digest(staging / name) for name in (CODES, ARRAYS)},
         "books": [
             {
                 name: getattr(book, name)
@@ -126,10 +111,9 @@ def _fill(staging: Path, index: CodeIndex) -> None:
         "test": index.test is not None,
         "made": index.made,
     }
-    (staging / CONFIG).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-    for name in (CODES, ARRAYS):
-        shutil.copymode(staging / CONFIG, staging / name)
-    os.chmod(staging, 0o755)
+    plain = json.loads(storage.json_text(record, "an index's made="))
+    record = {**plain, "record_sha256": storage.digest_of_json(plain)}
+    storage.write_text(staging / CONFIG, storage.json_text(record, CONFIG))
     if index.test is not None:
         (staging / TEST).mkdir()
         _fill(staging / TEST, index.test)
@@ -152,55 +136,38 @@ def _arrays(index: CodeIndex) -> dict[str, torch.Tensor]:
             found[f"saes/{name}/{part}"] = torch.from_numpy(getattr(values, part))
     for name, values in index.columns.items():
         found[f"columns/{name}"] = torch.from_numpy(np.ascontiguousarray(values))
-    return {name: one.contiguous().clone() for name, one in found.items() if one is not None}
-
-
-def digest_of(path: Path) -> str:
-    """SHA-256 of a file, read piece by piece."""
-    found = hashlib.sha256()
-    with path.open("rb") as file:
-        while piece := file.read(1 << 20):
-            found.update(piece)
-    return found.hexdigest()
+    return {name: one for name, one in found.items() if one is not None}
 
 
 def load_index(folder: Path) -> CodeIndex:
     """What :meth:`CodeIndex.load` does."""
+    storage.recover(folder)
     record = _record(folder)
     for name in (CODES, ARRAYS):
         path = folder / name
-        if not path.is_file():
+        if not storage.regular(path):
             raise CorruptFileError(f"expected {name} in {folder}, found none; save the index again")
-        digest = digest_of(path)
-        if digest != record["sha256"].get(name):
-            raise CorruptFileError(
-                f"{path} is truncated or was altered: its SHA-256 is {digest[:12]}…, {CONFIG} "
-                f"records {str(record['sha256'].get(name))[:12]}…; save the index again"
-            )
-    try:
-        return _assembled(folder, record, load_file(folder / ARRAYS))
-    except (SafetensorError, KeyError, TypeError, IndexError, AttributeError, ValueError) as error:
-        raise CorruptFileError(f"{folder} holds no whole index: {error!r}") from error
+        storage.check_digest(path, record["sha256"].get(name), CONFIG, "save the index again")
+    with storage.reading(folder, "holds no whole index", "save the index again"):
+        return _assembled(folder, record, storage.read_tensors(folder / ARRAYS))
 
 
 def _record(folder: Path) -> dict[str, Any]:
     path = folder / CONFIG
-    if not path.is_file():
+    if not storage.regular(path):
         raise StorageError(
             f"expected {CONFIG} in {folder}, found none; is this a folder that index.save wrote?"
         )
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise CorruptFileError(f"{path} is no JSON: {error}") from error
-    if not isinstance(record, dict) or record.get("format") != FORMAT:
-        raise CorruptFileError(f"{path} is not the record of a code index")
-    version = record.get("format_version")
-    if not isinstance(version, int) or version > VERSION:
-        raise ConfigVersionError(
-            f"{path} has format version {version!r}, this tstlens reads up to {VERSION}; update "
-            "tstlens"
-        )
+    record = storage.read_json(
+        path,
+        "the record of a code index",
+        "save the index again",
+        format=FORMAT,
+        version=VERSION,
+    )
+    recorded = record.pop("record_sha256", None)  # None in an index of an older tstlens
+    if recorded is not None and recorded != storage.digest_of_json(record):
+        raise CorruptFileError(f"{path} was altered; save the index again")
     if not isinstance(record.get("sha256"), dict):
         raise CorruptFileError(f"{path} records no SHA-256; save the index again")
     return record
@@ -277,12 +244,17 @@ def _books(
             likeness.setdefault(hook, []).append(rows["similarity"].to_numpy())
     books = {}
     for hook, one in said.items():
-        n_units = one.pop("n_units")
+        n_units, table = one.pop("n_units"), arrays[f"table/{hook}"].numpy()
+        n_tables = (one["n_heads"] or 1) if one["shared"] else 1
+        if (one["n_groups"], one["n_codes"]) != table.shape[:2] or not (
+            0 <= n_units <= n_tables * table.size and n_tables <= 4096
+        ):
+            raise ValueError(f"the sizes of {hook} are not those of its table {table.shape}")
         unit = np.concatenate(units.get(hook, [np.zeros(0, dtype=np.int64)]))
         counts = np.bincount(unit, minlength=n_units)
         books[hook] = IndexedBook(
             **one,
-            table=arrays[f"table/{hook}"].numpy(),
+            table=table,
             start=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
             slot=np.concatenate(slots.get(hook, [np.zeros(0, dtype=np.int32)])),
             similarity=np.concatenate(likeness.get(hook, [np.zeros(0, dtype=np.float32)])),

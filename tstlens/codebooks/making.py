@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import copy
-import json
-import shutil
 from pathlib import Path
 from typing import Any
 
+from tstlens import storage
 from tstlens.arguments import checked
 from tstlens.codebooks.fitting import FittedCodebooks, fit
 from tstlens.codebooks.loading import SHIPPED
 from tstlens.codebooks.scores import CodebookScores, score
 from tstlens.data import load_described
 from tstlens.errors import ArgumentError
-from tstlens.files import write_text
 from tstlens.model import HookedTST
-from tstlens.model.saving import as_model
-from tstlens.saes.loading import FOLDER
+from tstlens.model.saving import as_model, save_with
 
 SCORES, README = "scores.json", "README.md"
 
@@ -57,6 +54,7 @@ def make_codebooks(
             f"{folder} holds a model already; choose another folder, or overwrite=True "
             "(--overwrite) to replace it"
         )
+    storage.check_folder(folder, "the model")
     original = as_model(model)
     described = original.info.get("data", {})
     train, test = (load_described(described, split) for split in ("train", "test"))
@@ -66,13 +64,12 @@ def make_codebooks(
     scores = score(tuned, test, original=original, train=train, sae_steps=sae_steps, seed=seed)
     tuned.info = {**original.info, "codebooks": {"fit": books.settings, "scores": scores.task}}
     tuned.parity = None  # of the weights before they were tuned
-    shutil.rmtree(folder / FOLDER, ignore_errors=True)  # those of another fit would stay
-    tuned.save_pretrained(folder)
     record = {**scores.to_dict(), "history": books.history, "command": command}
-    write_text(folder / SCORES, json.dumps(record, indent=2) + "\n")
     shipped = folder.name == SHIPPED and folder.parent.name == tuned.cfg.model_name
     called = str(tuned.cfg.model_name) if shipped else folder.as_posix()
-    write_text(folder / README, _readme(tuned, books, scores, called, command))
+    texts = {SCORES: storage.json_text(record, "scores")}
+    texts[README] = _readme(tuned, books, scores, called, command)
+    save_with(tuned, folder, texts, only_spliced=True)  # those of another fit would stay
     return books, scores
 
 
@@ -84,13 +81,13 @@ def _readme(
     shown = (lambda value: f"{value:.2%}") if measure == "accuracy" else (lambda v: f"{v:.4g}")
     together = "tuned together with" if settings["train_model"] else "frozen, beside"
     lines = [
-        f"# {model.cfg.model_name} with codebooks",
+        f"# {storage.plain(model.cfg.model_name)} with codebooks",
         "",
         f"The model, {together} codebooks at {', '.join(f'`{name}`' for name in books)}: "
         f"{settings['n_codes']} codes per table, {settings['k']} active at once, "
         f"{settings['similarity']} similarity, seed {settings['seed']}.",
         "",
-        f"Measured on {scores.data}, {scores.n_series} series:",
+        f"Measured on {storage.plain(scores.data)}, {scores.n_series} series:",
         "",
         f"| model | {measure} | explained variance | codes used | bits per position |",
         "|---|---|---|---|---|",
@@ -109,12 +106,11 @@ def _readme(
         "tables do as well as fitted ones, the task does not need these activations, and the first "
         "column says little.",
         "",
-        "```python",
-        "from tstlens import codebooks",
-        "",
-        f'model = codebooks.load("{called}")',
-        "```",
+        storage.fenced(
+            f"from tstlens import codebooks\n\nmodel = codebooks.load({storage.quoted(called)})",
+            "python",
+        ),
     ]
     if command:
-        lines += ["", "Made with:", "", "```sh", command, "```"]
+        lines += ["", "Made with:", "", storage.fenced(command, "sh")]
     return "\n".join(lines) + "\n"

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
+from tstlens import storage
 from tstlens.arguments import checked
-from tstlens.errors import ArgumentError, ConfigVersionError, CorruptFileError, StorageError
-from tstlens.files import write_text
+from tstlens.errors import ArgumentError, CorruptFileError
 
 FORMAT, VERSION = "tstlens code notes", 1
 Key = tuple[str, int, int | None, int]  # hook, group, head, code
@@ -67,7 +65,8 @@ class CodeNotes:
     def save(self, path: str | Path) -> Path:
         """Write them as JSON, atomically; the page imports the file."""
         record = {"format": FORMAT, "format_version": VERSION, "notes": dict(self.texts)}
-        return write_text(Path(path), json.dumps(record, indent=2, ensure_ascii=False) + "\n")
+        text = storage.json_text(record, "notes", ensure_ascii=False)
+        return storage.write_text(Path(path), text)
 
     @staticmethod
     @checked
@@ -80,20 +79,7 @@ class CodeNotes:
             ConfigVersionError: a newer tstlens wrote it.
         """
         path = Path(path)
-        if not path.is_file():
-            raise StorageError(f"expected notes at {path}, found no file")
-        try:
-            record: Any = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise CorruptFileError(f"{path} is no JSON: {error}") from error
-        if not isinstance(record, dict) or record.get("format") != FORMAT:
-            raise CorruptFileError(f"{path} does not hold notes on codes")
-        version = record.get("format_version")
-        if not isinstance(version, int) or version > VERSION:
-            raise ConfigVersionError(
-                f"{path} has format version {version!r}, this tstlens reads up to {VERSION}; "
-                "update tstlens"
-            )
+        record = storage.read_json(path, "notes on codes", format=FORMAT, version=VERSION)
         texts = record.get("notes")
         if not isinstance(texts, dict) or not all(isinstance(v, str) for v in texts.values()):
             raise CorruptFileError(f"{path}: expected notes as text by code")

@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
-import json
-import pickle
-from collections.abc import Mapping
+import math
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from tstlens import storage
 from tstlens.conversion import registry
-from tstlens.errors import ArgumentError, CorruptFileError, SourcePackageError, StorageError
+from tstlens.errors import (
+    ArgumentError,
+    CorruptFileError,
+    SourcePackageError,
+    StorageError,
+    TstlensError,
+)
 from tstlens.model.saving import find_checkpoint
 
 CONFIG = "config.json"
@@ -47,33 +56,71 @@ def read_source(
         )
     folder = Path(path) if Path(path).is_dir() else find_checkpoint(path)
     config = _read_config(folder)
-    chosen = registry.family_reading(config, family)
+    with _foreign(folder / CONFIG, "is no config of a source model"):
+        chosen = registry.family_reading(config, family)
+    _check_layers(folder, config)
     try:
-        return chosen.load(folder), chosen.name  # type: ignore[misc]
+        with _foreign(folder, f"holds no {chosen.name!r} model that its package can load"):
+            return chosen.load(folder), chosen.name  # type: ignore[misc]
     except ImportError as error:
         raise SourcePackageError(
             f"loading a {chosen.name!r} model needs the package that it comes from: {error}; "
             "install it, or convert the live model where it is installed"
         ) from error
-    except (OSError, RuntimeError, KeyError, ValueError) as error:
-        raise CorruptFileError(
-            f"{folder} holds no {chosen.name!r} model that its package can load: {error}"
-        ) from error
+
+
+@contextmanager
+def _foreign(path: Path, fault: str) -> Iterator[None]:
+    """A damaged or made-up source is a CorruptFileError; what we refuse is said as it is."""
+    try:
+        with storage.reading(path, fault, "fetch or save the source again"):
+            try:
+                yield
+            except (TstlensError, ImportError) as error:
+                raise _AsItIs(error) from error
+    except CorruptFileError as error:
+        if isinstance(error.__cause__, _AsItIs):
+            raise error.__cause__.error from error.__cause__.error.__cause__
+        raise
+
+
+class _AsItIs(Exception):
+    def __init__(self, error: Exception) -> None:
+        super().__init__()
+        self.error = error
+
+
+def _check_layers(folder: Path, config: Mapping[str, Any]) -> None:
+    """Raise where a config says more layers, or wider ones, than its weights have numbers."""
+    shapes: list[tuple[int, ...]] = []
+    for path in sorted(folder.glob("*.safetensors")):
+        shapes += storage.shapes_in(path).values()
+    if not shapes:
+        return
+    most = {"layers": len(shapes), "width": sum(math.prod(shape) for shape in shapes)}
+    entries = list(config.items())
+    while entries:
+        name, value = entries.pop()
+        if isinstance(value, Mapping):
+            entries += value.items()
+        counted = "layers" if "layers" in str(name) else "width"
+        known = re.search(r"layers|d_model|d_ff|d_kv|hidden|_dim$|heads|vocab_size", str(name))
+        if known and type(value) is int and value > most[counted]:
+            raise CorruptFileError(
+                f"{folder / CONFIG} says {name}={value:,}, and the weights beside it have "
+                f"{len(shapes)} tensors with {most['width']:,} numbers in all; fetch or save the "
+                "source again"
+            )
 
 
 def _read_config(folder: Path) -> Mapping[str, Any]:
     path = folder / CONFIG
-    if not path.is_file():
+    if not storage.regular(path):
         raise StorageError(
             f"expected {CONFIG} and weights in {folder}, found no {CONFIG}; for weights alone give "
             "the file and family="
         )
-    try:
-        config: Any = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise CorruptFileError(f"{path} is no JSON: {error}") from error
-    if not isinstance(config, Mapping):
-        raise CorruptFileError(f"{path} holds no JSON object")
+    config = storage.read_json(path, "a config: it holds no JSON object", "save it again")
     if config.get("format") == "tstlens":
         raise ArgumentError(
             f"{folder} holds a converted model already: HookedTST.from_pretrained('{folder}')"
@@ -82,21 +129,12 @@ def _read_config(folder: Path) -> Mapping[str, Any]:
 
 
 def _read_weights(path: Path) -> Mapping[str, Tensor]:
-    try:
+    again = "save them again with torch.save(source.state_dict(), path)"
+    with storage.reading(path, "holds no weights that can be loaded safely", again):
         if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
             weights: Any = load_file(path)
         else:
             weights = torch.load(path, weights_only=True, map_location="cpu")
-    except Exception as error:  # torch and safetensors raise a dozen kinds for a file that is none
-        # torch's own words end in the advice to load the file unsafely.
-        unsafe = isinstance(error, pickle.UnpicklingError)
-        why = "it is damaged, or holds more than tensors" if unsafe else str(error) or "it is empty"
-        raise CorruptFileError(
-            f"{path} holds no weights that can be loaded safely: {why}; save them again with "
-            "torch.save(source.state_dict(), path)"
-        ) from error
     for wrapped in ("state_dict", "model_state_dict", "model"):
         if isinstance(weights, Mapping) and isinstance(weights.get(wrapped), Mapping):
             weights = weights[wrapped]

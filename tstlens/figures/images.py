@@ -7,7 +7,7 @@ from pathlib import Path
 import plotly.graph_objects as go
 
 from tstlens.errors import ArgumentError
-from tstlens.files import write_bytes
+from tstlens.storage import write_bytes
 
 
 def write_png(

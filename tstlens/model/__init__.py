@@ -7,7 +7,6 @@ bottom. Imports only from ``tstlens.data``.
 from tstlens.model.cache import TSTActivationCache
 from tstlens.model.config import HookedTSTConfig
 from tstlens.model.hooked_tst import HookedTST
-from tstlens.model.integrity import seal_checkpoint
 from tstlens.model.parity import Parity
 from tstlens.model.parts import (
     ConvStemConfig,
@@ -18,6 +17,7 @@ from tstlens.model.parts import (
 )
 from tstlens.model.saving import describe_checkpoint, list_checkpoints
 from tstlens.model.state import TrunkState
+from tstlens.model.storage import seal_checkpoint
 
 __all__ = [
     "ConvStemConfig",

@@ -120,6 +120,7 @@ class HookedTST(
             leaf = name.rsplit(".", 1)[-1]
             if (
                 name.startswith("splices.")
+                or parameter.is_meta  # a model without memory, made to look at its sizes
                 or ".module." in name
                 or (parameter.ndim == 1 and leaf in ("w", "weight"))
             ):

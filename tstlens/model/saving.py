@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import nn
 
+from tstlens import storage
 from tstlens.arguments import checked
 from tstlens.data.validate import usable_device
 from tstlens.errors import ArgumentError, CorruptFileError, DownloadError, UnknownCheckpointError
 from tstlens.model.config import HookedTSTConfig
 from tstlens.model.parity import Parity
-from tstlens.model.storage import CONFIG, is_foreign, read_config, read_folder, write_folder
+from tstlens.model.storage import (
+    CONFIG,
+    DICTIONARIES,
+    check_sizes,
+    is_foreign,
+    read_config,
+    read_weights,
+    write_folder,
+)
 
 if TYPE_CHECKING:
     from tstlens.model.hooked_tst import HookedTST
@@ -47,14 +58,9 @@ class SavedModel(nn.Module):
             The folder.
 
         Raises:
-            StorageError: the place is a file or cannot be written.
+            StorageError: the place is a file, cannot be written, or holds links or pipes.
         """
-        record = {"config": self.cfg.to_dict(), "info": self.info}
-        if self.parity is not None:
-            record["parity"] = self.parity.to_dict()
-        weights = {k: v for k, v in self.state_dict().items() if not k.startswith("splices.")}
-        write_folder(Path(folder), weights, record, self.save_spliced)
-        return Path(folder)
+        return save_with(self, Path(folder), {})
 
     @classmethod
     @checked
@@ -99,17 +105,23 @@ class SavedModel(nn.Module):
         folder = find_checkpoint(name)
         if is_foreign(folder):
             return _convert(folder, device, dtype)
-        weights, record = read_folder(folder)
-        try:
+        record = read_config(folder)
+        with storage.reading(
+            folder / CONFIG, "does not describe a model", "fetch or save the model again"
+        ):
             cfg = HookedTSTConfig.from_dict(record["config"])
             parity = Parity.from_dict(record["parity"]) if "parity" in record else None
-        except (ArgumentError, KeyError, TypeError) as error:
-            raise CorruptFileError(
-                f"{folder / CONFIG} does not describe a model: {error}"
-            ) from error
+            info = dict(record.get("info", {}))
+        weights = read_weights(folder, record)
+        shapes = {name: tuple(tensor.shape) for name, tensor in weights.items()}
+        check_sizes(cfg.n_layers, shapes, folder)
+        with torch.device("meta"):  # nothing is allocated before the sizes are known to fit
+            _check_fit(cls(cfg, embed=embed, head=head), shapes, folder)
         model = cls(cfg, embed=embed, head=head)
-        _load(model, weights, folder)
-        model.info = record.get("info", {})
+        dtype_of = next((t.dtype for t in weights.values() if t.is_floating_point()), None)
+        model.to(dtype=dtype_of)
+        model.load_state_dict(weights, strict=True)
+        model.info = info
         model.parity = parity
         return model.to(device=device, dtype=dtype) if device or dtype else model
 
@@ -124,27 +136,51 @@ def _convert(folder: Path, device: Any, dtype: torch.dtype | None) -> Any:
     return model.to(device=device, dtype=dtype) if device or dtype else model
 
 
-def _load(model: nn.Module, weights: dict[str, torch.Tensor], folder: Path) -> None:
-    expected = model.state_dict()
-    missing, extra = sorted(set(expected) - set(weights)), sorted(set(weights) - set(expected))
-    shapes = [
-        f"{name} is {list(weights[name].shape)}, not {list(tensor.shape)}"
-        for name, tensor in expected.items()
-        if name in weights and weights[name].shape != tensor.shape
+def save_with(
+    model: Any, folder: Path, texts: Mapping[str, str], *, only_spliced: bool = False
+) -> Path:
+    """:meth:`SavedModel.save_pretrained` with further files of the same set.
+
+    Args:
+        model: the model.
+        folder: where to.
+        texts: file name -> text, a README say.
+        only_spliced: whether dictionaries that lie there and are not spliced in go.
+    """
+    record = {"config": model.cfg.to_dict(), "info": model.info}
+    if model.parity is not None:
+        record["parity"] = model.parity.to_dict()
+
+    def write_more(staging: Path) -> None:
+        if only_spliced:
+            shutil.rmtree(staging / DICTIONARIES, ignore_errors=True)
+        model.save_spliced(staging)
+        for name, text in texts.items():
+            storage.write_text(staging / name, text)
+
+    weights = {k: v for k, v in model.state_dict().items() if not k.startswith("splices.")}
+    write_folder(folder, weights, record, write_more)
+    return folder
+
+
+def _check_fit(model: nn.Module, shapes: Mapping[str, tuple[int, ...]], folder: Path) -> None:
+    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    missing, extra = sorted(set(expected) - set(shapes)), sorted(set(shapes) - set(expected))
+    wrong = [
+        f"{name} is {list(shapes[name])}, not {list(shape)}"
+        for name, shape in expected.items()
+        if name in shapes and shapes[name] != shape
     ]
-    if missing or extra or shapes:
+    if missing or extra or wrong:
         problems = [
             *(["missing " + ", ".join(missing[:5])] if missing else []),
             *(["unexpected " + ", ".join(extra[:5])] if extra else []),
-            *shapes[:5],
+            *wrong[:5],
         ]
         raise CorruptFileError(
             f"the weights in {folder} do not fit the model: {'; '.join(problems)}. If the front "
             "end or the head is a module of your own, pass the same class with the same sizes"
         )
-    dtype = next((t.dtype for t in weights.values() if t.is_floating_point()), None)
-    model.to(dtype=dtype)
-    model.load_state_dict(weights, strict=True)
 
 
 def checkpoints_folder() -> Path:
@@ -167,8 +203,10 @@ def find_checkpoint(name: str | Path) -> Path:
     text = str(name)
     if isinstance(name, str) and text in list_checkpoints():
         return checkpoints_folder() / text
-    if Path(name).is_dir():
-        return Path(name)
+    storage.recover(Path(name))
+    with suppress(OSError, ValueError):  # a name that is too long, or holds a NUL, is no folder
+        if Path(name).is_dir():
+            return Path(name)
     is_hub_id = isinstance(name, str) and text.count("/") == 1 and not text.startswith((".", "/"))
     if not is_hub_id:
         raise UnknownCheckpointError(

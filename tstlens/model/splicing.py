@@ -20,6 +20,7 @@ from typing import Any
 from torch import nn
 from transformer_lens.hook_points import HookPoint
 
+from tstlens import storage
 from tstlens.arguments import checked
 from tstlens.errors import ArgumentError, HookError, UnknownHookError
 from tstlens.model.hooking import CheckedHooks
@@ -208,7 +209,7 @@ class SplicedDictionaries(CheckedHooks):
                     f"the dictionary at {name} is a {type(splice.dictionary).__name__} without "
                     "save_model; take it out with reset_saes() and save it yourself"
                 )
-            save(folder / "saes" / name)
+            storage.fill(folder / "saes" / name, save)
 
     def _missing_advice(self, name: str) -> str:
         for splice in self._spliced.values():

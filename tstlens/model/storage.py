@@ -1,33 +1,39 @@
 """A model's folder on disk: ``model.safetensors`` and ``config.json``, whole or not there at all.
 
-``config.json`` holds the format's version, the model's configuration, SHA-256 sums (so that a
-truncated or altered file is noticed, see ``integrity.py``) and whatever the model's ``info`` says
-of its data and training. Folders are written beside their place and renamed into it.
+``config.json`` holds the format's version, the model's configuration, whatever the model's ``info``
+says of its data and training, and SHA-256 sums: ``weights_sha256`` is of the weights' file,
+``config_sha256`` of everything else that ``config.json`` says (whatever its layout), ``files`` of
+the dictionaries beside the model. README and scores are not recorded: they change no result.
+Folders that were written before a sum was kept go unchecked for it.
 """
 
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from tstlens.errors import ArgumentError, ConfigVersionError, CorruptFileError, StorageError
-from tstlens.model.integrity import CONFIG, WEIGHTS, check_content, digest_of, sealed
+from tstlens import storage
+from tstlens.arguments import checked
+from tstlens.errors import CorruptFileError, StorageError
 
-FORMAT_VERSION = 1
+CONFIG, WEIGHTS, DICTIONARIES = "config.json", "model.safetensors", "saes"
+FORMAT, FORMAT_VERSION = "tstlens", 1
+SEAL = "sha256.json"  # the sums of a dictionary that lies in no model's folder
+_OF_DICTIONARIES = ("cfg.json", "sae_weights.safetensors")  # what sae-lens loads
+_SEAL_FORMAT = "tstlens dictionary"
+_ON_PURPOSE = (
+    "fetch or save the model again, or, where the change is meant, record the new sums: "
+    "tstlens.model.seal_checkpoint({folder!r})"
+)
 
 
 def write_folder(
     folder: Path,
-    weights: dict[str, Tensor],
+    weights: Mapping[str, Tensor],
     config: dict[str, Any],
     write_more: Callable[[Path], None] | None = None,
 ) -> None:
@@ -37,105 +43,36 @@ def write_folder(
     called with the folder in the making, to put what else belongs to the model into it.
 
     Raises:
-        StorageError: the place is a file, or cannot be written.
+        StorageError: the place is a file, cannot be written, or holds links or pipes.
     """
-    folder = folder.resolve()
-    if folder.exists() and not folder.is_dir():
-        raise StorageError(f"expected a folder at {folder}, found a file; choose another place")
-    if Path.cwd().is_relative_to(folder):
-        raise StorageError(
-            f"{folder} is or holds the working directory, and a model's folder is replaced as a "
-            "whole; choose a folder of its own"
-        )
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-        try:
-            _fill(staging, folder, weights, config)
-            if write_more is not None:
-                write_more(staging)
-                _write_config(staging, config)  # again, with the sums of what came in
-            swap_in(staging, folder)
-        finally:
-            shutil.rmtree(staging, ignore_errors=True)
-    except OSError as error:
-        raise StorageError(
-            f"could not write the model to {folder}: {error}; what was there is as it was"
-        ) from error
+    with storage.staged(folder, "the model") as staging:
+        storage.write_tensors(staging / WEIGHTS, weights)
+        if write_more is not None:
+            write_more(staging)
+        write_config(staging, {"format": FORMAT, "format_version": FORMAT_VERSION, **config})
 
 
-def _fill(staging: Path, folder: Path, weights: dict[str, Tensor], config: dict[str, Any]) -> None:
-    """Put the old folder's other files and the new model into ``staging``."""
-    if folder.exists():
-        shutil.copytree(folder, staging, dirs_exist_ok=True)
-    # Cloned because safetensors refuses tensors that share memory, as tied weights do.
-    own = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in weights.items()}
-    save_file(own, staging / WEIGHTS, metadata={"format": "pt"})
-    _write_config(staging, config)
-    shutil.copymode(staging / CONFIG, staging / WEIGHTS)  # safetensors writes for the owner only
-    os.chmod(staging, 0o755)
+def write_config(folder: Path, record: dict[str, Any]) -> None:
+    """Write a model's ``config.json`` with the sums of what the folder holds now."""
+    text = storage.json_text(record, f"the model's info goes into {CONFIG} and")
+    sealed = _sealed(folder, json.loads(text))
+    storage.write_text(folder / CONFIG, storage.json_text(sealed, CONFIG))
 
 
-def _write_config(staging: Path, config: dict[str, Any]) -> None:
-    record = {"format": "tstlens", "format_version": FORMAT_VERSION, **config}
-    try:
-        text = json.dumps(sealed(staging, record), indent=2)
-    except TypeError as error:
-        raise ArgumentError(
-            f"the model's info goes into {CONFIG} and must hold JSON values only: {error}"
-        ) from error
-    (staging / CONFIG).write_text(text + "\n", encoding="utf-8")
-
-
-def swap_in(staging: Path, folder: Path) -> None:
-    """Rename ``staging`` to ``folder``; put the old folder back if that fails."""
-    if not folder.exists():
-        os.replace(staging, folder)
-        return
-    retired = Path(tempfile.mkdtemp(prefix=f".{folder.name}.old.", dir=folder.parent))
-    try:
-        os.replace(folder, retired / "old")
-        os.replace(staging, folder)
-    except BaseException:
-        if not folder.exists():
-            os.replace(retired / "old", folder)
-        raise
-    finally:
-        shutil.rmtree(retired, ignore_errors=True)
-
-
-def read_folder(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Weights and ``config.json`` of a model's folder, checked against the recorded sums.
-
-    Raises:
-        StorageError: a file is missing.
-        CorruptFileError: a file is truncated, altered, or not what it should be.
-        ConfigVersionError: a newer tstlens wrote the folder.
-    """
-    config = read_config(folder)
-    path = folder / WEIGHTS
-    if not path.is_file():
-        raise StorageError(f"expected {WEIGHTS} in {folder}, found none; save the model again")
-    digest = digest_of(path)
-    if digest != config.get("weights_sha256"):
-        raise CorruptFileError(
-            f"{path} is truncated or was altered: its SHA-256 is {digest[:12]}…, config.json "
-            f"records {str(config.get('weights_sha256'))[:12]}…; fetch or save the model again"
-        )
-    try:
-        return load_file(path), config
-    except SafetensorError as error:
-        raise CorruptFileError(f"{path} is no safetensors file: {error}") from error
-
-
-def is_foreign(folder: Path) -> bool:
-    """Whether a folder holds the ``config.json`` of another library's model."""
-    try:
-        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    marks = {"model_type", "architectures", "transformer_backbone"}
-    return isinstance(config, dict) and "format" not in config and bool(marks & set(config))
+def _sealed(folder: Path, record: dict[str, Any]) -> dict[str, Any]:
+    sums = ("weights_sha256", "files", "config_sha256")
+    head = {k: v for k, v in record.items() if k in ("format", "format_version")}
+    rest = {k: v for k, v in record.items() if k not in head and k not in sums}
+    found = sorted(
+        path
+        for name in _OF_DICTIONARIES
+        for path in (folder / DICTIONARIES).glob(f"*/{name}")
+        if path.is_file()
+    )
+    files = {path.relative_to(folder).as_posix(): storage.digest(path) for path in found}
+    weights = storage.digest(folder / WEIGHTS)
+    record = {**head, "weights_sha256": weights, "files": files, **rest}
+    return {**record, "config_sha256": storage.digest_of_json(record)}
 
 
 def read_config(folder: Path, *, check: bool = True) -> dict[str, Any]:
@@ -151,23 +88,173 @@ def read_config(folder: Path, *, check: bool = True) -> dict[str, Any]:
         ConfigVersionError: a newer tstlens wrote it.
     """
     path = folder / CONFIG
-    if not path.is_file():
+    storage.recover(folder)
+    if not storage.regular(path):
         raise StorageError(
             f"expected {CONFIG} in {folder}, found none; is this a folder that "
             "model.save_pretrained wrote?"
         )
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise CorruptFileError(f"{path} is no JSON: {error}") from error
-    if not isinstance(config, dict) or config.get("format") != "tstlens":
-        raise CorruptFileError(f"{path} is not the config of a tstlens model")
-    version = config.get("format_version")
-    if not isinstance(version, int) or version > FORMAT_VERSION:
-        raise ConfigVersionError(
-            f"{path} has format version {version!r}, this tstlens reads up to {FORMAT_VERSION}; "
-            "update tstlens"
+    record = storage.read_json(
+        path,
+        "the config of a tstlens model",
+        "fetch or save the model again",
+        format=FORMAT,
+        version=FORMAT_VERSION,
+    )
+    recorded = record.get("config_sha256")
+    said = {name: value for name, value in record.items() if name != "config_sha256"}
+    found = storage.digest_of_json(said)
+    if check and recorded is not None and found != recorded:
+        raise CorruptFileError(
+            f"{path} was altered: the SHA-256 of what it says is {found[:12]}…, it records "
+            f"{str(recorded)[:12]}…; {_ON_PURPOSE.format(folder=str(folder))}"
         )
-    if check:
-        check_content(path, config)
-    return config
+    return record
+
+
+def read_weights(folder: Path, config: dict[str, Any]) -> dict[str, Tensor]:
+    """The weights of a model's folder, checked against the recorded sum.
+
+    Raises:
+        StorageError: the file is missing.
+        CorruptFileError: it is truncated, altered, or not what it should be.
+    """
+    path = weights_path(folder)
+    storage.check_digest(
+        path, config.get("weights_sha256"), CONFIG, "fetch or save the model again"
+    )
+    return storage.read_tensors(path)
+
+
+def weights_path(folder: Path) -> Path:
+    """Where a model's weights lie.
+
+    Raises:
+        StorageError: they do not.
+    """
+    path = folder / WEIGHTS
+    if not storage.regular(path):
+        raise StorageError(f"expected {WEIGHTS} in {folder}, found none; save the model again")
+    return path
+
+
+def is_foreign(folder: Path) -> bool:
+    """Whether a folder holds the ``config.json`` of another library's model."""
+    try:
+        config = storage.read_json(folder / CONFIG, "a config")
+    except StorageError:
+        return False
+    marks = {"model_type", "architectures", "transformer_backbone"}
+    return "format" not in config and bool(marks & set(config))
+
+
+def owner_of(folder: Path) -> Path | None:
+    """The model's folder that a dictionary's lies in, or None where it lies in none."""
+    folder = folder.resolve()
+    model = folder.parent.parent
+    if folder.parent.name != DICTIONARIES or not storage.regular(model / CONFIG):
+        return None
+    try:
+        storage.read_json(model / CONFIG, "a model's config", format=FORMAT)
+    except StorageError:
+        return None
+    return model
+
+
+def write_dictionary(
+    folder: Path, write: Callable[[Path], Any], texts: Mapping[str, str] | None = None
+) -> None:
+    """Write a dictionary's folder as a set, and tell the model that it lies in, or seal it.
+
+    Args:
+        folder: of the dictionary. Files in it that are not replaced stay.
+        write: puts what sae-lens loads into the folder that it is given.
+        texts: further files, by name.
+    """
+
+    def into(place: Path) -> None:
+        storage.fill(place, write)
+        for name, text in (texts or {}).items():
+            storage.write_text(place / name, text)
+
+    owner = owner_of(folder)
+    if owner is not None:
+        name = folder.resolve().name
+        with storage.staged(owner, "the dictionary") as staging:
+            into(staging / DICTIONARIES / name)
+            write_config(staging, read_config(staging, check=False))
+        return
+    with storage.staged(folder, "the dictionary") as staging:
+        into(staging)
+        sums = {name: storage.digest(staging / name) for name in _OF_DICTIONARIES}
+        record = {"format": _SEAL_FORMAT, "format_version": 1, "sha256": sums}
+        storage.write_text(staging / SEAL, storage.json_text(record, SEAL))
+
+
+def check_dictionary(folder: Path) -> None:
+    """Raise :class:`CorruptFileError` if a dictionary is not the one that was saved.
+
+    Args:
+        folder: of the dictionary. What its model's ``config.json`` or its own ``sha256.json``
+            does not list goes unchecked: it was saved by sae-lens, or before sums were kept.
+    """
+    model = owner_of(folder)
+    if model is not None:
+        path, files = model / CONFIG, read_config(model).get("files", {})
+        prefix, advice = f"{DICTIONARIES}/{folder.resolve().name}/", _ON_PURPOSE
+        advice = advice.format(folder=str(model))
+    elif storage.regular(folder / SEAL):
+        path, prefix = folder / SEAL, ""
+        files = storage.read_json(path, "the sums of a dictionary", format=_SEAL_FORMAT, version=1)
+        files = files.get("sha256", {})
+        advice = f"save it again with saes.save, or, where the change is meant, delete {path}"
+    else:
+        return
+    if not isinstance(files, dict):
+        raise CorruptFileError(f"{path} records no sums; {advice}")
+    for name in _OF_DICTIONARIES:
+        if prefix + name in files and storage.regular(folder / name):
+            storage.check_digest(folder / name, files[prefix + name], str(path), advice)
+
+
+@checked
+def seal_checkpoint(folder: str | Path) -> Path:
+    """Record anew what a model's folder holds, after a change that was meant.
+
+    Loading refuses weights, a config or dictionaries whose SHA-256 is not the recorded one. Call
+    this after editing ``config.json`` by hand, or after writing an SAE into ``saes/<hook point>``
+    other than with :func:`tstlens.saes.save`. It does not say whether the change is right: load
+    the model and measure it.
+
+    Args:
+        folder: the model's, as ``model.save_pretrained`` wrote it.
+
+    Returns:
+        The folder.
+
+    Raises:
+        StorageError: no model is there, or it cannot be written.
+        CorruptFileError: ``config.json`` is no JSON, or not a tstlens model's.
+
+    Example:
+        >>> import tempfile
+        >>> from tstlens.model import HookedTST, seal_checkpoint
+        >>> folder = tempfile.mkdtemp()
+        >>> _ = HookedTST.from_pretrained("gunpoint").save_pretrained(folder)
+        >>> HookedTST.from_pretrained(seal_checkpoint(folder)).cfg.n_layers
+        2
+    """
+    folder = Path(folder)
+    record = read_config(folder, check=False)
+    weights_path(folder)
+    write_config(folder, record)
+    return folder
+
+
+def check_sizes(config_says: int, shapes: Mapping[str, Any], folder: Path) -> None:
+    """Raise unless a config's number of layers can be that of the weights: each has tensors."""
+    if config_says > len(shapes):
+        raise CorruptFileError(
+            f"{folder / CONFIG} says that the model has {config_says:,} layers, and its weights "
+            f"have {len(shapes)} tensors in all; fetch or save the model again"
+        )

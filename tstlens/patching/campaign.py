@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from tstlens import storage
 from tstlens.arguments import checked, shown
 from tstlens.data import Pairs
 from tstlens.errors import ArgumentError, UnknownNameError
@@ -245,9 +246,10 @@ def run_campaign(
         "clusters": _clusters(pairs),
     }
     folder = CampaignFolder(Path(out))
-    folder.open(fingerprint(model, pairs, made_metrics, made), made)
-    work = [(direction, *grid) for direction in directions for grid in chosen]
-    with tqdm(work, desc="campaign", unit="grid", disable=not progress) as bar:
+    with storage.claimed(folder.path):
+        folder.open(fingerprint(model, pairs, made_metrics, made), made)
+        work = [(direction, *grid) for direction in directions for grid in chosen]
+        bar = tqdm(work, desc="campaign", unit="grid", disable=not progress)
         for direction, site, axes in bar:
             bar.set_postfix_str(f"{direction} {site} {' x '.join(axes)}")
             key = (direction, site, " x ".join(axes))
@@ -255,10 +257,10 @@ def run_campaign(
                 continue
             turned = pairs if direction == "denoise" else pairs.swap()
             folder.write(key, _sweeps(model, turned, site, axes, made_metrics, memory_mb))
-    campaign = load_campaign(folder.path)
-    folder.write_table(lambda: _table(campaign, progress))
-    if figures:
-        _draw(campaign, folder, next(iter(makers)), progress)
+        campaign = load_campaign(folder.path)
+        folder.write_table(lambda: _table(campaign, progress))
+        if figures:
+            _draw(campaign, folder, next(iter(makers)), progress)
     return campaign
 
 
@@ -276,14 +278,15 @@ def load_campaign(folder: str | Path) -> Campaign:
     stored = CampaignFolder(Path(folder))
     made = stored.description()
     results = {}
-    for direction in made["directions"]:
-        for site, axes in made["grids"]:
-            key = (direction, site, " x ".join(axes))
-            if stored.has(key):
-                for metric, result in stored.read(key).items():
-                    results[(*key, metric)] = result
-    clusters = tuple(made["clusters"])
-    return Campaign(stored.path, results, torch.tensor(made["target"]), clusters, made)
+    with storage.reading(stored.path, "holds no whole campaign", "run it in a new folder"):
+        for direction in made["directions"]:
+            for site, axes in made["grids"]:
+                key = (direction, site, " x ".join(axes))
+                if stored.has(key):
+                    for metric, result in stored.read(key).items():
+                        results[(*key, metric)] = result
+        clusters = tuple(made["clusters"])
+        return Campaign(stored.path, results, torch.tensor(made["target"]), clusters, made)
 
 
 @torch.no_grad()

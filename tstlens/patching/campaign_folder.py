@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
-import zipfile
+import warnings
 from collections.abc import Callable, Mapping
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tstlens import storage
 from tstlens.data import Pairs
 from tstlens.errors import ArgumentError, CorruptFileError, StorageError
 from tstlens.metrics import ANY
@@ -43,6 +44,7 @@ _DESCRIBED = (
 )
 _ARRAYS = ("values", "baseline", "clean", "rounding")
 Key = tuple[str, str, str]
+_AGAIN = "delete it and run the campaign again, which makes this one file anew"
 
 
 class CampaignFolder:
@@ -53,7 +55,7 @@ class CampaignFolder:
     """
 
     def __init__(self, path: Path) -> None:
-        self.path = path
+        self.path, self.identity = path, None
 
     def open(self, identity: str, made: dict[str, Any]) -> None:
         """Start a campaign in an empty folder, or go on with the same one.
@@ -62,10 +64,7 @@ class CampaignFolder:
             ArgumentError: the folder holds another campaign, or something else.
             StorageError: the folder cannot be written.
         """
-        try:
-            (self.path / "results").mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise StorageError(f"could not make the folder {self.path}: {error}") from error
+        (self.path / "results").mkdir(exist_ok=True)
         if not (self.path / RECORD).is_file():
             strangers = [
                 entry.name
@@ -78,9 +77,12 @@ class CampaignFolder:
                     "or an empty folder"
                 )
             record = {"format_version": FORMAT_VERSION, "fingerprint": identity, **made}
-            self._write_bytes(RECORD, (json.dumps(record, indent=1) + "\n").encode())
+            plain = json.loads(storage.json_text(record, "what a campaign is of"))
+            record = {**plain, "record_sha256": storage.digest_of_json(plain)}
+            storage.write_text(self.path / RECORD, storage.json_text(record, RECORD, indent=1))
         found = self.description()
-        if found["fingerprint"] != identity:
+        self.identity = identity
+        if found.get("fingerprint") != identity:
             differ = [name for name in made if found.get(name) != made[name]]
             what = f"differing in {', '.join(differ)}" if differ else "of other weights or series"
             raise ArgumentError(
@@ -96,23 +98,28 @@ class CampaignFolder:
             CorruptFileError: it is damaged.
         """
         path = self.path / RECORD
-        if not path.is_file():
+        if not storage.regular(path):
             raise StorageError(f"expected {RECORD} in {self.path}, found none: no campaign is here")
-        try:
-            found = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise CorruptFileError(f"{path} is no JSON: {error}; start in a new folder") from error
-        version = found.get("format_version") if isinstance(found, dict) else None
+        found = storage.read_json(path, "a campaign's record", "start in a new folder")
+        recorded = found.pop("record_sha256", None)  # None in a campaign of an older tstlens
+        if recorded is not None and recorded != storage.digest_of_json(found):
+            raise CorruptFileError(f"{path} was altered; start in a new folder")
+        version = found.get("format_version")
         if version != FORMAT_VERSION:
             raise CorruptFileError(
                 f"expected format version {FORMAT_VERSION} in {path}, got {version!r}; was it "
                 "written by another tstlens?"
             )
+        self.identity = found.get("fingerprint")
         return found
 
     def has(self, key: Key) -> bool:
         """Whether this unit of work is done."""
-        return (self.path / _file(key)).is_file()
+        path = self.path / _file(key)
+        if storage.regular(path):
+            self.read(key)  # it is whole, and of this campaign
+            return True
+        return False
 
     def write(self, key: Key, results: Mapping[str, SweepResult]) -> None:
         """Keep a unit of work: the same sweep read with several metrics."""
@@ -127,7 +134,10 @@ class CampaignFolder:
             ends = [end if math.isfinite(end) else None for end in result.range]
             described[name]["range"] = ends
         arrays["described"] = np.array(json.dumps(described))
-        self._write(_file(key), lambda handle: np.savez_compressed(handle, **arrays))  # type: ignore[arg-type]
+        arrays["fingerprint"] = np.array(self.identity)
+        buffer = BytesIO()
+        np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]
+        storage.write_bytes(self.path / _file(key), buffer.getvalue())
 
     def read(self, key: Key) -> dict[str, SweepResult]:
         """A unit of work by metric.
@@ -136,62 +146,48 @@ class CampaignFolder:
             CorruptFileError: the file is damaged.
         """
         path = self.path / _file(key)
-        try:
-            with np.load(path) as arrays:
-                described = json.loads(str(arrays["described"]))
-                return {
-                    name: SweepResult(
-                        **{
-                            part: torch.from_numpy(arrays[f"{name}.{part}"])
-                            for part in _ARRAYS
-                            if f"{name}.{part}" in arrays
-                        },
-                        **_restored(about),
-                    )
-                    for name, about in described.items()
-                }
-        except (zipfile.BadZipFile, KeyError, ValueError, EOFError) as error:
-            raise CorruptFileError(
-                f"{path} is damaged ({error}); delete it and run the campaign again, which makes "
-                "this one file anew"
-            ) from error
+        if not storage.regular(path):
+            raise CorruptFileError(f"expected results at {path}, found no file; {_AGAIN}")
+        with storage.reading(path, "is damaged", _AGAIN), np.load(path) as arrays:
+            of = str(arrays["fingerprint"]) if "fingerprint" in arrays else None
+            if of is None:
+                warnings.warn(
+                    f"{path} was written by an older tstlens, which did not record in it of "
+                    "which campaign it is; where that is in doubt, delete it",
+                    stacklevel=3,
+                )
+            elif of != self.identity:
+                raise CorruptFileError(f"{path} is of another campaign; {_AGAIN}")
+            described = json.loads(str(arrays["described"]))
+            return {
+                name: SweepResult(
+                    **{
+                        part: torch.from_numpy(arrays[f"{name}.{part}"])
+                        for part in _ARRAYS
+                        if f"{name}.{part}" in arrays
+                    },
+                    **_restored(about),
+                )
+                for name, about in described.items()
+            }
 
     def write_table(self, make: Callable[[], pd.DataFrame]) -> None:
         """``summary.csv``, unless it is there."""
         if not (self.path / "summary.csv").is_file():
             text = make().to_csv(index=False, float_format="%.9g")
-            self._write_bytes("summary.csv", text.encode())
+            storage.write_text(self.path / "summary.csv", text)
 
     def write_figure(self, key: Key, kind: str, make: Callable[[], go.Figure]) -> None:
         """A figure as HTML, unless it is there; plotly's script lies beside it once."""
         name = f"figures/{_stem(key)}.{kind}.html"
         if (self.path / name).is_file():
             return
-        (self.path / "figures").mkdir(exist_ok=True)
         if not (self.path / "figures" / "plotly.min.js").is_file():
             from plotly.offline import get_plotlyjs
 
-            self._write_bytes("figures/plotly.min.js", get_plotlyjs().encode())
+            storage.write_text(self.path / "figures" / "plotly.min.js", get_plotlyjs())
         html = make().to_html(include_plotlyjs="plotly.min.js", full_html=True)
-        self._write_bytes(name, html.encode())
-
-    def _write_bytes(self, name: str, content: bytes) -> None:
-        self._write(name, lambda handle: handle.write(content))
-
-    def _write(self, name: str, fill: Callable[[Any], Any]) -> None:
-        """Write beside the place, then rename: a kill leaves the old file or the new one."""
-        path = self.path / name
-        staged = path.with_name(f".{path.name}.{os.getpid()}")
-        try:
-            with open(staged, "wb") as handle:
-                fill(handle)
-                handle.flush()
-                os.fsync(handle.fileno())
-            os.replace(staged, path)
-        except OSError as error:
-            raise StorageError(f"could not write {path}: {error}") from error
-        finally:
-            staged.unlink(missing_ok=True)
+        storage.write_text(self.path / name, html)
 
 
 def fingerprint(

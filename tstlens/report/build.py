@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 
 import tstlens
+from tstlens import storage
 from tstlens.arguments import checked
 from tstlens.data import TimeSeriesData, load_described
 from tstlens.errors import ArgumentError
-from tstlens.files import check_place, write_text
 from tstlens.model import HookedTST
 from tstlens.report.account import account
 from tstlens.report.page import render
@@ -79,7 +79,8 @@ def build(
     path = Path(f"{_slug(name)}-report.html" if out is None else out)
     if path.suffix.lower() not in (".html", ".htm"):
         raise ArgumentError(f"expected out to end in .html, got {str(path)!r}")
-    check_place(path)
+    storage.check_file(path)
+    storage.check_file(path.with_suffix(".json"))
     if not isinstance(data, TimeSeriesData):
         described = {"name": data} if data else model.info.get("data") or {}
         data = load_described(described, "test")
@@ -87,8 +88,8 @@ def build(
     made = _made(found, started)
     numbers = account(found, name, made)
     html = render(found, numbers)
-    write_text(path.with_suffix(".json"), json.dumps(_plain(numbers), indent=1) + "\n")
-    return write_text(path, html)
+    text = json.dumps(_plain(numbers), indent=1) + "\n"
+    return storage.write_set({path: html, path.with_suffix(".json"): text})
 
 
 def _made(found: Study, started: float) -> dict[str, Any]:

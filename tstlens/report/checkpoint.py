@@ -10,9 +10,10 @@ from torch import nn
 from tstlens.arguments import checked
 from tstlens.conversion import convert
 from tstlens.data import Scaling, load_described
-from tstlens.files import write_text
 from tstlens.model import HookedTST
+from tstlens.model.saving import save_with
 from tstlens.report.card import model_card
+from tstlens.storage import check_folder
 from tstlens.training import evaluate
 
 
@@ -32,7 +33,7 @@ def make_checkpoint(
     """Convert a trained classifier, check parity, measure it and save it with a card.
 
     What is measured is the converted model, on both splits. An existing folder is replaced as a
-    whole once all of this has succeeded; the card is written into it last.
+    whole once all of this has succeeded.
 
     Args:
         source: a trained classifier of a family that :func:`tstlens.convert` recognises.
@@ -60,6 +61,7 @@ def make_checkpoint(
         ...     seed=0, command="tstlens train --recipe gunpoint")  # doctest: +SKIP
     """
     out = Path(out)
+    check_folder(out, "the model")
     described: dict[str, Any] = {"name": data, "equal_length": equal_length, "scaling": None}
     train = load_described(described, "train")
     if scaling is not None:
@@ -84,6 +86,5 @@ def make_checkpoint(
         "accuracy": accuracy,
         "command": command,
     }
-    model.save_pretrained(out)
-    write_text(out / "README.md", model_card(model))
+    save_with(model, out, {"README.md": model_card(model)})
     return model

@@ -11,9 +11,10 @@ from torch import nn
 from tstlens.arguments import checked
 from tstlens.conversion import convert
 from tstlens.data import ForecastWindows
-from tstlens.files import write_text
 from tstlens.model import HookedTST
+from tstlens.model.saving import save_with
 from tstlens.report.card import how_made, sizes_table
+from tstlens.storage import check_folder, fenced, plain, quoted
 from tstlens.training import ForecastErrors, ForecastRecipe, forecast_errors, naive_forecasts
 
 
@@ -48,6 +49,7 @@ def make_forecast_checkpoint(
         ...     command="tstlens train --recipe co2")  # doctest: +SKIP
     """
     out = Path(out)
+    check_folder(out, "the model")
     model = convert(source)
     model.cfg.model_name = recipe.name
     test = recipe.windows("test")
@@ -68,8 +70,7 @@ def make_forecast_checkpoint(
         "forecast_errors": errors,
         "command": command,
     }
-    model.save_pretrained(out)
-    write_text(out / "README.md", forecast_card(model))
+    save_with(model, out, {"README.md": forecast_card(model)})
     return model
 
 
@@ -90,10 +91,10 @@ def forecast_card(model: HookedTST) -> str:
         Markdown.
     """
     data: dict[str, Any] = model.info["forecast_data"]
-    unit = data["unit"]
+    unit = plain(data["unit"])
     rows = [
-        f"| {split} | {name} | {found['rmse']:.3f} | {found['mae']:.3f} | {found['n']} "
-        f"| {found['n_values']} |"
+        f"| {plain(split)} | {plain(name)} | {found['rmse']:.3f} | {found['mae']:.3f} "
+        f"| {plain(found['n'])} | {plain(found['n_values'])} |"
         for split, measured in model.info["forecast_errors"].items()
         for name, found in measured.items()
     ]
@@ -104,7 +105,9 @@ def forecast_card(model: HookedTST) -> str:
     by_step = model.info["forecast_errors"]["test"]
     chosen = sorted({0, data["horizon"] // 4, data["horizon"] // 2, data["horizon"] - 1})
     steps = [
-        f"| {name} | " + " | ".join(f"{found['rmse_by_step'][at]:.3f}" for at in chosen) + " |"
+        f"| {plain(name)} | "
+        + " | ".join(f"{found['rmse_by_step'][at]:.3f}" for at in chosen)
+        + " |"
         for name, found in by_step.items()
     ]
     step_head = [
@@ -116,30 +119,30 @@ def forecast_card(model: HookedTST) -> str:
         [
             "import tstlens",
             "",
-            f'model = tstlens.HookedTST.from_pretrained("{model.cfg.model_name}")',
-            f'windows = tstlens.data.load_forecasting("{data["name"]}", "test", {sizes})',
+            f"model = tstlens.HookedTST.from_pretrained({quoted(model.cfg.model_name)})",
+            f'windows = tstlens.data.load_forecasting({quoted(data["name"])}, "test", {sizes})',
             "forecast, cache = model.run_with_cache(windows.series)",
         ]
     )
     parts = [
-        f"# {model.cfg.model_name}",
-        f"A PatchTST that forecasts the series {data['name']}, {data['horizon']} steps from "
+        f"# {plain(model.cfg.model_name)}",
+        f"A PatchTST that forecasts the series {plain(data['name'])}, {data['horizon']} steps from "
         f"{data['n_time']}, with a hook point on every activation. It is small on purpose: a "
         "specimen for interpretability, not a record.",
         "## Errors",
         "\n".join([*head, *rows]),
-        f"Measured on the converted model. Test targets begin on {data['first_test_target']}; no "
-        "value from then on took part in training, or in choosing the recipe. Windows overlap, so "
-        "their errors are not independent. Root mean squared test error by step ahead "
-        f"({unit}):",
+        "Measured on the converted model. Test targets begin on "
+        f"{plain(data['first_test_target'])}; no value from then on took part in training, or in "
+        "choosing the recipe. Windows overlap, so their errors are not independent. Root mean "
+        f"squared test error by step ahead ({unit}):",
         "\n".join([*step_head, *steps]),
         "## Use",
-        f"```python\n{usage}\n```",
+        fenced(usage, "python"),
         "The series ships with statsmodels (`pip install statsmodels`); NaN marks a missing "
         "sample, in the model's input too.",
         "## Model",
         sizes_table(model),
-        f"Parity with the model it was converted from: {model.parity}.",
+        f"Parity with the model it was converted from: {plain(model.parity)}.",
         *how_made(model),
         "## Limits",
         "Series must have the length and the channel of the data. The forecast is a mean without "

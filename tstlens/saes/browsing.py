@@ -7,9 +7,9 @@ from typing import Any
 
 from tstlens.arguments import checked
 from tstlens.data import TimeSeriesData
-from tstlens.files import check_place
 from tstlens.model import HookedTST
 from tstlens.saes.reading import features
+from tstlens.storage import check_file
 
 
 @checked
@@ -58,6 +58,6 @@ def browse(
         >>> test = load_dataset("JapaneseVowels", split="test")  # doctest: +SKIP
         >>> saes.browse(model, sae, test, "features.html")  # doctest: +SKIP
     """
-    check_place(Path(path))
+    check_file(Path(path))
     found = features(model, sae, data, seed=seed, progress=progress, **options)
     return found.to_html(path, title=title, n_windows=n_windows, seed=seed)

@@ -8,10 +8,12 @@ from typing import Any
 
 import torch
 from sae_lens import SAE
+from sae_lens.registry import SAE_CLASS_REGISTRY
 from sae_lens.saes.sae import SAEMetadata
 from sae_lens.saes.standard_sae import StandardSAE, StandardSAEConfig
 from torch import Tensor
 
+from tstlens import storage
 from tstlens.arguments import checked
 from tstlens.data.validate import usable_device
 from tstlens.errors import (
@@ -19,8 +21,8 @@ from tstlens.errors import (
     StateDictError,
     UnknownCheckpointError,
 )
-from tstlens.model.integrity import check_dictionary
 from tstlens.model.saving import find_checkpoint
+from tstlens.model.storage import check_dictionary
 
 FOLDER = "saes"
 _WEIGHTS, _CONFIG = "sae_weights.safetensors", "cfg.json"
@@ -71,7 +73,8 @@ def load(
     place = str(usable_device(device))
     if hook is None:
         folder = Path(name)
-        if not folder.is_dir():
+        storage.recover(folder)
+        if not _is_folder(folder):
             raise UnknownCheckpointError(
                 str(name), [], "Give the folder of an SAE, or a checkpoint and hook="
             )
@@ -81,16 +84,23 @@ def load(
             come = f"These SAEs come with {name}" if known else f"No SAE comes with {name}"
             raise UnknownCheckpointError(hook, known, f"{come}; saes.train trains one")
         folder = find_checkpoint(name) / FOLDER / hook
-    missing = [part for part in (_CONFIG, _WEIGHTS) if not (folder / part).is_file()]
+    missing = [part for part in (_CONFIG, _WEIGHTS) if not storage.regular(folder / part)]
     if missing:
         raise CorruptFileError(f"expected {missing[0]} in {folder}, found none; save the SAE again")
     check_dictionary(folder)
-    try:
+    config = storage.read_json(folder / _CONFIG, "an SAE's config", "save the SAE again")
+    fault = "holds no SAE that sae-lens can load"
+    if config.get("architecture") == "codebook" and "codebook" not in SAE_CLASS_REGISTRY:
+        fault = "holds a codebook: import tstlens.codebooks first"
+    with storage.reading(folder, fault, "save the SAE again"):
         return SAE.load_from_disk(folder, device=place).eval()
-    except Exception as error:
-        unknown = isinstance(error, KeyError) and error.args == ("codebook",)
-        why = "it is a codebook: import tstlens.codebooks first" if unknown else str(error)
-        raise CorruptFileError(f"{folder} holds no SAE that sae-lens can load: {why}") from error
+
+
+def _is_folder(folder: Path) -> bool:
+    try:
+        return folder.is_dir()
+    except (OSError, ValueError):  # a name that is too long, or holds a NUL
+        return False
 
 
 _ENCODERS = ("encoder", "enc", "encode", "encoder.0", "enc.0", "fc1", "encoder_linear")

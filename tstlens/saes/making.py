@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from sae_lens import SAE
 
+from tstlens import storage
 from tstlens.data import load_dataset
-from tstlens.errors import ArgumentError, StorageError
+from tstlens.errors import ArgumentError
 from tstlens.model import HookedTST
 from tstlens.model.saving import as_model
-from tstlens.saes.saving import save
+from tstlens.saes.saving import save_with
 from tstlens.saes.scores import Scores
 from tstlens.saes.scoring import score
 from tstlens.saes.training import train
@@ -66,6 +66,7 @@ def make_sae(
             f"{folder} holds an SAE already; choose another folder, or overwrite=True "
             "(--overwrite) to replace it"
         )
+    storage.check_folder(folder, "the SAE")
     model = as_model(model)
     known = model.info.get("data", {})
     name = dataset or known.get("name")
@@ -93,13 +94,9 @@ def make_sae(
     )
     scores = score(model, made, load_dataset(name, split="test", **how), seed=seed)
     recipe = {"steps": steps, "batch_size": batch_size, "lr": lr, "seed": seed, **options}
-    save(made, folder)
-    try:
-        record = {**scores.to_dict(), "recipe": recipe, "command": command}
-        (folder / SCORES).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-        (folder / README).write_text(_readme(model, made, scores, command), encoding="utf-8")
-    except OSError as error:
-        raise StorageError(f"could not write the SAE to {folder}: {error}") from error
+    record = {**scores.to_dict(), "recipe": recipe, "command": command}
+    texts = {SCORES: storage.json_text(record, "scores")}
+    save_with(made, folder, {**texts, README: _readme(model, made, scores, command)})
     return made, scores
 
 
@@ -108,14 +105,22 @@ def _readme(model: HookedTST, sae: SAE[Any], scores: Scores, command: str) -> st
     accuracy = "accuracy" in scores.task["original"]
     measure = "accuracy" if accuracy else next(iter(scores.task["original"]))
     shown = (lambda value: f"{value:.2%}") if accuracy else (lambda value: f"{value:.4g}")
+    said, coded = storage.plain, storage.quoted
+    usage = [
+        "from tstlens import HookedTST, saes",
+        "",
+        f"sae = saes.load({coded(model.cfg.model_name)}, {coded(scores.hook)})",
+        f"model = HookedTST.from_pretrained({coded(model.cfg.model_name)})",
+        "model.add_sae(sae)",
+    ]
     lines = [
         f"# SAE at {scores.hook}",
         "",
         f"A {sae.cfg.architecture()} sparse autoencoder of sae-lens with {sae.cfg.d_sae} latents "
-        f"on {sae.cfg.d_in} dimensions of {model.cfg.model_name or 'a model'}, trained on "
-        f"{metadata.dataset_path} ({metadata.dataset_split} split, padding left out).",
+        f"on {sae.cfg.d_in} dimensions of {said(model.cfg.model_name or 'a model')}, trained on "
+        f"{said(metadata.dataset_path)} ({said(metadata.dataset_split)} split, padding left out).",
         "",
-        f"Scores on {scores.data}, {scores.n_activations:,} activations:",
+        f"Scores on {said(scores.data)}, {scores.n_activations:,} activations:",
         "",
         f"| dictionary | latents | explained variance | L0 | dead | {measure} spliced in |",
         "|---|---|---|---|---|---|",
@@ -134,15 +139,9 @@ def _readme(model: HookedTST, sae: SAE[Any], scores: Scores, command: str) -> st
         f"its mean {mean}. Where these hardly differ, the last column says little about a "
         "dictionary: look at the explained variance beside the controls.",
         "",
-        "```python",
-        "from tstlens import HookedTST, saes",
-        "",
-        f'sae = saes.load("{model.cfg.model_name}", "{scores.hook}")',
-        f'model = HookedTST.from_pretrained("{model.cfg.model_name}")',
-        "model.add_sae(sae)",
-        "```",
+        storage.fenced("\n".join(usage), "python"),
         "",
     ]
     if command:
-        lines += ["Made by", "", "```bash", command, "```", ""]
+        lines += ["Made by", "", storage.fenced(command, "bash"), ""]
     return "\n".join(lines)

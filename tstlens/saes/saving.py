@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,16 +10,16 @@ from sae_lens import SAE
 from sae_lens.saes.sae import TrainingSAE
 
 from tstlens.arguments import checked
-from tstlens.files import write_bytes
-from tstlens.model.integrity import owner_of, seal_checkpoint
+from tstlens.model.storage import write_dictionary
 
 
 @checked
 def save(sae: SAE[Any], path: str | Path) -> Path:
     """Write an SAE (or a codebook) to a folder that :func:`load` and sae-lens read.
 
-    As ``sae.save_model(path)``, but no file is ever half written, an SAE in training is written as
-    the one for use, and a model's folder that it goes into (``saes/<hook point>``) knows it.
+    As ``sae.save_model(path)``, but its files are replaced as a set or not at all, an SAE in
+    training is written as the one for use, and what it is gets recorded: by the model's folder that
+    it goes into (``saes/<hook point>``), or in ``sha256.json`` beside it.
 
     Args:
         sae: what :func:`train` or :func:`load` returned, or any SAE of sae-lens.
@@ -29,7 +29,7 @@ def save(sae: SAE[Any], path: str | Path) -> Path:
         The folder.
 
     Raises:
-        StorageError: the place is a file, or cannot be written.
+        StorageError: the place is a file, cannot be written, or holds links or pipes.
 
     Example:
         >>> import tempfile
@@ -38,15 +38,11 @@ def save(sae: SAE[Any], path: str | Path) -> Path:
         >>> saes.load(saes.save(sae, tempfile.mkdtemp())).cfg.d_sae == sae.cfg.d_sae
         True
     """
-    folder = Path(path)
-    with tempfile.TemporaryDirectory() as scratch:
-        if isinstance(sae, TrainingSAE):
-            sae.save_inference_model(scratch)
-        else:
-            sae.save_model(scratch)
-        for part in sorted(Path(scratch).iterdir()):
-            write_bytes(folder / part.name, part.read_bytes())
-    owner = owner_of(folder)
-    if owner is not None:
-        seal_checkpoint(owner)  # the SAE is among the dictionaries of a model on disk
+    return save_with(sae, Path(path), {})
+
+
+def save_with(sae: SAE[Any], folder: Path, texts: Mapping[str, str]) -> Path:
+    """:func:`save` with further files of the same set, by name."""
+    write = sae.save_inference_model if isinstance(sae, TrainingSAE) else sae.save_model
+    write_dictionary(folder, write, texts)
     return folder

@@ -8,25 +8,24 @@ shard: a harvest that is killed goes on where it was. Shards are read back by me
 from __future__ import annotations
 
 import hashlib
-import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors import safe_open
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from tstlens.errors import ConfigVersionError, CorruptFileError, StorageError
+from tstlens import storage
+from tstlens.errors import CorruptFileError, StorageError
 from tstlens.saes.harvest import ActivationRows, Rows
 
 INDEX = "index.json"
 PLACES = "places"
 _VERSION = 1
+_AGAIN = "delete this file and harvest again: the other shards are kept"
 
 
 @dataclass(frozen=True)
@@ -58,33 +57,18 @@ class Shards:
         for number in which:
             path, n = self.folder / self.names[number], self.rows[number]
             if number not in checked:
-                self._check(path, self.digests[number])
+                storage.check_digest(path, self.digests[number], "the index", _AGAIN)
                 checked.add(number)
-            try:
-                with safe_open(path, framework="pt") as mapped:
-                    for name in (*self.hooks, PLACES):
-                        part = mapped.get_tensor(name)
-                        if name not in together:
-                            shape = (total, *part.shape[1:])
-                            together[name] = torch.empty(shape, dtype=part.dtype)
-                        together[name][filled : filled + n] = part
-            except (SafetensorError, OSError, RuntimeError) as error:
-                raise CorruptFileError(f"shard {path} cannot be read: {error}") from error
+            whole = storage.reading(path, "is no shard that can be read", _AGAIN)
+            with whole, safe_open(path, framework="pt") as mapped:
+                for name in (*self.hooks, PLACES):
+                    part = mapped.get_tensor(name)
+                    if name not in together:
+                        shape = (total, *part.shape[1:])
+                        together[name] = torch.empty(shape, dtype=part.dtype)
+                    together[name][filled : filled + n] = part
             filled += n
         return together, together.pop(PLACES)
-
-    @staticmethod
-    def _check(path: Path, digest: str) -> None:
-        try:
-            found = _sha256(path)
-        except OSError as error:
-            raise CorruptFileError(f"shard {path} cannot be read: {error}") from error
-        if found != digest:
-            raise CorruptFileError(
-                f"shard {path} is truncated or was altered: its SHA-256 is {found[:12]}…, the "
-                f"index records {digest[:12]}…; delete this file and harvest again: the other "
-                "shards are kept"
-            )
 
 
 def harvest_to_disk(
@@ -113,10 +97,18 @@ def harvest_to_disk(
         StorageError: the folder holds activations of something else, or cannot be written.
     """
     folder = Path(folder)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise StorageError(f"{folder} cannot be a folder of activations: {error}") from error
+    with storage.claimed(folder):
+        return _harvest(source, folder, shard_mb, series_per_pass, seed, progress)
+
+
+def _harvest(
+    source: ActivationRows,
+    folder: Path,
+    shard_mb: float,
+    series_per_pass: int,
+    seed: int,
+    progress: bool,
+) -> Shards:
     made = fingerprint(source, seed)
     index: dict[str, Any] = _read_index(folder) or {}
     if not index:
@@ -140,10 +132,12 @@ def harvest_to_disk(
         )
     order = torch.randperm(len(source), generator=torch.Generator().manual_seed(seed))
     parts = order.split(index["series_per_shard"])
+    if len(parts) != len(index["shards"]):
+        raise CorruptFileError(f"{folder / INDEX} lists other shards than it says; delete {folder}")
     with tqdm(total=len(parts), desc="harvest", unit="shard", disable=not progress) as bar:
         for number, part in enumerate(parts):
             known = index["shards"][number]
-            if known is None or not (folder / known["file"]).is_file():
+            if known is None or not storage.regular(folder / Path(known["file"]).name):
                 index["shards"][number] = _write_shard(
                     source, folder, number, part, series_per_pass
                 )
@@ -169,15 +163,9 @@ def _write_shard(
     }
     tensors[PLACES] = torch.cat([places for _, places in found]).to("cpu", torch.int32)
     name = f"shard-{number:05d}.safetensors"
-    beside = folder / f".{name}.{os.getpid()}"
-    try:
-        save_file(tensors, beside)
-        digest = _sha256(beside)
-        os.replace(beside, folder / name)
-    except OSError as error:
-        raise StorageError(f"could not write {folder / name}: {error}") from error
-    finally:
-        beside.unlink(missing_ok=True)
+    content = storage.tensors_as_bytes(tensors)
+    storage.write_bytes(folder / name, content)
+    digest = hashlib.sha256(content).hexdigest()
     return {"file": name, "rows": len(tensors[PLACES]), "sha256": digest}
 
 
@@ -204,30 +192,22 @@ def fingerprint(source: ActivationRows, seed: int) -> dict[str, Any]:
 
 def _read_index(folder: Path) -> dict[str, Any] | None:
     path = folder / INDEX
-    if not path.is_file():
+    if not path.exists():
         return None
-    try:
-        index = json.loads(path.read_text(encoding="utf-8"))
-        version = index["format_version"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise CorruptFileError(f"{path} is no index of activations; delete the folder") from error
-    if version > _VERSION:
-        raise ConfigVersionError(f"{path} has format version {version}; update tstlens")
+    advice = "it is no index of activations: delete the folder"
+    index = storage.read_json(path, "an index of activations", advice, version=_VERSION)
+    with storage.reading(path, "is no index of activations", "delete the folder"):
+        if not isinstance(index["made"], dict):
+            raise ValueError("it does not say what the activations are of")
+        if type(index["series_per_shard"]) is not int or index["series_per_shard"] < 1:
+            raise ValueError("series_per_shard is no count")
+        for entry in index["shards"]:
+            if entry is not None and not (
+                type(entry["rows"]) is int and entry["rows"] >= 0 and isinstance(entry["file"], str)
+            ):
+                raise ValueError("a shard has no name or no number of rows")
     return index
 
 
 def _write_index(folder: Path, index: dict[str, Any]) -> None:
-    beside = folder / f".{INDEX}.{os.getpid()}"
-    try:
-        beside.write_text(json.dumps(index, indent=1), encoding="utf-8")
-        os.replace(beside, folder / INDEX)
-    except OSError as error:
-        raise StorageError(f"could not write {folder / INDEX}: {error}") from error
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(2**20):
-            digest.update(block)
-    return digest.hexdigest()
+    storage.write_text(folder / INDEX, storage.json_text(index, "an index", indent=1))

@@ -6,6 +6,7 @@ sae-lens SAE, which saves, loads and splices like any other.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from sae_lens.saes.sae import SAEMetadata, TrainingSAEConfig
 from torch import Tensor
 
 import tstlens
+from tstlens import storage
 from tstlens.arguments import checked, needs_gradients
 from tstlens.data import TimeSeriesData
 from tstlens.errors import ArgumentError
@@ -82,7 +84,7 @@ def train(
         memory_mb: MiB of activations held at a time.
         cache: folder for activations that do not fit in memory.
         checkpoint: folder to keep progress in; a training found there goes on, a finished one is
-            loaded.
+            loaded, one on other activations or with other settings is refused.
         checkpoint_every: steps between checkpoints.
         progress: show a bar.
         **options: further fields of the architecture's config, such as ``l1_coefficient=2.0``.
@@ -110,6 +112,8 @@ def train(
     """
     check_at_least(0, seed=seed)
     _check_told(options)
+    if checkpoint is not None:
+        storage.check_folder(Path(checkpoint), "a run's progress", replaced=False)
     hooks = [hook] if hook_out is None else [hook, hook_out]
     stream: Any = ActivationStream(
         model,
@@ -251,15 +255,23 @@ def fit(
     settings = {"steps": steps, "batch_size": batch_size, "lr": lr, "seed": seed}
     settings |= {"config": {**cfg.to_dict(), "device": None, "metadata": None}}
     settings |= {"source": source or {}}
-    folder = None if checkpoint is None else TrainingFolder(checkpoint, settings)
-    if folder is not None and (done := folder.finished()) is not None:
-        return done.to(device).eval()
-    with seeded(seed):
-        trainer = make_trainer(cfg, stream, steps, batch_size, lr)
-        if folder is None or not folder.resume(trainer, stream):
-            prepare(trainer, stream)
-        run(trainer, stream, steps, folder, checkpoint_every, progress)
-        trained = inference_sae(trainer)
-    if folder is not None:
-        folder.finish(trained)
-    return trained
+    with storage.claimed(None if checkpoint is None else Path(checkpoint)):
+        folder = None
+        if checkpoint is not None:
+            seen: Any = activations
+            if not isinstance(seen, Tensor) and not source:  # all that can be known of it
+                seen = next(stream)
+                stream = itertools.chain([seen], stream)
+            made = {"activations": seen if isinstance(seen, Tensor) else source}
+            folder = TrainingFolder(checkpoint, settings, storage.fingerprint(**made))
+            if (done := folder.finished()) is not None:
+                return done.to(device).eval()
+        with seeded(seed):
+            trainer = make_trainer(cfg, stream, steps, batch_size, lr)
+            if folder is None or not folder.resume(trainer, stream):
+                prepare(trainer, stream)
+            run(trainer, stream, steps, folder, checkpoint_every, progress)
+            trained = inference_sae(trainer)
+        if folder is not None:
+            folder.finish(trained)
+        return trained

@@ -7,10 +7,10 @@ holds the SHA-256 of its files.
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 import shutil
+import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +18,13 @@ import torch
 from sae_lens import SAE
 from sae_lens.training.sae_trainer import SAETrainer
 
+from tstlens import storage
 from tstlens.errors import CorruptFileError, StorageError
 
 LATEST = "latest.json"
 _STREAM = "stream.pt"
 _DONE = "sae"
+_OVER = "delete the folder to start over"
 
 
 class TrainingFolder:
@@ -31,16 +33,12 @@ class TrainingFolder:
     Args:
         folder: made if missing.
         settings: what the training depends on; a folder of other settings is refused.
+        made: fingerprint of the activations; a folder of others is refused.
     """
 
-    def __init__(self, folder: str | Path, settings: dict[str, Any]) -> None:
+    def __init__(self, folder: str | Path, settings: dict[str, Any], made: dict[str, str]) -> None:
         self.folder, self.settings = Path(folder), json.loads(json.dumps(settings))
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise StorageError(
-                f"checkpoint: {folder} cannot be written: {error.strerror or error}; name a folder"
-            ) from error
+        self.made = made
 
     def finished(self) -> SAE[Any] | None:
         """The SAE of a training that ended, or None."""
@@ -48,7 +46,17 @@ class TrainingFolder:
         if latest is None or latest["name"] != _DONE:
             return None
         self._check(latest)
-        return SAE.load_from_disk(self.folder / _DONE)
+        if "fingerprint" in latest:
+            storage.check_same_run(self.folder, latest["fingerprint"], self.made)
+        else:
+            warnings.warn(
+                f"checkpoint: {self.folder} holds an SAE from an older tstlens, which did not "
+                "record on which activations it was trained; where that is in doubt, give another "
+                "folder",
+                stacklevel=4,
+            )
+        with storage.reading(self.folder, "holds no SAE that sae-lens can load", _OVER):
+            return SAE.load_from_disk(self.folder / _DONE)
 
     def resume(self, trainer: SAETrainer[Any, Any], stream: Any) -> bool:
         """Put trainer and stream where the last checkpoint was; False where there is none.
@@ -61,14 +69,16 @@ class TrainingFolder:
         if latest is None:
             return False
         self._check(latest)
+        storage.check_same_run(self.folder, latest.get("fingerprint"), self.made)
         path = self.folder / latest["name"]
-        trainer.sae.load_weights_from_checkpoint(path)
-        trainer.load_trainer_state(path)
-        state = torch.load(path / _STREAM, weights_only=True)
-        torch.set_rng_state(state["random"])
-        if hasattr(stream, "load_state_dict"):
-            stream.load_state_dict(state["stream"])
-        else:
+        with storage.reading(path, "holds no whole checkpoint", _OVER):
+            trainer.sae.load_weights_from_checkpoint(path)
+            trainer.load_trainer_state(path)
+            state = storage.read_torch(path / _STREAM, "a stream's place", _OVER)
+            torch.set_rng_state(state["random"])
+            if hasattr(stream, "load_state_dict"):
+                stream.load_state_dict(state["stream"])
+        if not hasattr(stream, "load_state_dict"):
             for _ in range(state["batches"]):
                 next(stream)
         return True
@@ -76,45 +86,44 @@ class TrainingFolder:
     def save(self, trainer: SAETrainer[Any, Any], stream: Any, batches: int) -> None:
         """Write a checkpoint and forget the one before."""
         name = f"step-{trainer.n_training_steps:08d}"
-        beside = self._beside(name)
-        trainer.save_checkpoint(beside.name, base_path=self.folder)
         position = stream.state_dict() if hasattr(stream, "state_dict") else {}
         state = {"stream": position, "batches": batches, "random": torch.get_rng_state()}
-        torch.save(state, beside / _STREAM)
-        self._put(beside, name)
+
+        def write(staging: Path) -> None:
+            trainer.save_checkpoint(staging.name, base_path=staging.parent)
+            storage.write_torch(staging / _STREAM, state)
+
+        self._put(name, write)
 
     def finish(self, sae: SAE[Any]) -> None:
         """Keep the result in place of the checkpoints."""
-        beside = self._beside(_DONE)
-        sae.save_model(beside)
-        self._put(beside, _DONE)
+        self._put(_DONE, sae.save_model)
 
-    def _beside(self, name: str) -> Path:
-        beside = self.folder / f".{name}.{os.getpid()}"
-        shutil.rmtree(beside, ignore_errors=True)
-        return beside
-
-    def _put(self, beside: Path, name: str) -> None:
-        digests = {part.name: _sha256(part) for part in sorted(beside.iterdir())}
-        shutil.rmtree(self.folder / name, ignore_errors=True)
-        os.replace(beside, self.folder / name)
-        record = {"name": name, "settings": self.settings, "sha256": digests}
-        written = self.folder / f".{LATEST}.{os.getpid()}"
-        written.write_text(json.dumps(record, indent=1), encoding="utf-8")
-        os.replace(written, self.folder / LATEST)
-        for other in [*self.folder.glob("step-*"), *self.folder.glob(".step-*")]:
+    def _put(self, name: str, write: Callable[[Path], Any]) -> None:
+        with storage.staged(self.folder / name, "a checkpoint", keep=False) as staging:
+            write(staging)
+        parts = sorted((self.folder / name).iterdir())
+        record = {
+            "name": name,
+            "settings": self.settings,
+            "fingerprint": self.made,
+            "sha256": {part.name: storage.digest(part) for part in parts},
+        }
+        storage.write_text(self.folder / LATEST, storage.json_text(record, "settings", indent=1))
+        for other in self.folder.glob("step-*"):
             if other.name != name:
                 shutil.rmtree(other, ignore_errors=True)
 
     def _latest(self) -> dict[str, Any] | None:
         path = self.folder / LATEST
-        if not path.is_file():
+        if not path.exists():
             return None
-        try:
-            latest = json.loads(path.read_text(encoding="utf-8"))
-            settings = latest["settings"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise CorruptFileError(f"{path} is not a training's record; delete it") from error
+        latest = storage.read_json(path, "a training's record", _OVER)
+        with storage.reading(path, "is not a training's record", _OVER):
+            settings = dict(latest["settings"])
+            digests = dict(latest["sha256"])
+            if latest["name"] != Path(latest["name"]).name or not digests:
+                raise ValueError("it names no folder in here, or no files")
         if settings != self.settings:
             changed = sorted(
                 key
@@ -128,13 +137,8 @@ class TrainingFolder:
         return latest
 
     def _check(self, latest: dict[str, Any]) -> None:
-        for name, digest in latest["sha256"].items():
-            path = self.folder / latest["name"] / name
-            if not path.is_file() or _sha256(path) != digest:
-                raise CorruptFileError(
-                    f"{path} is missing, truncated or altered; delete {self.folder} to start over"
-                )
-
-
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+        for name, recorded in latest["sha256"].items():
+            path = self.folder / latest["name"] / Path(name).name
+            if not storage.regular(path):
+                raise CorruptFileError(f"{path} is missing, truncated or altered; {_OVER}")
+            storage.check_digest(path, recorded, LATEST, _OVER)

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from tstlens import storage
 from tstlens.arguments import checked, needs_gradients
 from tstlens.data import TimeSeriesData
 from tstlens.errors import ArgumentError, LabelError, SeriesValueError, UnknownNameError
@@ -109,15 +110,17 @@ def train(
         refit: after choosing the number of epochs, start over from the initial weights and
             train on every series for that number, the schedule fitted to it.
         checkpoint: a folder to keep the run's progress in after every epoch. A run found there
-            is continued, and ends with the same weights as one that was never interrupted.
+            is continued, and ends with the same weights as one that was never interrupted; one of
+            another model, other data or settings is refused.
         progress: whether to show a bar with loss and accuracy.
 
     Returns:
         A TrainingResult.
 
     Raises:
-        ArgumentError: a value that is not possible, settings other than the checkpoint's, or a
-            loss that is no longer finite.
+        ArgumentError: a value that is not possible, model, data or settings other than the
+            checkpoint's, or a loss that is no longer finite.
+        StorageError: the checkpoint cannot be written, or another run is writing to it.
         UnknownNameError: an optimiser, schedule or selection that does not exist.
         SeriesValueError: NaN or infinity in the series.
         LabelError: a label outside the classes.
@@ -145,17 +148,22 @@ def train(
     settings["data"] = _fingerprint(data)
     settings["val"] = None if val is None else _fingerprint(val)
     _check(data, val, settings, augment)
+    folder = None if checkpoint is None else Path(checkpoint)
+    made = {}
+    if folder is not None:
+        parts = {"model": model.state_dict(), "data": _tensors(data), "val": _tensors(val)}
+        made = storage.fingerprint(**parts)
     fit_part, val_part = data, val
     if val is None and val_fraction > 0:
         kept, held = stratified_split(labels_of(data), val_fraction, seed)
         fit_part, val_part = data[kept], data[held]
 
-    folder = None if checkpoint is None else Path(checkpoint)
     started = time.monotonic()
     device = device_of(model)
     on_gpu = device is not None and device.type == "cuda"
-    with torch.random.fork_rng(devices=[device] if on_gpu else []):
-        run = Run(model, settings, augment, folder, progress)
+    forked = torch.random.fork_rng(devices=[device] if on_gpu else [])
+    with storage.claimed(folder), forked:
+        run = Run(model, settings, made, augment, folder, progress)
         if run.phase == "fit":
             run.go(fit_part, val_part, epochs)
             run.finish_fit(select)
@@ -217,6 +225,10 @@ def _check(
                 f"expected at least one label, all in 0..{n_classes - 1}, "
                 f"got {sorted(set(labels.tolist()))[:20]}"
             )
+
+
+def _tensors(data: TimeSeriesData | None) -> Any:
+    return None if data is None else [data.series, data.labels, data.mask]
 
 
 def _fingerprint(data: TimeSeriesData) -> dict[str, Any]:

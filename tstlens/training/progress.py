@@ -6,66 +6,46 @@ One file, replaced atomically: a run that dies while writing leaves the previous
 from __future__ import annotations
 
 import json
-import os
-import pickle
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from tstlens.errors import ArgumentError, CorruptFileError, StorageError
+from tstlens import storage
+from tstlens.errors import ArgumentError
 
 FILE_NAME = "progress.pt"
 
-# What torch.load and json raise for a file that is truncated, altered or of another kind.
-_UNREADABLE = (
-    EOFError,
-    KeyError,
-    OSError,
-    RuntimeError,
-    TypeError,
-    ValueError,
-    pickle.UnpicklingError,
-    zipfile.BadZipFile,
-)
+
+def save_progress(
+    folder: Path, settings: Mapping[str, Any], made: Mapping[str, str], state: Mapping[str, Any]
+) -> None:
+    """Write the settings, fingerprint and state of a run, or leave what was there untouched."""
+    kept = {"settings": json.dumps(settings), "fingerprint": dict(made), "state": dict(state)}
+    storage.write_torch(folder / FILE_NAME, kept)
 
 
-def save_progress(folder: Path, settings: Mapping[str, Any], state: Mapping[str, Any]) -> None:
-    """Write the settings and state of a run, or leave what was there untouched."""
-    part = folder / f"{FILE_NAME}.{os.getpid()}.part"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        torch.save({"settings": json.dumps(settings), "state": dict(state)}, part)
-        os.replace(part, folder / FILE_NAME)
-    except OSError as error:
-        raise StorageError(
-            f"checkpoint: {folder} cannot be written: {error.strerror or error}; name a folder"
-        ) from error
-    finally:
-        if folder.is_dir():
-            part.unlink(missing_ok=True)
-
-
-def load_progress(folder: Path, settings: Mapping[str, Any]) -> dict[str, Any] | None:
+def load_progress(
+    folder: Path, settings: Mapping[str, Any], made: Mapping[str, str]
+) -> dict[str, Any] | None:
     """The state of the run kept in a folder; None where there is none.
 
+    Args:
+        folder: where.
+        settings: of the run that is to go on, as JSON values.
+        made: its :func:`tstlens.storage.fingerprint`: of the model it begins with and the data.
+
     Raises:
-        ArgumentError: the folder holds a run with other settings; the message names them.
+        ArgumentError: the folder holds a run with other settings, of another model or of other
+            data; the message names them. Or one from before that was recorded.
         CorruptFileError: the file is not whole.
     """
     path = folder / FILE_NAME
     if not path.exists():
         return None
-    try:
-        kept = torch.load(path, weights_only=True, map_location="cpu")
-        then, state = json.loads(kept["settings"]), kept["state"]
-    except _UNREADABLE as error:
-        raise CorruptFileError(
-            f"expected the progress of a training run in {path}, but the file is not whole; "
-            "delete it to start anew"
-        ) from error
+    again = "delete it to start anew"
+    kept = storage.read_torch(path, "the progress of a training run: the file is not whole", again)
+    with storage.reading(path, "is not the whole progress of a training run", again):
+        then, state = dict(json.loads(kept["settings"])), dict(kept["state"])
     now = json.loads(json.dumps(settings))
     different = [name for name in {**then, **now} if then.get(name) != now.get(name)]
     if different:
@@ -75,4 +55,5 @@ def load_progress(folder: Path, settings: Mapping[str, Any]) -> dict[str, Any] |
             f"checkpoint: {path} holds a run with other settings ({listed}); "
             "use the same ones to go on, or another folder to start anew"
         )
+    storage.check_same_run(path, kept.get("fingerprint"), made)
     return state

@@ -36,12 +36,13 @@ class Run:
         self,
         model: nn.Module,
         settings: dict[str, Any],
+        made: dict[str, str],
         augment: Augment | None,
         folder: Path | None,
         progress: bool,
     ) -> None:
         self.model, self.settings, self.augment = model, settings, augment
-        self.folder, self.progress = folder, progress
+        self.made, self.folder, self.progress = made, folder, progress
         self.device = device_of(model) or torch.device("cpu")
         self.phase, self.epoch, self.best_epoch = "fit", 0, 0
         self.history: list[dict[str, Any]] = []
@@ -49,7 +50,7 @@ class Run:
         self.best: dict[str, Tensor] = {}
         self.generator = torch.Generator().manual_seed(settings["seed"])
         torch.manual_seed(settings["seed"])
-        self.restored = None if folder is None else load_progress(folder, settings)
+        self.restored = None if folder is None else load_progress(folder, settings, made)
         if self.restored is not None:
             for name in ("phase", "epoch", "best_epoch", "history", "initial", "best"):
                 setattr(self, name, self.restored[name])
@@ -88,7 +89,7 @@ class Run:
                     shown["val_accuracy"] = f"{row['val_accuracy']:.3f}"
                 bar.set_postfix(shown, refresh=False)
                 if self.folder is not None:
-                    save_progress(self.folder, self.settings, self.state())
+                    save_progress(self.folder, self.settings, self.made, self.state())
 
     def finish_fit(self, select: str) -> None:
         """Choose the epoch; then either keep its weights or make ready to start over."""

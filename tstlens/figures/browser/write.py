@@ -9,8 +9,8 @@ from tstlens.errors import ArgumentError, StorageError
 from tstlens.figures.browser.pack import embedded
 from tstlens.figures.browser.page import page
 from tstlens.figures.browser.payload import payload
-from tstlens.files import write_text
 from tstlens.saes.reading.result import Features
+from tstlens.storage import write_text
 
 HERE = Path(__file__).parent
 SCRIPTS = ("data.js", "charts.js", "rows.js", "table.js", "latent.js", "main.js")

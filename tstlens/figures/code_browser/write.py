@@ -14,7 +14,7 @@ from tstlens.figures.browser.pack import embedded
 from tstlens.figures.browser.page import page
 from tstlens.figures.browser.write import HERE as SHARED
 from tstlens.figures.code_browser.payload import payload
-from tstlens.files import write_text
+from tstlens.storage import write_text
 
 HERE = Path(__file__).parent
 SCRIPTS = (

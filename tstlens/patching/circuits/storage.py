@@ -2,23 +2,15 @@
 
 from __future__ import annotations
 
-import json
-import os
-import tempfile
-from collections.abc import Callable
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from tstlens import storage
 from tstlens.data import Pairs
-from tstlens.errors import (
-    ArgumentError,
-    ConfigVersionError,
-    CorruptFileError,
-    StorageError,
-    UnknownSiteError,
-)
+from tstlens.errors import ArgumentError, CorruptFileError
 from tstlens.patching.circuits.graph import ComponentGraph
 from tstlens.patching.metrics import Metric, log_prob, logit, logit_diff, prob
 
@@ -48,30 +40,6 @@ def metric_named(name: str, pairs: Pairs) -> Metric:
     )
 
 
-def write_whole(path: Path, write: Callable[[Path], Any]) -> Path:
-    """Write beside the place, then rename: an interrupt leaves the old file or the new one.
-
-    Raises:
-        StorageError: the place cannot be written.
-    """
-    staged = None
-    try:
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-        os.close(handle)
-        staged = Path(name)
-        write(staged)
-        os.chmod(staged, 0o644)
-        os.replace(staged, path)
-    except OSError as error:
-        raise StorageError(
-            f"could not write {path}: {error}; what was there is as it was"
-        ) from error
-    finally:
-        if staged is not None:
-            staged.unlink(missing_ok=True)
-    return path
-
-
 def write_json(circuit: Circuit, path: Path) -> Path:
     """See :meth:`Circuit.to_json`."""
     record = {
@@ -90,34 +58,21 @@ def write_json(circuit: Circuit, path: Path) -> Path:
         ],
         "scores": circuit.scores.tolist(),
     }
-    try:
-        text = json.dumps(record, indent=1, allow_nan=False) + "\n"
-    except (TypeError, ValueError) as error:
-        raise ArgumentError(f"a circuit's made= must hold JSON values only: {error}") from error
-    return write_whole(path, lambda staged: staged.write_text(text, encoding="utf-8"))
+    text = storage.json_text(record, "a circuit's made=", indent=1, allow_nan=False)
+    return storage.write_text(path, text)
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """The fields of a circuit; see :meth:`Circuit.from_json`."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError as error:
-        raise StorageError(f"expected a circuit at {path}, found no file") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise StorageError(f"could not read {path}: {error}") from error
-    try:
-        record = json.loads(text)
-    except ValueError as error:
-        raise CorruptFileError(f"{path} is no JSON: {error}; write the circuit again") from error
-    if not isinstance(record, dict) or record.get("format") != FORMAT:
-        raise CorruptFileError(f"{path} is not a circuit that Circuit.to_json wrote")
-    version = record.get("format_version")
-    if not isinstance(version, int) or version > FORMAT_VERSION:
-        raise ConfigVersionError(
-            f"{path} has format version {version!r}, this tstlens reads up to {FORMAT_VERSION}; "
-            "update tstlens"
-        )
-    try:
+    record = storage.read_json(
+        path,
+        "a circuit that Circuit.to_json wrote",
+        "write the circuit again",
+        format=FORMAT,
+        version=FORMAT_VERSION,
+    )
+    with storage.reading(path, "does not hold a whole circuit", "write the circuit again"):
+        _check_scores(record)
         components = ComponentGraph(**record["components"])
         kept = torch.zeros(len(components.edges), dtype=torch.bool)
         kept[components.edge_numbers([entry["edge"] for entry in record["edges"]])] = True
@@ -133,8 +88,6 @@ def read_json(path: Path) -> dict[str, Any]:
             "time_cells": None if cells is None else tuple((int(a), int(b)) for a, b in cells),
             "made": dict(record["made"]),
         }
-    except (KeyError, TypeError, ValueError, UnknownSiteError) as error:
-        raise CorruptFileError(f"{path} does not hold a whole circuit: {error}") from error
     if fields["scores"].shape != kept.shape:
         raise CorruptFileError(
             f"{path} holds {len(fields['scores'])} scores, its graph has {len(kept)} edges"
@@ -146,4 +99,14 @@ def write_graphml(circuit: Circuit, path: Path) -> Path:
     """See :meth:`Circuit.to_graphml`."""
     import networkx as nx
 
-    return write_whole(path, lambda staged: nx.write_graphml_xml(circuit.graph, str(staged)))
+    buffer = BytesIO()
+    nx.write_graphml_xml(circuit.graph, buffer)
+    return storage.write_bytes(path, buffer.getvalue())
+
+
+def _check_scores(record: dict[str, Any]) -> None:
+    """Compare sizes with the scores that are there, before the graph of edges is built."""
+    n_scores, components = len(record["scores"]), record["components"]
+    for name, value in components.items():
+        if type(value) is int and abs(value) > max(n_scores, 1):
+            raise ValueError(f"{n_scores} scores, its graph has {name}={value:,}")

@@ -15,7 +15,6 @@ from tstlens.data.planted import Score, TruthTable
 from tstlens.data.planted.table import joined
 from tstlens.errors import ArgumentError, UnknownNameError
 from tstlens.figures.images import write_png
-from tstlens.files import write_text
 from tstlens.model.planted import component_names
 from tstlens.report.suite.components import component_scores
 from tstlens.report.suite.coverage import coverage_scores
@@ -24,6 +23,7 @@ from tstlens.report.suite.page import markdown, merged
 from tstlens.report.suite.states import state_scores
 from tstlens.report.suite.where import where_scores
 from tstlens.results import Result
+from tstlens.storage import write_set
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -122,8 +122,7 @@ class Truth(Result):
             page = merged(path.read_text(encoding="utf-8"), page)
             before = pd.read_csv(numbers, float_precision="round_trip")
             frame = pd.concat([before[~before["question"].isin(set(frame["question"]))], frame])
-        write_text(numbers, frame.to_csv(index=False))
-        return write_text(path, page)
+        return write_set({path: page, numbers: frame.to_csv(index=False)})
 
     def __repr__(self) -> str:
         parts = ", ".join(f"{table.question}: {len(table.methods)} rows" for table in self.tables)
