@@ -24,7 +24,7 @@ from tstlens import errors
 PACKAGE = Path(__file__).resolve().parents[1] / "tstlens"
 
 # Shared by every room; these import from each other only.
-BASE = {"arguments", "errors", "shapes", "results", "files"}
+BASE = {"arguments", "errors", "shapes", "results", "files", "randomness"}
 # Each room imports from itself, from BASE and from rooms further up this list.
 ROOMS = [
     {"data"},

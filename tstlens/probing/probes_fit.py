@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from tstlens.errors import ArgumentError
+from tstlens.randomness import seeded
 
 Kind = Literal["logistic", "ridge"]
 MOST_STEPS = 1000  # of the logistic solver
@@ -103,6 +104,7 @@ def fit_cell(train: Rows, test: Rows | None, how: Settings) -> Cell:
     )
 
 
+@seeded(0)
 def pipeline(kind: Kind, strength: float, is_class: bool) -> Any:
     """Standardisation and the linear model of scikit-learn, to be fitted together.
 
@@ -137,6 +139,7 @@ def pipeline(kind: Kind, strength: float, is_class: bool) -> Any:
 Fold = tuple[np.ndarray, np.ndarray]
 
 
+@seeded(0)
 def _folds(rows: Rows, how: Settings) -> list[Fold]:
     """Rows kept and held out, fold by fold; the rows of a series stay together."""
     from sklearn.model_selection import KFold, StratifiedGroupKFold, StratifiedKFold
@@ -168,6 +171,7 @@ def _too_few(kept: Rows, how: Settings) -> bool:
     return len(np.unique(kept.y)) < 2 if how.is_class else len(kept.y) < 2
 
 
+@seeded(0)
 def _held_out(splits: list[tuple[Rows, Rows]], how: Settings) -> tuple[np.ndarray, np.ndarray, int]:
     """Predictions of the probe and of the majority class (or the mean), fitted without them."""
     from sklearn.exceptions import ConvergenceWarning

@@ -21,6 +21,7 @@ from tstlens.errors import (
 )
 from tstlens.model.integrity import check_dictionary
 from tstlens.model.saving import find_checkpoint
+from tstlens.randomness import seeded
 
 FOLDER = "saes"
 _WEIGHTS, _CONFIG = "sae_weights.safetensors", "cfg.json"
@@ -45,6 +46,7 @@ def list_saes(checkpoint: str | Path) -> list[str]:
 
 
 @checked
+@seeded(0)
 def load(
     name: str | Path, hook: str | None = None, *, device: str | torch.device = "cpu"
 ) -> SAE[Any]:
@@ -98,6 +100,7 @@ _DECODERS = ("decoder", "dec", "decode", "decoder.0", "dec.0", "fc2", "decoder_l
 
 
 @checked
+@seeded(0)
 def from_linear(
     state_dict: Mapping[str, Tensor],
     hook: str,

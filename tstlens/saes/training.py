@@ -20,6 +20,7 @@ from tstlens.arguments import checked
 from tstlens.data import TimeSeriesData
 from tstlens.errors import ArgumentError
 from tstlens.model import HookedTST
+from tstlens.randomness import seeded
 from tstlens.saes.checks import check_at_least, check_positive
 from tstlens.saes.configs import training_config
 from tstlens.saes.harvest import Heads
@@ -27,7 +28,7 @@ from tstlens.saes.shards import fingerprint
 from tstlens.saes.stream import ActivationStream
 from tstlens.saes.tensor_stream import TensorStream
 from tstlens.saes.training_folder import TrainingFolder
-from tstlens.saes.training_run import inference_sae, make_trainer, prepare, run, seeded
+from tstlens.saes.training_run import inference_sae, make_trainer, prepare, run
 from tstlens.shapes import Mask, Series
 
 
@@ -248,9 +249,9 @@ def fit(
     settings |= {"config": {**cfg.to_dict(), "device": None, "metadata": None}}
     settings |= {"source": source or {}}
     folder = None if checkpoint is None else TrainingFolder(checkpoint, settings)
-    if folder is not None and (done := folder.finished()) is not None:
-        return done.to(device).eval()
     with seeded(seed):
+        if folder is not None and (done := folder.finished()) is not None:
+            return done.to(device).eval()
         trainer = make_trainer(cfg, stream, steps, batch_size, lr)
         if folder is None or not folder.resume(trainer, stream):
             prepare(trainer, stream)

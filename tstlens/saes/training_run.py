@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -97,11 +95,3 @@ def inference_sae(trainer: SAETrainer[Any, Any]) -> SAE[Any]:
     with tempfile.TemporaryDirectory() as folder:
         trainer.sae.save_inference_model(folder)
         return SAE.load_from_disk(folder, device=trainer.cfg.device).eval()
-
-
-@contextmanager
-def seeded(seed: int) -> Iterator[None]:
-    """Draws repeat in here, and torch's own generator is left as it was."""
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        yield

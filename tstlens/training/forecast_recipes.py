@@ -18,6 +18,7 @@ from tqdm import tqdm
 from tstlens.arguments import checked
 from tstlens.data.forecasting import ForecastWindows, load_forecasting
 from tstlens.errors import ArgumentError
+from tstlens.randomness import seeded
 from tstlens.training.forecast_errors import ForecastErrors, forecast_errors, naive_forecasts
 from tstlens.training.recipes import one_thread
 
@@ -98,8 +99,7 @@ def fit_forecast_recipe(
         parts = {"train": train, "held out": measured}
     else:
         parts = {"train": train, "test": recipe.windows("test")}
-    with one_thread(), torch.random.fork_rng(devices=[]):
-        torch.manual_seed(recipe.seed)
+    with one_thread(), seeded(recipe.seed):
         source: Any = PatchTSTForPrediction(PatchTSTConfig(**recipe.config))
         _fit(source, train, recipe, progress)
         errors = {split: _measure(source, windows) for split, windows in parts.items()}

@@ -1,4 +1,4 @@
-"""One training loop, for classifiers of series: seeded, resumable, honest about validation.
+"""One training loop, for classifiers of series: resumable, honest about validation.
 
 The epoch is chosen on a stratified part of the *training* split; the loop never sees a test
 split. With a few dozen series every one counts: ``refit=True`` then starts over and trains on
@@ -16,14 +16,14 @@ import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import nn
 
 from tstlens.arguments import checked
 from tstlens.data import TimeSeriesData
 from tstlens.errors import ArgumentError, LabelError, SeriesValueError, UnknownNameError
+from tstlens.randomness import seeded
 from tstlens.training.augment import Augment
-from tstlens.training.evaluation import device_of, labels_of
+from tstlens.training.evaluation import labels_of
 from tstlens.training.run import OPTIMIZERS, SCHEDULES, Run
 from tstlens.training.split import stratified_split
 
@@ -150,9 +150,7 @@ def train(
 
     folder = None if checkpoint is None else Path(checkpoint)
     started = time.monotonic()
-    device = device_of(model)
-    on_gpu = device is not None and device.type == "cuda"
-    with torch.random.fork_rng(devices=[device] if on_gpu else []):
+    with seeded(seed):
         run = Run(model, settings, augment, folder, progress)
         if run.phase == "fit":
             run.go(fit_part, val_part, epochs)

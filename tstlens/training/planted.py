@@ -39,6 +39,7 @@ from tqdm.auto import tqdm
 from tstlens.arguments import checked
 from tstlens.data import PlantedTask, RegimeMachine, RegimeSeries, planted
 from tstlens.errors import ArgumentError, SeriesShapeError, UnknownNameError
+from tstlens.randomness import seeded
 from tstlens.results import Result
 from tstlens.training.conv_tst import ConvTST, ConvTSTConfig
 from tstlens.training.evaluation import Evaluation, device_of, evaluate
@@ -137,8 +138,7 @@ def fit_planted(
     task = planted(name, seed, n_train=recipe.n_train, n_test=n_test)
     _, n_channels, n_time = task.series.shape
     sizes = ConvTSTConfig(n_channels, n_time, len(task.class_names), **recipe.config)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with seeded(seed):
         model = ConvTST(sizes)
     result = train(model, task.data, seed=seed, progress=progress, **recipe.training)
     return model, task, evaluate(model, task.test.data), result

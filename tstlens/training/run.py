@@ -48,7 +48,6 @@ class Run:
         self.initial = copy.deepcopy(model.state_dict())
         self.best: dict[str, Tensor] = {}
         self.generator = torch.Generator().manual_seed(settings["seed"])
-        torch.manual_seed(settings["seed"])
         self.restored = None if folder is None else load_progress(folder, settings)
         if self.restored is not None:
             for name in ("phase", "epoch", "best_epoch", "history", "initial", "best"):

@@ -20,6 +20,7 @@ from tstlens.model import HookedTST
 from tstlens.probing.measures import measure_of, targets_of
 from tstlens.probing.steering_inputs import evaluating
 from tstlens.probing.steering_intervals import check_intervals
+from tstlens.randomness import seeded
 from tstlens.results import Result
 
 if TYPE_CHECKING:
@@ -233,6 +234,7 @@ def _features(
     return values[:, varies], [name for name, keep in zip(names, varies, strict=True) if keep]
 
 
+@seeded(0)
 def _model(kind: str, max_depth: int, seed: int) -> Any:
     from sklearn.linear_model import RidgeCV
     from sklearn.pipeline import make_pipeline
@@ -244,6 +246,7 @@ def _model(kind: str, max_depth: int, seed: int) -> Any:
     return make_pipeline(StandardScaler(), RidgeCV(alphas=np.logspace(-2, 5, 15)))
 
 
+@seeded(0)
 def _held_out(
     x: np.ndarray, y: np.ndarray, kind: str, max_depth: int, n_splits: int, seed: int
 ) -> tuple[np.ndarray, float]:
@@ -267,6 +270,7 @@ def _interval(
     return float(low), float(high)
 
 
+@seeded(0)
 def _explain(
     x: np.ndarray, y: np.ndarray, names: list[str], kind: str, max_depth: int, seed: int
 ) -> tuple[pd.DataFrame, str]:
