@@ -182,6 +182,12 @@ def _held_out(splits: list[tuple[Rows, Rows]], how: Settings) -> tuple[np.ndarra
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)  # counted instead
             model.fit(kept.x, kept.y)
+        if not np.isfinite(model[-1].coef_).all():
+            raise ArgumentError(
+                "expected activations and a strength that a probe can be fitted with, got weights "
+                f"that are not finite (strength={how.strength:g}, largest activation "
+                f"{np.abs(kept.x).max():.3g}); scale the series, or take a larger strength"
+            )
         if how.kind == "logistic":
             unconverged += int(np.max(model[-1].n_iter_) >= MOST_STEPS)
         found.append(model.predict(held.x) if len(held.y) else held.y)

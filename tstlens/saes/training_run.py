@@ -11,10 +11,12 @@ from sae_lens.config import LoggingConfig, SAETrainerConfig
 from sae_lens.registry import get_sae_training_class
 from sae_lens.saes.sae import TrainingSAE, TrainingSAEConfig
 from sae_lens.training.sae_trainer import SAETrainer
+from torch import Tensor
 from tqdm.auto import tqdm
 
 from tstlens.errors import ArgumentError
 from tstlens.saes.training_folder import TrainingFolder
+from tstlens.training.diverging import all_finite
 
 SCALE_BATCHES = 16  # for the mean norm and the mean: 16,384 activations at the default size
 
@@ -78,7 +80,10 @@ def run(
             bar.update()
             if trainer.n_training_steps % 100 == 0:
                 bar.set_postfix(loss=f"{output.losses['mse_loss'].item():.3f}", refresh=False)
-            if folder is not None and trainer.n_training_steps % every == 0:
+            due = folder is not None and trainer.n_training_steps % every == 0
+            if due or trainer.n_training_steps % 100 == 0 or trainer.n_training_steps == steps:
+                _check_finite(trainer, output.loss, kept=folder is not None)
+            if folder is not None and due:
                 folder.save(trainer, stream, SCALE_BATCHES + trainer.n_training_steps)
     sae, scaler = trainer.sae, trainer.activation_scaler
     if scaler.scaling_factor is not None:
@@ -88,6 +93,16 @@ def run(
         whitening, scaler.whitening = scaler.whitening, None
         sae.fold_activation_whitening(whitening.mean, whitening.matrix, whitening.inverse_matrix)
     trainer.set_final_sae_metadata()
+
+
+def _check_finite(trainer: SAETrainer[Any, Any], loss: Tensor, kept: bool) -> None:
+    if bool(loss.isfinite()) and all_finite(trainer.sae):
+        return
+    last = "; the checkpoint holds the last finite weights that were saved" if kept else ""
+    raise ArgumentError(
+        f"lr: the SAE is no longer finite at step {trainer.n_training_steps} (loss {loss.item()}); "
+        f"try a lower lr than {trainer.cfg.lr:g}, or scaled activations (normalize=){last}"
+    )
 
 
 def inference_sae(trainer: SAETrainer[Any, Any]) -> SAE[Any]:
