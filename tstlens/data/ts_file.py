@@ -47,7 +47,8 @@ def read_ts(path: Path) -> TsFile:
     if flags.get("targetlabel"):
         raise ArgumentError(
             f"expected a classification data set, got {re.sub('_(TRAIN|TEST)$', '', path.stem)}, "
-            "which has a regression target; read it with aeon.datasets.load_regression and give the series to TimeSeriesData"
+            "which has a regression target; read it with aeon.datasets.load_regression and give "
+            "the series to TimeSeriesData"
         )
     labelled = flags.get("classlabel", True)
     arrays, labels = [], []
