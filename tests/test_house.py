@@ -24,7 +24,7 @@ from tstlens import errors
 PACKAGE = Path(__file__).resolve().parents[1] / "tstlens"
 
 # Shared by every room; these import from each other only.
-BASE = {"arguments", "errors", "metrics", "results", "shapes", "stats", "storage"}
+BASE = {"arguments", "errors", "metrics", "randomness", "results", "shapes", "stats", "storage"}
 # Each room imports from itself, from BASE and from rooms further up this list.
 ROOMS = [
     {"data"},

@@ -4,8 +4,11 @@ import numpy as np
 import pytest
 import torch
 from aeon.datasets import load_classification
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tstlens.data import load_dataset
+from tstlens.data.ts_file import read_ts
 from tstlens.errors import (
     ArgumentError,
     CorruptFileError,
@@ -143,3 +146,80 @@ def test_arguments_that_mean_nothing_are_refused():
         load_dataset("GunPoint", scaling="minmax")
     with pytest.raises(ArgumentError, match="Covid3Month, which has a regression target"):
         load_dataset("Covid3Month")
+
+
+def test_classes_are_those_of_both_files(archive):
+    for train, test in (("a c", "a b c"), ("a b c", "a c")):
+        archive("Split", "1,2:a\n1,2:c\n", "1,2:a\n1,2:c\n", equal=True, classes=train)
+        archive("Split", "1,2:a\n1,2:c\n", "1,2:c\n1,2:a\n", equal=True, classes=test)
+        both = [load_dataset("Split", split) for split in ("train", "test")]
+        assert both[0].class_names == both[1].class_names
+        named = [[data.class_names[i] for i in data.labels] for data in both]
+        assert named == [["a", "c"], ["c", "a"]]
+    archive("Rows", "1,2:a\n1,2:c\n", "1,2:a\n1,2:b\n1,2:c\n", equal=True, classes="a")
+    train, test = load_dataset("Rows", "train"), load_dataset("Rows")
+    assert train.class_names == test.class_names == ("a", "b", "c")
+    assert train.labels.tolist() == [0, 2] and test.labels.tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize("label", ["malignant", "nan-o", "b'10'", "what?"])
+def test_labels_are_kept_as_written(archive, label):
+    archive("Names", f"1,2: {label}\n3,4:other\n", f"1,2:{label} \n", True, f"{label} other")
+    data = load_dataset("Names", "train")
+    assert set(data.class_names) == {label, "other"}
+    assert [data.class_names[i] for i in data.labels] == [label, "other"]
+
+
+def ts(tmp_path, rows, header="@classLabel true a\n", newline="\n", start=""):
+    path = tmp_path / "one.ts"
+    text = f"{start}# a comment\n\n@timeStamps {{}}\n{header}@data\n"
+    path.write_bytes((text.format("true" if "(" in rows else "false") + rows).replace(
+        "\n", newline).encode())  # fmt: skip
+    return path
+
+
+@given(
+    st.lists(st.floats(-1e30, 1e30, allow_nan=False, width=64), min_size=1, max_size=5),
+    st.sampled_from(["plain", "numbers", "dates"]),
+    st.sampled_from(["\n", "\r\n"]),
+    st.sampled_from(["", "\ufeff"]),
+)
+def test_what_is_written_is_read(tmp_path_factory, values, stamps, newline, start):
+    if stamps == "plain":
+        row = ",".join(map(repr, values))
+    else:
+        when = [f"{i}.5" if stamps == "numbers" else f"2020-01-0{i + 1} 10:00:00" for i in range(5)]
+        row = ",".join(f"({t},{x!r})" for t, x in zip(when, values, strict=False))
+    path = ts(tmp_path_factory.mktemp("ts"), f"{row}:{row}:a\n\n", newline=newline, start=start)
+    found = read_ts(path)
+    np.testing.assert_array_equal(found.arrays, [[values, values]])
+    assert found.labels == ["a"] and set(found.class_names) == {"a"}
+
+
+@pytest.mark.parametrize(
+    ("rows", "header", "error", "message"),
+    [
+        ("", "@classLabel true a\n", CorruptFileError, "expected series after @data"),
+        ("1,2:3:a\n", "@classLabel true a\n", CorruptFileError, "channels of one length"),
+        ("1,2:3,4:a\n", "@univariate true\n", CorruptFileError, "header says univariate"),
+        ("1,2:a\n1:a\n", "@equalLength true\n", CorruptFileError, "says equal lengths"),
+        ("1,2:a\n1,2:1,2:a\n", "", CorruptFileError, "2 channels after 1"),
+        ("1_0,2:a\n", "", CorruptFileError, "expected a number, got '1_0'"),
+        ("(0,1),(1,2),(3,4):a\n", "", ArgumentError, "not evenly spaced"),
+        ("(0,1),2:a\n", "", CorruptFileError, "pairs and a label"),
+        ("1,2:0.5\n", "@targetLabel true\n", ArgumentError, "regression target"),
+    ],
+)
+def test_what_is_not_what_its_header_says_is_refused(tmp_path, rows, header, error, message):
+    with pytest.raises(error, match=message):
+        read_ts(ts(tmp_path, rows, header))
+
+
+def test_no_labels_infinity_and_forecasting_sets_are_called_what_they_are(archive, tmp_path):
+    assert read_ts(ts(tmp_path, "1,2\n", "@classLabel false\n")).labels is None
+    archive("Endless", "1.0,inf:1\n", "1.0,2.0:1\n", equal=True)
+    with pytest.raises(SeriesValueError, match="^Endless: .*got infinity"):
+        load_dataset("Endless", "train")
+    for name in ("Airline", "solar"):
+        with pytest.raises(ArgumentError, match="one long series for forecasting"):
+            load_dataset(name)

@@ -100,9 +100,8 @@ def train(
             scaling=chosen.scaling,
         )
     else:
-        import torch
-
         from tstlens.data import load_dataset
+        from tstlens.randomness import seeded
 
         data = load_dataset(str(dataset), split="train", equal_length=not unequal, scaling=scaling)
         _, n_channels, n_time = data.series.shape
@@ -122,8 +121,8 @@ def train(
         settings["val_fraction"] = val_fraction
         settings["select"] = "best_val" if val_fraction > 0 else "last"
         chosen = Recipe(folder.resolve().name, data.name, sizes, settings, None, scaling, seed)
-        torch.manual_seed(seed)
-        source = ConvTST(sizes)
+        with seeded(seed):
+            source = ConvTST(sizes)
         fit(source, data, seed=seed, checkpoint=resume, progress=not quiet, **settings)
         saved = make_checkpoint(
             source,

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm.auto import trange
 
 from tstlens.codebooks.codebook import Codebook, Snap
@@ -19,6 +19,7 @@ from tstlens.codebooks.starting import activations
 from tstlens.data import TimeSeriesData
 from tstlens.errors import ArgumentError
 from tstlens.model import HookedTST
+from tstlens.training.diverging import LastGood
 from tstlens.training.progress import load_progress, save_progress
 
 _Term = dict[str, float]
@@ -132,6 +133,12 @@ class FitRun:
         settings = self.settings
         if folder is not None:
             self._resume(load_progress(folder, settings.to_dict(), made))
+        fitted: list[nn.Module] = [*self.books.values()]
+        if settings.train_model:
+            fitted.append(self.model)
+        self.good = LastGood(
+            nn.ModuleList(fitted), max(settings.lr * settings.train_model, settings.codebook_lr)
+        )
         with self._modes():
             bar = trange(
                 len(self.history),
@@ -142,11 +149,13 @@ class FitRun:
                 disable=not progress,
             )
             for epoch in bar:
+                self.epoch = epoch + 1
                 for book in self.books.values():
                     book.set_k(settings.k_of(epoch))
                 for used in self.used.values():
                     used.begin()
                 means = self._epoch_together() if settings.train_model else self._epoch_frozen()
+                self.good.keep(f"after epoch {self.epoch}")
                 last = epoch + 1 == settings.epochs
                 entry = {
                     "epoch": epoch + 1,
@@ -179,6 +188,7 @@ class FitRun:
                         settings.reconstruction * terms["reconstruction"]
                         + settings.commitment * terms["commitment"]
                     )
+                    self.good.check_loss(float(loss.detach()), f"in epoch {self.epoch}")
                     loss.backward()
                     of_all = len(part) / n_series
                     sums["task"] += float(task.detach()) * of_all
@@ -226,6 +236,7 @@ class FitRun:
                 snap = book.trace(rows[index.to(rows.device)])
                 self._look(name, snap, None)
                 loss = book.losses(snap)["reconstruction"] / self.variance[name]
+                self.good.check_loss(float(loss.detach()), f"in epoch {self.epoch}")
                 squared += float(loss.detach()) * len(index)
                 if not self.settings.ema and self.optimizer is not None:
                     self._clear()

@@ -16,6 +16,7 @@ from tstlens.codebooks.config import CodebookConfig
 from tstlens.data import TimeSeriesData
 from tstlens.errors import ArgumentError
 from tstlens.model import HookedTST
+from tstlens.randomness import seeded
 from tstlens.saes.harvest import ActivationRows
 
 Start = Literal["kmeans", "sample", "normal"]
@@ -86,6 +87,7 @@ def activations(model: HookedTST, data: TimeSeriesData, hook: str, batch_size: i
 
 
 @torch.no_grad()
+@seeded(0)
 def _centroids(book: Codebook, rows: Tensor, seed: int) -> None:
     """k-means in every group; with cosine similarity, of directions."""
     from sklearn.cluster import MiniBatchKMeans

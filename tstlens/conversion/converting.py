@@ -15,9 +15,11 @@ from tstlens.conversion.folders import read_source
 from tstlens.conversion.registry import Built, Family, choose
 from tstlens.errors import ArgumentError, ParityError, StateDictError, TstlensError
 from tstlens.model import HookedTST, saving
+from tstlens.randomness import seeded
 
 
 @checked
+@seeded(0)
 def convert(
     source: nn.Module | Mapping[str, Tensor] | str | Path,
     family: str | None = None,

@@ -97,8 +97,7 @@ def rebuild(state: Mapping[str, Tensor], config: Any, architecture: str | None =
         raise StateDictError(f"as a {nearest}: {problems[nearest]}")
     if len(fits) > 1:
         raise ArgumentError(f"these weights fit {' and '.join(fits)}; say which with architecture=")
-    with torch.random.fork_rng(devices=[]):
-        source = getattr(modeling_patchtst, fits[0])(copy.deepcopy(settings))
+    source = getattr(modeling_patchtst, fits[0])(copy.deepcopy(settings))
     weight = next(tensor for tensor in state.values() if tensor.is_floating_point())
     source.to(dtype=weight.dtype).load_state_dict(dict(state))
     return source.eval()

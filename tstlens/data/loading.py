@@ -17,6 +17,7 @@ from tstlens.arguments import checked
 from tstlens.data.labels import as_class_names
 from tstlens.data.scaling import KINDS, Scaling
 from tstlens.data.series import TimeSeriesData
+from tstlens.data.ts_file import TsFile, read_ts
 from tstlens.errors import (
     ArgumentError,
     CorruptFileError,
@@ -57,7 +58,9 @@ def load_dataset(
     Raises:
         UnknownDatasetError: aeon has no data set of this name.
         DownloadError: it is not on this disk and could not be fetched.
-        ArgumentError: another split or scaling, or no equal-length version exists.
+        ArgumentError: another split or scaling, no equal-length version, a regression or
+            forecasting set, or time stamps that are not evenly spaced.
+        CorruptFileError: a file without series, or a line that is not what its header says.
         SeriesValueError: the data set has missing values.
 
     Example:
@@ -70,23 +73,18 @@ def load_dataset(
         raise ArgumentError(f"expected scaling in {list(KINDS)} or None, got {scaling!r}")
     folder = _find_folder(name)
     parts = ("train", "test") if split == "all" else (split,)
-    arrays: list[Any] = []
-    labels: list[str] = []
-    declared: list[str] = []
-    for part in parts:
-        series, raw, meta = _read_split(name, part, equal_length, folder)
-        arrays += list(series)
-        labels += raw.tolist()
-        declared += meta["class_values"]
+    # Both, whichever is asked for: classes and the padded length are those of the data set.
+    read = {part: _read_split(name, part, equal_length, folder) for part in ("train", "test")}
+    class_names = as_class_names(label for file in read.values() for label in file.class_names)
+    chosen = [read[part] for part in parts]
+    arrays = [array for file in chosen for array in file.arrays]
+    labelled = all(file.labels is not None for file in chosen)
+    labels = [label for file in chosen for label in file.labels or ()] if labelled else None
+    n_time = max(array.shape[1] for array in arrays)
     if equal_length:
         _refuse_unequal(name, arrays)
-    n_time = max(array.shape[1] for array in arrays)
-    if not equal_length and split != "all":
-        # A model made for the training split's length must also take the test split.
-        other = "train" if split == "test" else "test"
-        rest, _, _ = _read_split(name, other, equal_length, folder)
-        n_time = max(n_time, *(array.shape[1] for array in rest))
-    class_names = as_class_names([*declared, *labels])
+    else:
+        n_time = max(array.shape[1] for file in read.values() for array in file.arrays)
     data = _assemble(name, split, arrays, labels, class_names, n_time)
     if scaling is None:
         return data
@@ -100,7 +98,7 @@ def _assemble(
     name: str,
     split: str,
     arrays: list[Any],
-    labels: list[str],
+    labels: list[str] | None,
     class_names: tuple[str, ...],
     n_time: int,
 ) -> TimeSeriesData:
@@ -109,6 +107,8 @@ def _assemble(
             arrays, labels, class_names=class_names, n_time=n_time, name=name, split=split
         )
     except SeriesValueError as error:
+        if "got NaN" not in str(error):
+            raise SeriesValueError(f"{name}: {error}") from error
         raise SeriesValueError(
             f"{name} has missing values: {error}; the archives' imputed version, where there is "
             f'one, is load_dataset("{name}_nmv")'
@@ -125,33 +125,34 @@ def _refuse_unequal(name: str, arrays: list[Any]) -> None:
         )
 
 
-def _read_split(
-    name: str, split: str, equal_length: bool, folder: str | None
-) -> tuple[Any, Any, dict[str, Any]]:
+def _read_split(name: str, split: str, equal_length: bool, folder: str | None) -> TsFile:
+    if folder is None and not _is_cached(name):
+        _download(name, split, equal_length)
+    held = (Path(folder) if folder else _cache_folder()) / _base(name)
+    names = [f"{name}_eq", name] if equal_length else [name]
+    paths = [held / f"{stem}_{split.upper()}.ts" for stem in names]
+    path = next((path for path in paths if path.is_file()), None)
+    if path is None:
+        raise CorruptFileError(f"expected {paths[-1].name} in {held}, found none")
+    try:
+        return read_ts(path)
+    except CorruptFileError as error:
+        raise CorruptFileError(f"the {split} file of {name} could not be read: {error}") from error
+
+
+def _download(name: str, split: str, equal_length: bool) -> None:
     from aeon.datasets import load_classification
 
     try:
-        loaded: Any = load_classification(
-            name,
-            split=split,
-            extract_path=folder,
-            return_metadata=True,
-            load_equal_length=equal_length,
-        )
+        load_classification(name, split=split, load_equal_length=equal_length)
     except Exception as error:
-        message = str(error)
-        if "regression problem" in message:
-            raise ArgumentError(
-                f"expected a classification data set, got {name}, which has a regression target"
-            ) from error
-        if folder is None and not _is_cached(name):
-            raise DownloadError(
-                f"{name} is not on this disk and could not be downloaded: {message}. Go online, "
-                f"or put {name}_TRAIN.ts and {name}_TEST.ts into {_cache_folder() / _base(name)}; "
-                f"offline there are {', '.join(_bundled_names())}"
-            ) from error
-        raise CorruptFileError(f"the {split} file of {name} could not be read: {error}") from error
-    return loaded
+        if _is_cached(name):
+            return  # fetched, and read here by other means
+        raise DownloadError(
+            f"{name} is not on this disk and could not be downloaded: {error}. Go online, "
+            f"or put {name}_TRAIN.ts and {name}_TEST.ts into {_cache_folder() / _base(name)}; "
+            f"offline there are {', '.join(_bundled_names())}"
+        ) from error
 
 
 def _find_folder(name: str) -> str | None:
@@ -163,6 +164,12 @@ def _find_folder(name: str) -> str | None:
         return str(_wheel_folder())
     if base in tsc_zenodo or _is_cached(base):
         return None
+    alone = _wheel_folder() / base / f"{base}.csv"
+    if alone.is_file():
+        raise ArgumentError(
+            f"{name} is one long series for forecasting, without classes: "
+            f"pandas.read_csv({str(alone)!r}) reads it, ForecastWindows cuts windows from it"
+        )
     known = sorted({*tsc_zenodo, *bundled}, key=lambda entry: (entry not in bundled, entry))
     plain = {_plain(entry): entry for entry in known}
     spelled = plain.get(_plain(base))

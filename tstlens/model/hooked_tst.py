@@ -31,6 +31,7 @@ from tstlens.model.state import TrunkState
 from tstlens.model.steering import SteeredModel
 from tstlens.model.turns import in_turn
 from tstlens.model.weights import StackedWeights
+from tstlens.randomness import seeded
 from tstlens.shapes import Mask, Residual, Series
 
 ReturnType = Literal["logits", "loss", "both"] | None
@@ -68,6 +69,7 @@ class HookedTST(
         (torch.Size([8, 5]), torch.Size([8, 4, 20, 20]))
     """
 
+    @seeded(0)
     def __init__(
         self,
         cfg: HookedTSTConfig,

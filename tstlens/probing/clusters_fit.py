@@ -13,6 +13,7 @@ from tstlens.errors import ArgumentError
 from tstlens.model import HookedTST
 from tstlens.probing.clusters_result import Agreement, Clusters, What
 from tstlens.probing.extraction import Activations, Pool, activations, check_pool, latents
+from tstlens.randomness import seeded
 
 Method = Literal["kmeans", "hdbscan"]
 SCORES = ("ari", "nmi", "ami")
@@ -174,12 +175,14 @@ def _points(found: Activations, what: What, pool: Pool) -> tuple[np.ndarray, np.
     return units / np.linalg.norm(units, axis=1, keepdims=True), places
 
 
+@seeded(0)
 def _standardised(points: Float[np.ndarray, "sample feature"]) -> np.ndarray:
     from sklearn.preprocessing import StandardScaler
 
     return StandardScaler().fit_transform(points)
 
 
+@seeded(0)
 def _assign(
     points: np.ndarray, method: Method, n_clusters: int, min_cluster_size: int, seed: int
 ) -> Int[np.ndarray, " sample"]:
@@ -209,6 +212,7 @@ def _raw(data: TimeSeriesData) -> Float[np.ndarray, "series feature"]:
     return np.concatenate([mean, spread], 1)
 
 
+@seeded(0)
 def scores_of(assigned: np.ndarray, labels: np.ndarray) -> tuple[float, float, float]:
     """Adjusted Rand index, normalised and adjusted mutual information, by scikit-learn."""
     from sklearn.metrics import (
@@ -248,6 +252,7 @@ def _agreement(
     return Agreement(*observed, by_name, null, input_ari, n_permutations)
 
 
+@seeded(0)
 def _silhouette(points: np.ndarray, assigned: np.ndarray, seed: int) -> float:
     from sklearn.metrics import silhouette_score
 

@@ -20,6 +20,7 @@ from tstlens.errors import ArgumentError, HookError
 from tstlens.model import HookedTST
 from tstlens.probing.extraction import Activations, activations
 from tstlens.probing.steering_inputs import as_data
+from tstlens.randomness import seeded
 from tstlens.results import Result
 
 if TYPE_CHECKING:
@@ -264,6 +265,7 @@ def _one_vector_each(
     return held.values[:, :, pos].mean(1).astype(float)
 
 
+@seeded(0)
 def _normal(first: np.ndarray, last: np.ndarray, method: str) -> Float[np.ndarray, " width"]:
     """Unit normal of the plane that scikit-learn puts between the two sets."""
     if min(len(first), len(last)) < 2:

@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from tstlens.errors import ArgumentError
+from tstlens.randomness import seeded
 from tstlens.stats import by_cluster, mean_interval
 
 Kind = Literal["logistic", "ridge"]
@@ -104,6 +105,7 @@ def fit_cell(train: Rows, test: Rows | None, how: Settings) -> Cell:
     )
 
 
+@seeded(0)
 def pipeline(kind: Kind, strength: float, is_class: bool) -> Any:
     """Standardisation and the linear model of scikit-learn, to be fitted together.
 
@@ -138,6 +140,7 @@ def pipeline(kind: Kind, strength: float, is_class: bool) -> Any:
 Fold = tuple[np.ndarray, np.ndarray]
 
 
+@seeded(0)
 def _folds(rows: Rows, how: Settings) -> list[Fold]:
     """Rows kept and held out, fold by fold; the rows of a series stay together."""
     from sklearn.model_selection import KFold, StratifiedGroupKFold, StratifiedKFold
@@ -169,6 +172,7 @@ def _too_few(kept: Rows, how: Settings) -> bool:
     return len(np.unique(kept.y)) < 2 if how.is_class else len(kept.y) < 2
 
 
+@seeded(0)
 def _held_out(splits: list[tuple[Rows, Rows]], how: Settings) -> tuple[np.ndarray, np.ndarray, int]:
     """Predictions of the probe and of the majority class (or the mean), fitted without them."""
     from sklearn.exceptions import ConvergenceWarning
@@ -179,6 +183,12 @@ def _held_out(splits: list[tuple[Rows, Rows]], how: Settings) -> tuple[np.ndarra
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)  # counted instead
             model.fit(kept.x, kept.y)
+        if not np.isfinite(model[-1].coef_).all():
+            raise ArgumentError(
+                "expected activations and a strength that a probe can be fitted with, got weights "
+                f"that are not finite (strength={how.strength:g}, largest activation "
+                f"{np.abs(kept.x).max():.3g}); scale the series, or take a larger strength"
+            )
         if how.kind == "logistic":
             unconverged += int(np.max(model[-1].n_iter_) >= MOST_STEPS)
         found.append(model.predict(held.x) if len(held.y) else held.y)

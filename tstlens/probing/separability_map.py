@@ -17,6 +17,7 @@ from tstlens.errors import ArgumentError
 from tstlens.model import HookedTST
 from tstlens.probing.extraction import activations
 from tstlens.probing.steering_inputs import as_data
+from tstlens.randomness import seeded
 from tstlens.results import Result
 
 if TYPE_CHECKING:
@@ -191,6 +192,7 @@ def separability(
     return Separability(found[0], found[1:], counts, names, cells, made)
 
 
+@seeded(0)
 def _folds(labels: np.ndarray, n_splits: int, seed: int) -> Int[np.ndarray, " series"]:
     from sklearn.model_selection import StratifiedKFold
 
@@ -209,6 +211,7 @@ def _shuffled(labels: np.ndarray, fold: np.ndarray, generator: np.random.Generat
     return drawn
 
 
+@seeded(0)
 def _aucs(
     x: Float[np.ndarray, "seen width"],
     named: Int[np.ndarray, "naming seen"],

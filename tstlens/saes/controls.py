@@ -18,6 +18,7 @@ from torch import Tensor
 
 from tstlens.arguments import checked
 from tstlens.errors import ArgumentError
+from tstlens.randomness import seeded
 from tstlens.saes.checks import check_at_least
 
 Activations = Float[Tensor, "row width"]
@@ -34,6 +35,7 @@ def random_directions(n: int, width: int, seed: int) -> Float[Tensor, "row width
 
 
 @checked
+@seeded(0)
 def random_dictionary(
     sae: SAE[Any],
     activations: Activations,
@@ -96,6 +98,7 @@ def neuron_dictionary(sae: SAE[Any], activations: Activations, k: int) -> SAE[An
 
 
 @torch.no_grad()
+@seeded(0)
 def _topk(sae: SAE[Any], directions: Tensor, activations: Activations, k: int) -> SAE[Any]:
     d_sae, d_in = directions.shape
     cfg = TopKSAEConfig(**_shared(sae, d_in, d_sae), k=min(k, d_sae))

@@ -23,6 +23,7 @@ from tstlens.errors import (
 )
 from tstlens.model.saving import find_checkpoint
 from tstlens.model.storage import check_dictionary
+from tstlens.randomness import seeded
 
 FOLDER = "saes"
 _WEIGHTS, _CONFIG = "sae_weights.safetensors", "cfg.json"
@@ -47,6 +48,7 @@ def list_saes(checkpoint: str | Path) -> list[str]:
 
 
 @checked
+@seeded(0)
 def load(
     name: str | Path, hook: str | None = None, *, device: str | torch.device = "cpu"
 ) -> SAE[Any]:
@@ -108,6 +110,7 @@ _DECODERS = ("decoder", "dec", "decode", "decoder.0", "dec.0", "fc2", "decoder_l
 
 
 @checked
+@seeded(0)
 def from_linear(
     state_dict: Mapping[str, Tensor],
     hook: str,

@@ -22,6 +22,7 @@ from tstlens.arguments import checked, needs_gradients
 from tstlens.data import TimeSeriesData
 from tstlens.errors import ArgumentError
 from tstlens.model import HookedTST
+from tstlens.randomness import seeded
 from tstlens.saes.checks import check_at_least, check_positive
 from tstlens.saes.configs import training_config
 from tstlens.saes.harvest import Heads
@@ -29,7 +30,7 @@ from tstlens.saes.shards import fingerprint
 from tstlens.saes.stream import ActivationStream
 from tstlens.saes.tensor_stream import TensorStream
 from tstlens.saes.training_folder import TrainingFolder
-from tstlens.saes.training_run import inference_sae, make_trainer, prepare, run, seeded
+from tstlens.saes.training_run import inference_sae, make_trainer, prepare, run
 from tstlens.shapes import Mask, Series
 
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -13,10 +11,12 @@ from sae_lens.config import LoggingConfig, SAETrainerConfig
 from sae_lens.registry import get_sae_training_class
 from sae_lens.saes.sae import TrainingSAE, TrainingSAEConfig
 from sae_lens.training.sae_trainer import SAETrainer
+from torch import Tensor
 from tqdm.auto import tqdm
 
 from tstlens.errors import ArgumentError
 from tstlens.saes.training_folder import TrainingFolder
+from tstlens.training.diverging import all_finite
 
 SCALE_BATCHES = 16  # for the mean norm and the mean: 16,384 activations at the default size
 
@@ -80,7 +80,10 @@ def run(
             bar.update()
             if trainer.n_training_steps % 100 == 0:
                 bar.set_postfix(loss=f"{output.losses['mse_loss'].item():.3f}", refresh=False)
-            if folder is not None and trainer.n_training_steps % every == 0:
+            due = folder is not None and trainer.n_training_steps % every == 0
+            if due or trainer.n_training_steps % 100 == 0 or trainer.n_training_steps == steps:
+                _check_finite(trainer, output.loss, kept=folder is not None)
+            if folder is not None and due:
                 folder.save(trainer, stream, SCALE_BATCHES + trainer.n_training_steps)
     sae, scaler = trainer.sae, trainer.activation_scaler
     if scaler.scaling_factor is not None:
@@ -92,16 +95,18 @@ def run(
     trainer.set_final_sae_metadata()
 
 
+def _check_finite(trainer: SAETrainer[Any, Any], loss: Tensor, kept: bool) -> None:
+    if bool(loss.isfinite()) and all_finite(trainer.sae):
+        return
+    last = "; the checkpoint holds the last finite weights that were saved" if kept else ""
+    raise ArgumentError(
+        f"lr: the SAE is no longer finite at step {trainer.n_training_steps} (loss {loss.item()}); "
+        f"try a lower lr than {trainer.cfg.lr:g}, or scaled activations (normalize=){last}"
+    )
+
+
 def inference_sae(trainer: SAETrainer[Any, Any]) -> SAE[Any]:
     """The trained SAE as sae-lens loads it for use."""
     with tempfile.TemporaryDirectory() as folder:
         trainer.sae.save_inference_model(folder)
         return SAE.load_from_disk(folder, device=trainer.cfg.device).eval()
-
-
-@contextmanager
-def seeded(seed: int) -> Iterator[None]:
-    """Draws repeat in here, and torch's own generator is left as it was."""
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        yield

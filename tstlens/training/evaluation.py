@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from tstlens.arguments import checked
 from tstlens.data import TimeSeriesData
 from tstlens.errors import ArgumentError, LabelError
+from tstlens.randomness import seeded
 
 if TYPE_CHECKING:
     import pandas
@@ -49,6 +50,7 @@ class Evaluation:
     labels: Int[Tensor, " batch"]
     class_names: tuple[str, ...]
 
+    @seeded(0)
     def to_dataframe(self) -> pandas.DataFrame:
         """One row per class: precision, recall, f1 (0 where undefined) and support in series."""
         import pandas

@@ -18,6 +18,8 @@ from tqdm import tqdm
 from tstlens.arguments import checked, needs_gradients
 from tstlens.data.forecasting import ForecastWindows, load_forecasting
 from tstlens.errors import ArgumentError
+from tstlens.randomness import seeded
+from tstlens.training.diverging import LastGood
 from tstlens.training.forecast_errors import ForecastErrors, forecast_errors, naive_forecasts
 from tstlens.training.recipes import one_thread
 
@@ -100,8 +102,7 @@ def fit_forecast_recipe(
         parts = {"train": train, "held out": measured}
     else:
         parts = {"train": train, "test": recipe.windows("test")}
-    with one_thread(), torch.random.fork_rng(devices=[]):
-        torch.manual_seed(recipe.seed)
+    with one_thread(), seeded(recipe.seed):
         source: Any = PatchTSTForPrediction(PatchTSTConfig(**recipe.config))
         _fit(source, train, recipe, progress)
         errors = {split: _measure(source, windows) for split, windows in parts.items()}
@@ -116,20 +117,23 @@ def _fit(source: Any, train: ForecastWindows, recipe: ForecastRecipe, progress: 
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, max_lr=recipe.lr, total_steps=n_steps + 1, cycle_momentum=False
     )
+    good = LastGood(source, recipe.lr)
     source.train()
     with tqdm(total=n_steps, desc="training", unit="step", disable=not progress) as bar:
-        for _ in range(recipe.epochs):
+        for epoch in range(recipe.epochs):
             for index in torch.randperm(len(train)).split(recipe.batch_size):
                 truth = train.future[index]
                 recorded = ~truth.isnan()
                 error = (forecast(source, train.series[index]) - truth)[recorded]
                 loss = error.square().mean()
+                good.check_loss(loss.item(), f"in epoch {epoch + 1}")
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()
                 nn.utils.clip_grad_norm_(source.parameters(), 1.0)
                 optimizer.step()
                 schedule.step()
                 bar.update(1)
+            good.keep(f"after epoch {epoch + 1}")
             bar.set_postfix(rmse=f"{loss.item() ** 0.5:.3f}", refresh=False)
     source.eval()
 

@@ -1,4 +1,4 @@
-"""One training loop, for classifiers of series: seeded, resumable, honest about validation.
+"""One training loop, for classifiers of series: resumable, honest about validation.
 
 The epoch is chosen on a stratified part of the *training* split; the loop never sees a test
 split. With a few dozen series every one counts: ``refit=True`` then starts over and trains on
@@ -16,15 +16,15 @@ import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import nn
 
 from tstlens import storage
 from tstlens.arguments import checked, needs_gradients
 from tstlens.data import TimeSeriesData
 from tstlens.errors import ArgumentError, LabelError, SeriesValueError, UnknownNameError
+from tstlens.randomness import seeded
 from tstlens.training.augment import Augment
-from tstlens.training.evaluation import device_of, labels_of
+from tstlens.training.evaluation import labels_of
 from tstlens.training.run import OPTIMIZERS, SCHEDULES, Run
 from tstlens.training.split import stratified_split
 
@@ -159,10 +159,7 @@ def train(
         fit_part, val_part = data[kept], data[held]
 
     started = time.monotonic()
-    device = device_of(model)
-    on_gpu = device is not None and device.type == "cuda"
-    forked = torch.random.fork_rng(devices=[device] if on_gpu else [])
-    with storage.claimed(folder), forked:
+    with storage.claimed(folder), seeded(seed):
         run = Run(model, settings, made, augment, folder, progress)
         if run.phase == "fit":
             run.go(fit_part, val_part, epochs)

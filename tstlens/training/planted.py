@@ -24,7 +24,6 @@ patch alone 0.482, 0.496, 0.461), from position 5 on 0.987 to 0.988 (best possib
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -39,8 +38,10 @@ from tqdm.auto import tqdm
 from tstlens.arguments import checked, needs_gradients
 from tstlens.data import PlantedTask, RegimeMachine, RegimeSeries, planted
 from tstlens.errors import ArgumentError, SeriesShapeError, UnknownNameError
+from tstlens.randomness import seeded
 from tstlens.results import Result
 from tstlens.training.conv_tst import ConvTST, ConvTSTConfig
+from tstlens.training.diverging import LastGood
 from tstlens.training.evaluation import Evaluation, device_of, evaluate
 from tstlens.training.loop import TrainingResult, train
 
@@ -139,8 +140,7 @@ def fit_planted(
     task = planted(name, seed, n_train=recipe.n_train, n_test=n_test)
     _, n_channels, n_time = task.series.shape
     sizes = ConvTSTConfig(n_channels, n_time, len(task.class_names), **recipe.config)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with seeded(seed):
         model = ConvTST(sizes)
     result = train(model, task.data, seed=seed, progress=progress, **recipe.training)
     return model, task, evaluate(model, task.test.data), result
@@ -239,7 +239,7 @@ def fit_next_patch(
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, max_lr=lr, total_steps=steps + 1, pct_start=0.1, cycle_momentum=False
     )
-    losses = np.empty(steps)
+    losses, good = np.empty(steps), LastGood(model, lr)
     model.train()
     block = machine.sample(1, n_pos)
     for step in tqdm(range(steps), desc="next patch", disable=not progress):
@@ -248,15 +248,16 @@ def fit_next_patch(
             n = batch_size * min(_BLOCK, steps - step)
             drawn_with = _TRAINING_SEEDS * (seed + 1) + step
             block = machine.sample(n, n_pos + 1, seed=drawn_with).to(device)
+            good.keep(f"at step {step}")
         loss = _loss(model, machine, block[at * batch_size : (at + 1) * batch_size], target)
+        losses[step] = loss.item()
+        good.check_loss(losses[step], f"at step {step}")
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         schedule.step()
-        losses[step] = loss.item()
-        if not math.isfinite(losses[step]):
-            raise ArgumentError(f"lr: the loss is no longer finite at step {step}; try less")
+    good.keep("at the end")
     model.eval()
     return losses
 

@@ -17,6 +17,7 @@ import torch
 
 from tstlens.arguments import checked
 from tstlens.data import load_dataset
+from tstlens.randomness import seeded
 from tstlens.training.augment import Augment
 from tstlens.training.conv_tst import ConvTST, ConvTSTConfig, refuse_unfit
 from tstlens.training.evaluation import Evaluation, evaluate, labels_of
@@ -156,8 +157,7 @@ def cross_validate(recipe: Recipe, n_folds: int = 5, progress: bool = False) -> 
 
 
 def _fresh(recipe: Recipe) -> ConvTST:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(recipe.seed)
+    with seeded(recipe.seed):
         return ConvTST(recipe.config)
 
 

@@ -22,6 +22,7 @@ from tstlens.data import TimeSeriesData
 from tstlens.errors import ArgumentError
 from tstlens.shapes import Labels, Mask, Series
 from tstlens.training.augment import Augment
+from tstlens.training.diverging import LastGood
 from tstlens.training.evaluation import device_of, evaluate, labels_of
 from tstlens.training.progress import load_progress, save_progress
 
@@ -49,7 +50,6 @@ class Run:
         self.initial = copy.deepcopy(model.state_dict())
         self.best: dict[str, Tensor] = {}
         self.generator = torch.Generator().manual_seed(settings["seed"])
-        torch.manual_seed(settings["seed"])
         self.restored = None if folder is None else load_progress(folder, settings, made)
         if self.restored is not None:
             for name in ("phase", "epoch", "best_epoch", "history", "initial", "best"):
@@ -65,6 +65,7 @@ class Run:
         if self.restored is not None:
             self._restore_engine(self.restored)
             self.restored = None
+        good = LastGood(self.model, self.settings["lr"])
         bar = tqdm(
             total=epochs * steps,
             initial=self.epoch * steps,
@@ -75,14 +76,18 @@ class Run:
         with bar:
             while self.epoch < epochs:
                 rate = self.optimizer.param_groups[0]["lr"]
-                loss, accuracy = self._epoch(batches, bar)
+                loss, accuracy = self._epoch(batches, bar, good)
                 self.epoch += 1
                 row = {"phase": self.phase, "epoch": self.epoch, "lr": rate}
                 row |= {"train_loss": loss, "train_accuracy": accuracy}
                 row |= {"val_loss": None, "val_accuracy": None}
                 if val is not None:
-                    checked = evaluate(self.model, val)
+                    try:
+                        checked = evaluate(self.model, val)
+                    except ArgumentError:  # of the shapes that were trained on, but not finite
+                        good.refuse(f"logits are no longer finite after epoch {self.epoch}")
                     row |= {"val_loss": checked.cross_entropy, "val_accuracy": checked.accuracy}
+                good.keep(f"after epoch {self.epoch}")
                 self._record(row)
                 shown = {"loss": f"{loss:.3f}", "accuracy": f"{accuracy:.3f}"}
                 if row["val_accuracy"] is not None:
@@ -128,7 +133,7 @@ class Run:
         if "random_cuda" in state:
             torch.cuda.set_rng_state(state["random_cuda"], self.device)
 
-    def _epoch(self, batches: _Batches, bar: Any) -> tuple[float, float]:
+    def _epoch(self, batches: _Batches, bar: Any, good: LastGood) -> tuple[float, float]:
         self.model.train()
         size, n = self.settings["batch_size"], len(batches.labels)
         total, correct = 0.0, 0
@@ -151,11 +156,7 @@ class Run:
             loss = F.cross_entropy(
                 logits, targets, label_smoothing=self.settings["label_smoothing"]
             )
-            if not bool(loss.isfinite()):
-                raise ArgumentError(
-                    f"lr: the loss is no longer finite in epoch {self.epoch + 1} (it was "
-                    f"{loss.item()}); try a lower lr than {self.settings['lr']:g}"
-                )
+            good.check_loss(loss.item(), f"in epoch {self.epoch + 1}")
             self.optimizer.zero_grad(set_to_none=True)
             loss.backward()
             if self.settings["clip_norm"] is not None:

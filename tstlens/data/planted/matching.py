@@ -11,6 +11,7 @@ from torch import Tensor
 
 from tstlens.arguments import checked
 from tstlens.errors import ArgumentError, SeriesShapeError
+from tstlens.randomness import seeded
 from tstlens.results import Result
 
 if TYPE_CHECKING:
@@ -75,6 +76,7 @@ class StateScore(Result):
 
 
 @checked
+@seeded(0)
 def score_states(
     ids: Int[Tensor, "*place"],
     states: Int[Tensor, "*place"],

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from tstlens.arguments import checked
 from tstlens.errors import ArgumentError, SeriesShapeError, UnknownNameError
+from tstlens.randomness import seeded
 from tstlens.results import Result
 from tstlens.stats import mean_interval
 
@@ -189,6 +190,7 @@ def _laid_out(
     return scores, truth.any(1), "time"
 
 
+@seeded(0)
 def _per_series(scores: np.ndarray, truth: np.ndarray, top: float | None) -> dict[str, np.ndarray]:
     from sklearn.metrics import average_precision_score
 

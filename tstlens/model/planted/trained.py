@@ -10,7 +10,6 @@ Source: Gupta et al. 2024, InterpBench (arXiv 2407.14494); Geiger et al. 2022 (a
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -25,6 +24,7 @@ from tstlens.model.planted.handwritten import Drawn
 from tstlens.model.planted.interchange import component_nodes
 from tstlens.model.planted.program import Program, Variable
 from tstlens.model.planted.verification import run_both, verify
+from tstlens.training.diverging import LastGood
 
 _TRAINING_SEEDS = 2**32  # series for training take seeds from here on
 _MOST_CYCLES = 4  # of training, until the circuit holds
@@ -71,7 +71,8 @@ def fit_interchange(
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, max_lr=lr, total_steps=steps + 1, pct_start=0.1, cycle_momentum=False
     )
-    losses = []
+    losses: list[float] = []
+    good = LastGood(model, lr)
     for _ in tqdm(range(steps), desc="interchange training", disable=not progress):
         base, source = draw(batch_size, generator), draw(batch_size, generator)
         n_pos = model.n_pos(base[0].shape[2]) or 0
@@ -80,14 +81,16 @@ def fit_interchange(
         swapped |= _some([*outside, *places], batch_size, (0.0, 0.3, 1.0), generator)
         wanted, logits = run_both(model, program, base, source, swapped)
         loss = nn.functional.cross_entropy(logits, wanted)
+        losses.append(loss.item())
+        good.check_loss(losses[-1], f"at step {len(losses)}")
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         schedule.step()
-        losses.append(loss.item())
-        if not math.isfinite(losses[-1]):
-            raise ArgumentError(f"lr: the loss is no longer finite at step {len(losses)}; try less")
+        if len(losses) % 100 == 0:
+            good.keep(f"at step {len(losses)}")
+    good.keep("at the end")
     model.eval()
     return losses
 

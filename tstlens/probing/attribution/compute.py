@@ -14,11 +14,12 @@ from tstlens.data import TimeSeriesData
 from tstlens.errors import ArgumentError
 from tstlens.model import HookedTST
 from tstlens.probing.attribution.baselines import Baseline, make_baseline
-from tstlens.probing.attribution.methods import METHODS, Task, required, run_method, seeded
+from tstlens.probing.attribution.methods import METHODS, Task, required, run_method
 from tstlens.probing.attribution.result import InputAttribution
 from tstlens.probing.attribution.units import Unit, cells_of, seen_units
 from tstlens.probing.measures import Measure, measure_of, targets_of
 from tstlens.probing.steering_inputs import evaluating, series_and_mask
+from tstlens.randomness import seeded
 
 __all__ = ["METHODS", "attribute"]
 

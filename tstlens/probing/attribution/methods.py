@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import importlib
-import random
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,6 +13,7 @@ from torch import Tensor
 
 from tstlens.errors import ArgumentError
 from tstlens.probing.attribution.units import Cells, feature_mask, seen_units, spread, summed
+from tstlens.randomness import seeded
 
 METHODS = (
     "integrated_gradients",
@@ -66,6 +65,7 @@ class Task:
             )
 
 
+@seeded(0)
 def required(method: str) -> Any:
     """The module that the method comes from.
 
@@ -82,21 +82,6 @@ def required(method: str) -> Any:
             f"method={method!r} needs {library}, which is not installed: "
             'pip install "tstlens[probing]"'
         ) from error
-
-
-@contextmanager
-def seeded(seed: int) -> Iterator[None]:
-    """Random numbers of torch, NumPy and Python from a seed; afterwards as they were."""
-    numpy_state, python_state = np.random.get_state(), random.getstate()
-    try:
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)
-            np.random.seed(seed % 2**32)
-            random.seed(seed)
-            yield
-    finally:
-        np.random.set_state(numpy_state)
-        random.setstate(python_state)
 
 
 def run_method(

@@ -19,6 +19,7 @@ from tstlens.errors import ArgumentError
 from tstlens.model import HookedTST
 from tstlens.probing.measures import measure_of, targets_of
 from tstlens.probing.steering_inputs import evaluating
+from tstlens.randomness import seeded
 from tstlens.results import Result
 from tstlens.stats import check_intervals, mean_interval
 
@@ -239,6 +240,7 @@ def _features(
     return values[:, varies], [name for name, keep in zip(names, varies, strict=True) if keep]
 
 
+@seeded(0)
 def _model(kind: str, max_depth: int, seed: int) -> Any:
     from sklearn.linear_model import RidgeCV
     from sklearn.pipeline import make_pipeline
@@ -250,6 +252,7 @@ def _model(kind: str, max_depth: int, seed: int) -> Any:
     return make_pipeline(StandardScaler(), RidgeCV(alphas=np.logspace(-2, 5, 15)))
 
 
+@seeded(0)
 def _held_out(
     x: np.ndarray, y: np.ndarray, kind: str, max_depth: int, n_splits: int, seed: int
 ) -> tuple[np.ndarray, float]:
@@ -261,6 +264,7 @@ def _held_out(
     return np.asarray(predicted), float(r2_score(y, predicted))
 
 
+@seeded(0)
 def _explain(
     x: np.ndarray, y: np.ndarray, names: list[str], kind: str, max_depth: int, seed: int
 ) -> tuple[pd.DataFrame, str]:

@@ -22,6 +22,7 @@ from tstlens.patching.circuits import (
     edge_sweep,
 )
 from tstlens.patching.metrics import Metric
+from tstlens.randomness import seeded
 
 FRACTIONS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)  # of the edges, for the faithfulness curve
 
@@ -161,6 +162,7 @@ def _changes(what: Asked) -> Tensor:
     return torch.cat(sizes)
 
 
+@seeded(0)
 def score_edges(what: Asked, edges: Tensor, nodes: Tensor) -> dict[str, float]:
     """AUROC of edges and nodes, and how faithful the edges are on pairs they were not found on.
 

@@ -9,6 +9,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from tstlens.data.planted import PlantedFeatures, Score, planted_features, score_features
+from tstlens.randomness import seeded
 
 N_FEATURES, WIDTH, ACTIVE = 32, 16, 2.0
 _N_TEST = 4000
@@ -42,6 +43,7 @@ def feature_scores(
     return scores, {}
 
 
+@seeded(0)
 def _latents(
     train: PlantedFeatures, test: PlantedFeatures, steps: int, seed: int
 ) -> dict[str, tuple[str, Tensor]]:

@@ -12,6 +12,7 @@ from tqdm.auto import tqdm
 from tstlens.data import RegimeMachine, RegimeSeries, score_states
 from tstlens.data.planted import Score
 from tstlens.model import HookedTST
+from tstlens.randomness import seeded
 from tstlens.training import fit_next_patch, score_next_patch
 
 HOOK = "blocks.1.hook_resid_post"
@@ -76,6 +77,7 @@ def state_scores(
     return scores, checks
 
 
+@seeded(0)
 def _codes(
     model: HookedTST,
     machine: RegimeMachine,
