@@ -66,7 +66,7 @@ def test_nothing_that_needs_gradients_starts_in_inference_mode():
         pass
     else:
         hook = "blocks.0.hook_mlp_out"
-        calls["fit"] = lambda m, x: codebooks.fit(m, TimeSeriesData(x, data.labels), hook)
+        calls["fit"] = lambda m, x: codebooks.fit(m, TimeSeriesData(x, data.labels), (hook,))
         calls["train of saes"] = lambda m, x: saes.train(
             m, TimeSeriesData(x, data.labels), hook, d_sae=8, k=2, steps=2
         )
