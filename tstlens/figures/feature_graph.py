@@ -88,7 +88,7 @@ def draw_feature_graph(graph: FeatureGraph, *, title: str | None = "") -> go.Fig
     unit = "" if graph.unit in ("probability", "value") else f" {graph.unit}"
     subtitle = (
         f"{len(graph.value)} series, baseline {graph.baseline}; "
-        f"{style.sides(name, graph.better)}; width: root of the effect, between latents up to "
+        f"{style.sides(better=graph.better)}; width: root of the effect, between latents up to "
         f"{number(largest)}{unit}"
     )
     found = graph.agreement().loc["edges"]

@@ -204,10 +204,11 @@ def diverging(better: Better | None = None, *, pale: bool = False) -> list[list[
     return [[1 - at, colour] for at, colour in reversed(colours)]
 
 
-def sides(name: str, better: Better | None = None) -> str:
-    """The two colours in words."""
+def sides(name: str = "", better: Better | None = None) -> str:
+    """The two colours in words: "blue raises the logit, red lowers it"."""
     verbs = ("lowers", "raises") if better == "lower" else ("raises", "lowers")
-    return f"blue {verbs[0]} the {name}, red {verbs[1]} it"
+    what, it = (f" the {name}", " it") if name else ("", "")
+    return f"blue {verbs[0]}{what}, red {verbs[1]}{it}"
 
 
 def wrapped(text: str, width: int = TITLE_CHARS) -> list[str]:
