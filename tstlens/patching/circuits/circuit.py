@@ -22,7 +22,8 @@ from tstlens.data import Pairs
 from tstlens.errors import ArgumentError, SeriesShapeError
 from tstlens.metrics import Better
 from tstlens.model import HookedTST
-from tstlens.patching.circuits import storage, tables
+from tstlens.patching.circuits import storage as circuit_files
+from tstlens.patching.circuits import tables
 from tstlens.patching.circuits.attribution import edge_attribution
 from tstlens.patching.circuits.edges import EdgeEffects
 from tstlens.patching.circuits.graph import ComponentGraph, Edge, Node
@@ -344,7 +345,7 @@ class Circuit(Result):
         Raises:
             ArgumentError: it cannot be made from the pairs alone.
         """
-        return storage.metric_named(self.metric, pairs)
+        return circuit_files.metric_named(self.metric, pairs)
 
     @checked
     def to_json(self, path: str | Path) -> Path:
@@ -353,7 +354,7 @@ class Circuit(Result):
         Raises:
             StorageError: the place cannot be written.
         """
-        return storage.write_json(self, Path(path))
+        return circuit_files.write_json(self, Path(path))
 
     @classmethod
     @checked
@@ -365,7 +366,7 @@ class Circuit(Result):
             CorruptFileError: it is truncated, or no circuit.
             ConfigVersionError: a newer tstlens wrote it.
         """
-        return cls(**storage.read_json(Path(path)))
+        return cls(**circuit_files.read_json(Path(path)))
 
     @checked
     def to_graphml(self, path: str | Path) -> Path:
@@ -374,7 +375,7 @@ class Circuit(Result):
         Raises:
             StorageError: the place cannot be written.
         """
-        return storage.write_graphml(self, Path(path))
+        return circuit_files.write_graphml(self, Path(path))
 
     def __len__(self) -> int:
         return int(self.kept.sum())
