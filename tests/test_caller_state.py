@@ -27,10 +27,10 @@ from torch import Tensor, nn
 
 import tstlens
 from tests.conftest import NO_SAES
-from tstlens import conversion, data, figures, model, patching, probing, report, training
-from tstlens.data.planted import planted_features
+from tstlens import conversion, data, figures, model, patching, probing, report, training, truth
 from tstlens.model import CustomConfig, HeadConfig, HookedTST, HookedTSTConfig, LinearPatchesConfig
-from tstlens.model.planted import component_names, component_task
+from tstlens.truth.components import component_names, component_task
+from tstlens.truth.features import planted_features
 
 if NO_SAES is None:
     from tstlens import codebooks, saes
@@ -40,7 +40,7 @@ if NO_SAES is None:
 ROOMS = [
     "tstlens",
     *("tstlens." + name for name in tstlens.__all__ if inspect.ismodule(getattr(tstlens, name, 0))),
-    *("tstlens.data.planted", "tstlens.model.planted", "tstlens.patching.circuits"),
+    *("tstlens.truth.planted", "tstlens.model.planted", "tstlens.patching.circuits"),
     *("tstlens.probing.attribution", "tstlens.saes.reading"),
 ]
 QUIET: dict[str, Any] = {"progress": False}
@@ -135,7 +135,7 @@ class World:
                 causal=True,
                 positions="learned",
                 embed=LinearPatchesConfig(4, 4),
-                head=CustomConfig("tstlens.training.planted.NextPatchHead"),
+                head=CustomConfig("tstlens.truth.training.NextPatchHead"),
             ),
             head=training.NextPatchHead(8, 4),
         )
@@ -435,7 +435,7 @@ CALLS: dict[str, Callable[[World], Any]] = {
         w.forecaster, w.forecast_recipe, w.place("made"), command=""
     ),
     "report.model_card": lambda w: report.model_card(w.of("report.make_checkpoint")),
-    "report.truth": lambda w: report.truth(
+    "report.truth": lambda w: truth.truth(
         "small",
         ["component"],
         seeds=[0],
@@ -495,7 +495,7 @@ CALLS: dict[str, Callable[[World], Any]] = {
     "figures.over_pairs": lambda w: figures.over_pairs(w.of("patching.sweep")),
     "figures.page": lambda w: paged(w),
     "figures.pair": lambda w: figures.pair(w.pairs, 0),
-    "figures.planted_series": drawn("planted_series", "data.planted"),
+    "truth.planted_series": drawn("planted_series", "data.planted"),
     "figures.ranking": drawn("ranking", "patching.sweep"),
     "figures.series": lambda w: figures.series(w.data.series[0]),
 }
@@ -609,7 +609,7 @@ def of_spliced() -> dict[str, Callable[[World], Any]]:
         "saes.load": lambda w: saes.load("japanese-vowels", saes.list_saes("japanese-vowels")[0]),
         "saes.neuron_dictionary": lambda w: saes.neuron_dictionary(w.sae, w.activations, 2),
         "saes.random_dictionary": lambda w: saes.random_dictionary(w.sae, w.activations, 2),
-        "saes.recovery": lambda w: saes.recovery(w.sae, noise(5, 8)),
+        "truth.recovery": lambda w: truth.recovery(w.sae, noise(5, 8)),
         "saes.save": lambda w: saes.save(w.sae, w.place("sae")),
         "saes.score": lambda w: saes.score(w.model, w.sae, w.data),
         "saes.steer_latent": lambda w: saes.steer_latent(w.model, w.sae, w.data, 0, n_controls=2),
@@ -622,7 +622,7 @@ def of_spliced() -> dict[str, Callable[[World], Any]]:
         "saes.reading.output_effects": lambda w: reading.output_effects(w.model, w.sae, w.data),
         "saes.reading.property_association": lambda w: reading.property_association(
             w.of("saes.reading.activity_of"),
-            importlib.import_module("tstlens.saes.reading.window_properties").window_properties(
+            importlib.import_module("tstlens.saes.reading.result").window_properties(
                 w.data,
                 w.of("saes.reading.activity_of"),
                 tuple((2 * pos, 2 * pos + 2) for pos in range(6)),
@@ -649,8 +649,8 @@ def of_spliced() -> dict[str, Callable[[World], Any]]:
         "codebooks.fit.together": lambda w: codebooks.fit(
             w.fresh(), w.data, [HOOK], n_codes=6, epochs=2, train_model=True, **QUIET
         ),
-        "codebooks.fit_regime": lambda w: codebooks.fit_regime(
-            copy.deepcopy(w.of("codebooks.regime_model")),
+        "truth.fit_regime": lambda w: truth.fit_regime(
+            copy.deepcopy(w.of("truth.regime_model")),
             w.machine,
             ["blocks.0.hook_resid_post"],
             n_series=8,
@@ -662,7 +662,7 @@ def of_spliced() -> dict[str, Callable[[World], Any]]:
         "codebooks.make_codebooks": lambda w: codebooks.make_codebooks(
             "italy-power-demand", [HOOK], w.place("made"), n_codes=6, epochs=1, sae_steps=2, **QUIET
         )[0],
-        "codebooks.regime_experiment": lambda w: codebooks.regime_experiment(
+        "truth.regime_experiment": lambda w: truth.regime_experiment(
             [0],
             hooks=["blocks.0.hook_resid_post"],
             machine={"n_states": 12, "n_edges": 2, "n_prototypes": 4, "patch_len": 4},
@@ -675,13 +675,13 @@ def of_spliced() -> dict[str, Callable[[World], Any]]:
             epochs=1,
             **QUIET,
         ),
-        "codebooks.regime_model": lambda w: codebooks.regime_model(
+        "truth.regime_model": lambda w: truth.regime_model(
             w.machine, n_pos=4, n_layers=1, d_model=8, n_heads=2, d_mlp=8
         ),
         "codebooks.score": lambda w: codebooks.score(
             w.book_model, w.data, train=w.data, sae_steps=2
         ),
-        "codebooks.score_regime": lambda w: codebooks.score_regime(
+        "truth.score_regime": lambda w: truth.score_regime(
             regime_with_codes(w), w.machine, n_series=16, min_support=1
         ),
         "codebooks.start": lambda w: codebooks.start(
@@ -692,7 +692,7 @@ def of_spliced() -> dict[str, Callable[[World], Any]]:
 
 def small_recipe(call: Callable[[], Any]) -> Any:
     """A call with a planted recipe that trains for an epoch on 32 series."""
-    from tstlens.training.planted import PLANTED_RECIPES
+    from tstlens.truth.training import PLANTED_RECIPES
 
     kept = PLANTED_RECIPES["low-var"]
     few: Any = {"n_train": 32, "training": {**kept.training, "epochs": 1}}
@@ -704,16 +704,16 @@ def small_recipe(call: Callable[[], Any]) -> Any:
 
 
 def regime_with_codes(w: World) -> HookedTST:
-    changed = copy.deepcopy(w.of("codebooks.regime_model"))
+    changed = copy.deepcopy(w.of("truth.regime_model"))
     hooks = ["blocks.0.hook_resid_post"]
-    codebooks.fit_regime(changed, w.machine, hooks, n_series=8, n_codes=6, epochs=1, **QUIET)
+    truth.fit_regime(changed, w.machine, hooks, n_series=8, n_codes=6, epochs=1, **QUIET)
     return changed
 
 
 def registered() -> None:
-    from tstlens.conversion import registry
+    from tstlens.zoo import registry
 
-    family = registry._FAMILIES.pop("conv-tst")
+    family = registry.known().pop("conv-tst")
     conversion.register(family)
 
 

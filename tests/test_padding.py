@@ -675,7 +675,7 @@ def test_a_mean_is_needed_only_where_a_studied_series_reaches(tmp_path):
 
 
 def takes_missing() -> tuple[HookedTST, Tensor, Tensor]:
-    from tstlens.model.families.patchtst import PatchTSTEmbedConfig
+    from tstlens.zoo.patchtst import PatchTSTEmbedConfig
 
     model = random_model(PatchTSTEmbedConfig(2, 2))
     series = torch.randn(5, 2, 8, generator=torch.Generator().manual_seed(7))

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from tstlens.report.suite.coverage import TAILS, drawn
 from tstlens.stats import (
     adjusted,
     bootstrap_t,
@@ -21,6 +20,7 @@ from tstlens.stats import (
     strongest_share,
     top_overlap,
 )
+from tstlens.truth.questions import TAILS, drawn
 
 MEANS = dict.fromkeys(TAILS, 1.0) | {"lognormal": np.exp(0.5)}
 

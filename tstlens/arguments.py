@@ -149,7 +149,7 @@ def check_gradients(what: str, *given: Any) -> None:
 
 
 def _turn_of(value: Any) -> Any:
-    """The turn of a model, see ``tstlens.model.turns``; None for anything else."""
+    """The turn of a model, see ``tstlens.model.hooking``; None for anything else."""
     return getattr(value, "__dict__", {}).get("_turn")
 
 

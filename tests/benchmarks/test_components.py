@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tstlens.model.planted import component_task
+from tstlens.truth.components import component_task
 
 
 @pytest.fixture(autouse=True)

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import tstlens
-from tests.conversion.sources.moment import MOMENT
+from tests.zoo.sources.moment import MOMENT
 
 from .conftest import Ratios, side_by_side
 

@@ -1,6 +1,6 @@
 """Whether the recipes of the planted tasks reach what they promise, over five seeds.
 
-``pytest tests/benchmarks/test_planted.py -s`` prints the table that tstlens.training.planted shows.
+``pytest tests/benchmarks/test_planted.py -s`` prints the table that tstlens.truth.training shows.
 """
 
 from __future__ import annotations
@@ -8,15 +8,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tstlens.data import RegimeMachine, planted_names
 from tstlens.model import CustomConfig, HookedTST, HookedTSTConfig, LinearPatchesConfig
-from tstlens.training import (
-    NextPatchHead,
-    evaluate,
-    fit_next_patch,
-    fit_planted,
-    score_next_patch,
-)
+from tstlens.training import evaluate
+from tstlens.truth.regime import RegimeMachine
+from tstlens.truth.tasks import planted_names
+from tstlens.truth.training import NextPatchHead, fit_next_patch, fit_planted, score_next_patch
 
 N_POS = 16
 
@@ -57,7 +53,7 @@ def test_a_narrow_transformer_learns_the_regime_machine(seed):
         final_norm=True,
         act_fn="gelu",
         embed=LinearPatchesConfig(machine.patch_len, machine.patch_len),
-        head=CustomConfig("tstlens.training.planted.NextPatchHead"),
+        head=CustomConfig("tstlens.truth.training.NextPatchHead"),
         seed=seed,
     )
     model = HookedTST(config, head=NextPatchHead(16, machine.patch_len, seed))

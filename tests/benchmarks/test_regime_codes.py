@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import tstlens
+from tstlens import truth
 
 codebooks = pytest.importorskip("tstlens.codebooks")
 
@@ -29,7 +30,7 @@ def one_core():
 @pytest.fixture(scope="module")
 def experiment():
     torch.set_num_threads(1)
-    return codebooks.regime_experiment(seeds=(0, 1, 2), progress=False)
+    return truth.regime_experiment(seeds=(0, 1, 2), progress=False)
 
 
 def test_codes_are_hidden_states(experiment):

@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from tstlens.report import truth
+from tstlens.truth.suite import truth
 
 
 def main() -> None:

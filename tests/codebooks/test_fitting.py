@@ -9,9 +9,7 @@ import pytest
 import torch
 
 from tstlens import codebooks
-from tstlens.codebooks.fitting_run import FitRun
-from tstlens.codebooks.reviving import Usage, perplexity
-from tstlens.codebooks.starting import activations
+from tstlens.codebooks.fitting import FitRun, Usage, activations, perplexity
 from tstlens.data import TimeSeriesData
 from tstlens.errors import ArgumentError, HookError
 from tstlens.model import HeadConfig, HookedTST, HookedTSTConfig, PerStepConfig

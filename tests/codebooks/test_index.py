@@ -12,7 +12,7 @@ import torch
 
 from tstlens.codebooks import CodebookScores, CodeIndex, CodeNotes
 from tstlens.codebooks.scores import BookScore
-from tstlens.data import RegimeMachine, TimeSeriesData
+from tstlens.data import TimeSeriesData
 from tstlens.errors import (
     ArgumentError,
     ConfigVersionError,
@@ -23,6 +23,7 @@ from tstlens.errors import (
     UnknownHookError,
 )
 from tstlens.model import HeadConfig, PerStepConfig
+from tstlens.truth.regime import RegimeMachine
 
 MLP_OUT, Z = "blocks.0.hook_mlp_out", "blocks.1.attn.hook_z"
 

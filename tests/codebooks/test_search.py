@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tstlens.codebooks import CodeIndex, SearchWindows
-from tstlens.codebooks.index_book import IndexedBook
+from tstlens.codebooks.book import IndexedBook
 from tstlens.data import TimeSeriesData
 from tstlens.data.window_properties import of_window
 from tstlens.errors import ArgumentError, LabelError, SeriesShapeError, UnknownNameError
@@ -202,7 +202,7 @@ def test_a_mask_of_a_regime_marks_positions_and_whole_series_are_dealt_out():
 
 
 def test_dealing_out_keeps_series_whole_and_starts_over_where_one_is_longer():
-    from tstlens.codebooks.search_counts import Dealer
+    from tstlens.codebooks.search import Dealer
 
     lengths = np.array([12, 5, 7, 12])
     observed = np.arange(N_POS) < lengths[:, None]

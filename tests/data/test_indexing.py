@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tstlens.data import Pairs, TimeSeriesData
-from tstlens.data.indexing import row_indices
+from tstlens.data.validate import row_indices
 from tstlens.errors import ArgumentError, RowIndexError
 
 bounds = st.none() | st.integers(-7, 7)

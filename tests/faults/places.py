@@ -14,8 +14,7 @@ from tstlens import HookedTST, codebooks, patching, saes, storage, training
 from tstlens.data import Pairs, TimeSeriesData
 from tstlens.model import HeadConfig, HookedTSTConfig, PerStepConfig
 from tstlens.model.saving import save_with
-from tstlens.saes.harvest import ActivationRows
-from tstlens.saes.shards import harvest_to_disk
+from tstlens.saes.stream import ActivationRows, harvest_to_disk
 
 HOOK = "blocks.0.hook_mlp_out"
 

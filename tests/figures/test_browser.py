@@ -84,7 +84,7 @@ def test_the_page_holds_the_numbers_of_the_result(tmp_path):
 
 
 def test_a_page_of_too_many_series_shows_a_sample_of_every_class_and_says_so(tmp_path, monkeypatch):
-    from tstlens.figures.browser import payload
+    from tstlens.figures.browser import page as payload
 
     monkeypatch.setattr(payload, "MOST_SAMPLES", 12 * 2 * 16)
     features = features_of()
@@ -265,7 +265,7 @@ def test_rows_are_series_and_channels_where_channels_are_independent(opened):
 def test_two_thousand_latents_open_quickly(opened):
     """A dictionary of 2,000 latents on 400 series of 128 positions, 16 active per position."""
     from tstlens.saes.reading import Activity, Features
-    from tstlens.saes.reading.effects import OutputEffects
+    from tstlens.saes.reading.intervention import OutputEffects
 
     rng = np.random.default_rng(0)
     data = made.labelled(n=400, n_channels=3, n_time=128, n_classes=5)

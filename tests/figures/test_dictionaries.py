@@ -53,7 +53,7 @@ def test_scores_are_drawn_as_they_are(scores):
 
 
 def test_recovery_leaves_out_what_was_not_measured():
-    from tstlens.saes import Recovery
+    from tstlens.truth.sae_recovery import Recovery
 
     found = Recovery(0.9, 0.3, 1.0, float("nan"), 8, 8)
     assert list(found.figure().data[0].x) == [0.9, 0.3, 1.0]

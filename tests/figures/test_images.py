@@ -6,7 +6,7 @@ import plotly.graph_objects as go
 import pytest
 
 from tstlens.errors import ArgumentError
-from tstlens.figures.images import write_png
+from tstlens.figures.drawing import write_png
 
 
 def test_without_a_browser_the_error_says_what_is_missing_and_nothing_is_written(

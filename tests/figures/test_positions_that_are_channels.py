@@ -8,7 +8,7 @@ import torch
 from tstlens import patching
 from tstlens.figures import draw, ranking
 from tstlens.model import HookedTST, HookedTSTConfig
-from tstlens.model.families.inverted import InvertedConfig, PositionHeadConfig
+from tstlens.zoo.itransformer import InvertedConfig, PositionHeadConfig
 
 CHANNELS, TIME = 5, 12
 

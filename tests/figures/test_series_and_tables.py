@@ -147,7 +147,7 @@ def test_the_ranking_is_ordered_by_size_with_the_sweeps_means(sweep):
 
 @pytest.mark.parametrize(
     "name",
-    ["drawing", "intervals", "lines", "ranking", "sweeps", "words"],
+    ["drawing", "lines", "statistics", "sweeps", "words"],
 )
 def test_the_examples_in_the_documentation_run(name):
     module = importlib.import_module(f"tstlens.figures.{name}")

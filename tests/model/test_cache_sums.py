@@ -16,7 +16,7 @@ from tests.model.conftest import build, randomise
 from tstlens.errors import ArgumentError, NonlinearResidualError, TstlensError
 from tstlens.model import HookedTST, HookedTSTConfig
 from tstlens.model.cache import TSTActivationCache
-from tstlens.model.families.chronos_t5 import BinnedTokensConfig, TokenLogitsConfig
+from tstlens.zoo.chronos_t5 import BinnedTokensConfig, TokenLogitsConfig
 
 NORMS = st.sampled_from(["LN", "RMS", "BN"])
 OTHER_NORMS = st.sampled_from([None, "LN", "RMS", "BN"])

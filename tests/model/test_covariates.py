@@ -7,8 +7,7 @@ import torch
 
 from tstlens.errors import ArgumentError, SeriesShapeError
 from tstlens.model import HeadConfig, HookedTST, HookedTSTConfig, PerStepConfig
-from tstlens.model.families.lagged_steps import LaggedStepsConfig
-from tstlens.model.families.step_heads import StepParametersConfig
+from tstlens.zoo.lagged_steps import LaggedStepsConfig, StepParametersConfig
 
 
 def test_a_model_that_takes_none_refuses_them():

@@ -9,7 +9,7 @@ import torch
 
 from tstlens.errors import ArgumentError, HookError, UnknownHookError
 from tstlens.model import HeadConfig, HookedTST, HookedTSTConfig, PerStepConfig
-from tstlens.model.families.chronos_t5 import BinnedTokensConfig, TokenLogitsConfig
+from tstlens.zoo.chronos_t5 import BinnedTokensConfig, TokenLogitsConfig
 
 TOKENS = BinnedTokensConfig(12, 2, -2.0, 2.0, 30, decoder_steps=3)
 OPTIONS = {

@@ -14,17 +14,15 @@ from hypothesis import strategies as st
 from tests.model.conftest import EMBEDS, build
 from tstlens.errors import ArgumentError, TstlensError
 from tstlens.model import HeadConfig, HookedTST
-from tstlens.model.families.chronos_2 import Chronos2HeadConfig, Chronos2PatchesConfig
-from tstlens.model.families.chronos_bolt import BoltHeadConfig, BoltPatchesConfig
-from tstlens.model.families.chronos_t5 import BinnedTokensConfig, TokenLogitsConfig
-from tstlens.model.families.flat_head import FlatHeadConfig
-from tstlens.model.families.inverted import InvertedConfig, PositionHeadConfig
-from tstlens.model.families.moment import MomentHeadConfig, MomentPatchesConfig
-from tstlens.model.families.patchtst import PatchTSTEmbedConfig
-from tstlens.model.families.revin import RevINPatchesConfig
-from tstlens.model.families.steps import ConvStepsConfig, ScaledStepsConfig
-from tstlens.model.families.timesfm import TimesFMHeadConfig, TimesFMPatchesConfig
-from tstlens.model.families.timesfm_25 import TimesFM25HeadConfig, TimesFM25PatchesConfig
+from tstlens.zoo.chronos_2 import Chronos2HeadConfig, Chronos2PatchesConfig
+from tstlens.zoo.chronos_bolt import BoltHeadConfig, BoltPatchesConfig
+from tstlens.zoo.chronos_t5 import BinnedTokensConfig, TokenLogitsConfig
+from tstlens.zoo.itransformer import InvertedConfig, PositionHeadConfig
+from tstlens.zoo.moment import MomentHeadConfig, MomentPatchesConfig
+from tstlens.zoo.parts import ConvStepsConfig, FlatHeadConfig, RevINPatchesConfig, ScaledStepsConfig
+from tstlens.zoo.patchtst import PatchTSTEmbedConfig
+from tstlens.zoo.timesfm import TimesFMHeadConfig, TimesFMPatchesConfig
+from tstlens.zoo.timesfm_25 import TimesFM25HeadConfig, TimesFM25PatchesConfig
 
 BLOCKS: dict[str, list[Any]] = {
     "norm_position": ["pre", "post"],

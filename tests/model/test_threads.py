@@ -15,7 +15,7 @@ import torch
 from tests.model.conftest import build
 from tstlens import patching
 from tstlens.errors import HookError
-from tstlens.model.turns import Turn
+from tstlens.model.hooking import Turn
 
 CLEAN, CORRUPTED = torch.randn(2, 3, 3, 12, generator=torch.Generator().manual_seed(1))
 METRIC = patching.log_prob(torch.tensor([0, 3, 1]))

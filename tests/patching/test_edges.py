@@ -23,9 +23,8 @@ from tstlens.patching.circuits import (
     follow_paths,
     path_patch,
 )
-from tstlens.patching.circuits.attribution import edge_gradients
-from tstlens.patching.circuits.edge_sets import run_edge_sets
-from tstlens.patching.circuits.streams import record_components
+from tstlens.patching.circuits.edges import edge_gradients
+from tstlens.patching.circuits.streams import record_components, run_edge_sets
 
 
 @pytest.fixture

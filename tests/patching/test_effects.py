@@ -15,7 +15,7 @@ from tstlens import patching
 from tstlens.data import Pairs
 from tstlens.errors import ArgumentError
 from tstlens.model import HeadConfig, HookedTST, HookedTSTConfig, LinearPatchesConfig, PerStepConfig
-from tstlens.report.views import as_probability
+from tstlens.report.wording import as_probability
 
 TARGET = torch.tensor([0, 3, 1])
 METRICS = {

@@ -144,7 +144,7 @@ def test_chunking_changes_nothing(case: Case, site: str, memory_mb: float) -> No
 
 
 def test_many_pairs_equal_each_pair_by_itself(case: Case, monkeypatch) -> None:
-    monkeypatch.setattr(sys.modules["tstlens.patching.measuring"], "PAIRS_PER_BLOCK", 2)
+    monkeypatch.setattr(sys.modules["tstlens.patching.metrics"], "PAIRS_PER_BLOCK", 2)
     together = patching.sweep(
         case.model, case.clean, case.corrupted, "z", ("layer", "head"),
         patching.log_prob(case.target),

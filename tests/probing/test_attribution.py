@@ -20,8 +20,7 @@ from tstlens.model import (
     PerStepConfig,
 )
 from tstlens.patching import Site, logit, sweep
-from tstlens.probing.attribution import METHODS
-from tstlens.probing.attribution.units import cells_of, feature_mask, seen_units, summed
+from tstlens.probing.input_attribution import METHODS, cells_of, feature_mask, seen_units, summed
 
 captum = pytest.importorskip("captum.attr")
 

@@ -12,7 +12,7 @@ from tests.probing.made import labelled, small
 from tstlens.data import TimeSeriesData
 from tstlens.errors import ArgumentError, HookError, LabelError, SeriesShapeError
 from tstlens.probing import activations, cka, similarity, skip_cost
-from tstlens.probing.similarity_cka import Similarity
+from tstlens.probing.layer_similarity import Similarity
 
 
 def vectors(n=40, width=6, seed=0):

@@ -12,7 +12,7 @@ from tests.probing.test_clusters import Dictionary
 from tstlens.data import TimeSeriesData
 from tstlens.errors import ArgumentError
 from tstlens.probing import activations, units
-from tstlens.probing.units_association import confirmed_pairs, distinct
+from tstlens.probing.unit_association import confirmed_pairs, distinct
 
 LIMITS = (0.05, 0.0)
 HALVES = np.arange(30), np.arange(30, 60)

@@ -11,7 +11,7 @@ import torch
 from tstlens import figures, patching, report
 from tstlens.data import Pairs
 from tstlens.report.circuits import halves
-from tstlens.report.estimates import cost_sentence
+from tstlens.report.study import cost_sentence
 
 
 @pytest.fixture(scope="module")

@@ -10,12 +10,12 @@ import torch
 
 from tstlens import HookedTST, load_dataset, patching, probing
 from tstlens.data import TimeSeriesData, class_pairs, misclassified_pairs
-from tstlens.data.planted import score_states
 from tstlens.errors import ArgumentError, LabelError, SeriesShapeError
-from tstlens.patching.stability import alike_pairs
+from tstlens.patching.statistics import alike_pairs
 from tstlens.report.study import study
 from tstlens.saes.scoring import task_measures
 from tstlens.training import evaluate
+from tstlens.truth.scores import score_states
 
 QUIET = {"n_shuffles": 1, "progress": False}
 

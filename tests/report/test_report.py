@@ -19,8 +19,7 @@ import tstlens
 from tstlens import patching, report
 from tstlens.data import TimeSeriesData
 from tstlens.errors import ArgumentError, LabelError, StorageError, UnknownCheckpointError
-from tstlens.report.account import _times_claim
-from tstlens.report.findings import Finding
+from tstlens.report.account import Finding, _times_claim
 from tstlens.training import evaluate
 
 
@@ -103,7 +102,7 @@ def test_pairs_are_what_they_are_said_to_be(numbers, model, data):
 
 
 def test_the_control_patches_in_the_class_that_is_seen_already(model, data):
-    from tstlens.report.pairs import choose
+    from tstlens.report.study import choose
 
     evaluation = evaluate(model, data)
     sets, _ = choose(model, data, evaluation, 8, 3)
@@ -293,7 +292,7 @@ def test_a_masked_data_set_is_reported_too(model, data, tmp_path):
     torch.testing.assert_close(found.sets[-1].sweeps["heads"].baseline, expected.detach())
 
 
-@pytest.mark.parametrize("name", ["wording", "build", "checkpoint"])
+@pytest.mark.parametrize("name", ["wording", "build", "card"])
 def test_the_examples_in_the_documentation_run(name):
     assert doctest.testmod(importlib.import_module(f"tstlens.report.{name}")).failed == 0
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tests.saes import hand_made as made
-from tstlens import patching, saes
+from tstlens import patching, saes, truth
 from tstlens.errors import ArgumentError, InputError, StorageError
 
 HOOK, Z = "blocks.0.hook_mlp_out", "blocks.0.attn.hook_z"
@@ -118,7 +118,7 @@ def test_readers(model, data, sae, no_shape_checks):
         "k as an integer of at least 1, got 0": lambda: saes.random_dictionary(
             sae, torch.randn(5, 8), 0
         ),
-        r"feature_activations \[row=3, feature=8\]": lambda: saes.recovery(
+        r"feature_activations \[row=3, feature=8\]": lambda: truth.recovery(
             sae, torch.randn(8, 8), torch.randn(3, 8), torch.randn(4, 8)
         ),
         "baseline as a string or a tensor of floats": lambda: saes.feature_graph(

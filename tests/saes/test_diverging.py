@@ -7,10 +7,11 @@ import copy
 import pytest
 import torch
 
-from tstlens import codebooks, saes
-from tstlens.data import RegimeMachine
+from tstlens import codebooks, saes, truth
 from tstlens.errors import ArgumentError
-from tstlens.training import fit_next_patch, train
+from tstlens.training import train
+from tstlens.truth.regime import RegimeMachine
+from tstlens.truth.training import fit_next_patch
 
 HOOK = "blocks.0.hook_mlp_out"
 FITS = {
@@ -35,7 +36,7 @@ def test_the_model_keeps_its_last_finite_weights(name, make_model, full):
 
 def test_next_patch_training_keeps_them_too():
     machine = RegimeMachine(n_states=12, n_edges=2, n_prototypes=4, patch_len=4)
-    model = codebooks.regime_model(machine, n_pos=4, n_layers=1, d_model=8, n_heads=2, d_mlp=8)
+    model = truth.regime_model(machine, n_pos=4, n_layers=1, d_model=8, n_heads=2, d_mlp=8)
     before = copy.deepcopy(model.state_dict())
     with pytest.raises(ArgumentError, match="lr: .* no longer finite at"):
         fit_next_patch(model, machine, n_pos=4, steps=5, batch_size=4, lr=1e30, progress=False)

@@ -10,7 +10,7 @@ from tests.saes import hand_made as made
 from tstlens.data import TimeSeriesData
 from tstlens.errors import ArgumentError, SeriesShapeError, UnknownHookError
 from tstlens.saes.reading import Activity, activity_of
-from tstlens.saes.reading.windows import cells_of, spans_of, top_windows
+from tstlens.saes.reading.activity import cells_of, spans_of, top_windows
 
 
 def serial(model, dictionary, data):

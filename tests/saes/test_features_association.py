@@ -13,8 +13,7 @@ from tests.saes import hand_made as made
 from tstlens.data import TimeSeriesData
 from tstlens.errors import ArgumentError, LabelError
 from tstlens.saes.reading import Activity, class_association, property_association
-from tstlens.saes.reading.properties import correlations
-from tstlens.saes.reading.window_properties import window_properties
+from tstlens.saes.reading.result import correlations, window_properties
 
 
 def sparse_activity(n_series=60, n_pos=10, n_latents=8, seed=0, share=0.3):
@@ -122,7 +121,7 @@ def test_padded_samples_take_no_part_in_properties():
 
 
 def test_narrow_spans_are_widened_and_stay_within_the_series():
-    from tstlens.saes.reading.window_properties import widened
+    from tstlens.data.window_properties import widened
 
     assert widened(((0, 1), (9, 10), (19, 20)), 20) == ((0, 5), (6, 14), (16, 20))
     assert widened(((2, 14),), 20) == ((2, 14),)

@@ -10,7 +10,7 @@ import torch
 from tests.saes import hand_made as made
 from tstlens.errors import ArgumentError
 from tstlens.saes.reading import ablate_latent, output_effects, steer_latent
-from tstlens.saes.reading.place import directions
+from tstlens.saes.reading.activity import directions
 
 
 def real_sae(kind, hook, width, d_sae=12, **options):

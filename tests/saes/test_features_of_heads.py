@@ -10,8 +10,7 @@ from tests.saes import hand_made as made
 from tstlens import saes
 from tstlens.errors import ArgumentError, SeriesShapeError
 from tstlens.saes.reading import activity_of, output_effects
-from tstlens.saes.reading.by_head import ByHead, by_head
-from tstlens.saes.reading.worlds import central
+from tstlens.saes.reading.activity import ByHead, by_head, central
 
 Z = "blocks.0.attn.hook_z"
 D_SAE = 6
@@ -108,7 +107,7 @@ def test_a_dictionary_that_normalises_by_row_cannot_be_joined(each):
 
 def quantile_forecaster():
     from tstlens.model import HookedTST, HookedTSTConfig, LinearPatchesConfig
-    from tstlens.model.families.flat_head import FlatHeadConfig
+    from tstlens.zoo.parts import FlatHeadConfig
 
     return HookedTST(
         HookedTSTConfig(

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from tstlens import saes
+from tstlens import saes, truth
 from tstlens.errors import ArgumentError, StateDictError, StorageError, TstlensError
 from tstlens.saes.checks import check_dictionary
 
@@ -38,7 +38,7 @@ def test_what_is_no_sae(model, data, sae, wrong):
         lambda: saes.compare(sae, wrong),
         lambda: saes.random_dictionary(wrong, ROWS, 2),
         lambda: saes.neuron_dictionary(wrong, ROWS, 2),
-        lambda: saes.recovery(wrong, ROWS),
+        lambda: truth.recovery(wrong, ROWS),
         lambda: check_dictionary(wrong),
     ):
         with pytest.raises(ArgumentError, match=words):

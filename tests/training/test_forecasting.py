@@ -79,7 +79,7 @@ def test_fitting_a_recipe_twice_gives_the_same_weights_whatever_came_before():
 
 
 def test_held_out_windows_begin_after_the_last_trained_target(monkeypatch):
-    import tstlens.training.forecast_recipes as recipes
+    import tstlens.training.recipes as recipes
 
     asked = []
     real = recipes.load_forecasting

@@ -7,7 +7,7 @@ import json
 import pytest
 import torch
 
-import tstlens.training.run as run
+import tstlens.training.loop as run
 from tstlens.errors import (
     ArgumentError,
     CorruptFileError,

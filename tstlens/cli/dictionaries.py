@@ -46,7 +46,7 @@ def sae_train(
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress bar.")] = False,
 ) -> None:
     """Train an SAE on a model's activations, score it on the test split, and save it."""
-    from tstlens.saes.making import make_sae
+    from tstlens.saes.dictionaries import make_sae
 
     folder = out or Path(f"sae-{hook}")
     _, scores = make_sae(

@@ -183,7 +183,7 @@ def convert(
     ] = False,
 ) -> None:
     """Convert a source model, check its outputs against the source's, and save it."""
-    from tstlens.conversion import convert as run
+    from tstlens.zoo.converting import convert as run
 
     _keep_existing(out, overwrite)
     model = run(Path(source) if Path(source).exists() else source, family, **_hints(hint or []))
@@ -195,7 +195,7 @@ def convert(
 @app.command()
 def families() -> None:
     """List the source families that can be converted."""
-    from tstlens.conversion import families as known
+    from tstlens.zoo.registry import families as known
 
     for name, summary in known().items():
         print(f"{name:18} {summary}")

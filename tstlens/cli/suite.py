@@ -33,8 +33,7 @@ def benchmark(
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress bar.")] = False,
 ) -> None:
     """Score explanations, circuits, features and codes on tasks with planted answers."""
-    from tstlens.report import truth
-    from tstlens.report.suite.build import QUESTIONS
+    from tstlens.truth.suite import QUESTIONS, truth
 
     check_file(out)
     check_file(out.with_suffix(".csv"))

@@ -1,4 +1,7 @@
-"""From a checkpoint and a data set to a saved model with codebooks, with its scores beside it."""
+"""From a checkpoint and a data set to a saved model with codebooks, with its scores beside it.
+
+Models with codebooks on disk: a model's folder with its codebooks under ``saes/``.
+"""
 
 from __future__ import annotations
 
@@ -6,15 +9,61 @@ import copy
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from tstlens import storage
 from tstlens.arguments import checked
 from tstlens.codebooks.fitting import FittedCodebooks, fit
-from tstlens.codebooks.loading import SHIPPED
 from tstlens.codebooks.scores import CodebookScores, score
 from tstlens.data import load_described
-from tstlens.errors import ArgumentError
+from tstlens.errors import ArgumentError, UnknownCheckpointError
 from tstlens.model import HookedTST
-from tstlens.model.saving import as_model, save_with
+from tstlens.model.saving import as_model, find_checkpoint, save_with
+from tstlens.saes.dictionaries import FOLDER, list_saes
+from tstlens.saes.dictionaries import load as load_dictionary
+
+SHIPPED = "codebooks"  # folder of a checkpoint that holds it tuned, with codebooks
+
+
+@checked
+def load(
+    name: str | Path, *, device: str | torch.device = "cpu", dtype: torch.dtype | None = None
+) -> HookedTST:
+    """A model that was fitted together with codebooks, with them on.
+
+    Args:
+        name: a shipped checkpoint that has such a model beside it, or a folder that
+            ``model.save_pretrained`` wrote while codebooks were on the model.
+        device: where to put it.
+        dtype: what to cast it to.
+
+    Returns:
+        The model in eval mode. ``model.reset_codebooks()`` leaves the tuned weights alone, which
+        are not those of the checkpoint.
+
+    Raises:
+        UnknownCheckpointError: nothing goes by that name, or no codebooks are there.
+        CorruptFileError: weights or tables are truncated or altered.
+
+    Example:
+        >>> from tstlens import codebooks
+        >>> list(codebooks.load("japanese-vowels").acts_to_codebooks)
+        ['blocks.0.hook_normalized_resid_post', 'blocks.1.hook_normalized_resid_post']
+    """
+    folder = find_checkpoint(name)
+    folder = folder / SHIPPED if (folder / SHIPPED).is_dir() else folder
+    hooks = list_saes(folder)
+    model = HookedTST.from_pretrained(folder, device=device, dtype=dtype)
+    books = {hook: load_dictionary(folder / FOLDER / hook, device=device) for hook in hooks}
+    books = {hook: book for hook, book in books.items() if hasattr(book, "trace")}
+    if not books:
+        raise UnknownCheckpointError(
+            str(name), [], f"{folder} holds a model without codebooks; fit them: codebooks.fit"
+        )
+    for hook, book in books.items():
+        model.add_codebook(book.to(model.cfg.dtype), hook)
+    return model
+
 
 SCORES, README = "scores.json", "README.md"
 

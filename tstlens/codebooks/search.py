@@ -1,22 +1,479 @@
-"""Which codes are active where something holds: picked on one split, reported on another."""
+"""Which codes are active where something holds: picked on one split, reported on another.
+
+Counting codes against what is searched for: on one split, and with it dealt out at random.
+
+What a search among codes found, beside neurons, latents and shuffled data.
+
+The best neuron and the best SAE latent at the recall of a code.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from jaxtyping import Bool
+from jaxtyping import Bool, Float
 
-from tstlens.codebooks.search_counts import Side
-from tstlens.codebooks.search_result import CodeSearch, FoundCode
-from tstlens.codebooks.search_rivals import best_rivals
+from tstlens.codebooks.book import IndexedBook
 from tstlens.codebooks.search_windows import SearchWindows, evaluated
 from tstlens.data.labels import class_index
 from tstlens.errors import ArgumentError, LabelError, SeriesShapeError
+from tstlens.results import Result
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from tstlens.codebooks.index import CodeIndex
+
+
+@dataclass(frozen=True)
+class Score:
+    """How well something marks what was searched for.
+
+    Args:
+        precision: share of the places where it is active at which the predicate holds; NaN where
+            it is never active.
+        recall: share of the places where the predicate holds at which it is active.
+        support: places at which it is active.
+    """
+
+    precision: float
+    recall: float
+    support: int
+
+
+@dataclass(frozen=True)
+class Rival:
+    """The best neuron or SAE latent at (at least) a code's recall on the training split.
+
+    Args:
+        place: hook point.
+        index: which one.
+        sign: 1 where it has to be above the threshold, -1 below.
+        threshold: in the activation's units.
+        train: its score on the split that it was picked on.
+        test: on the other.
+    """
+
+    place: str
+    index: int
+    sign: int
+    threshold: float
+    train: Score
+    test: Score
+
+
+@dataclass(frozen=True)
+class FoundCode:
+    """One code that a search found.
+
+    Args:
+        hook: hook point.
+        code: its number; ``group`` and ``head`` say of which table.
+        group: its group.
+        head: its head, or None.
+        train: score on the split that it was picked on, which flatters it.
+        test: score on the other, which does not.
+        p: how often the best of all codes stands out as far on the training split when what is
+            searched for is dealt out to the series at random; allows for having looked at all.
+        null: precision that the best of all codes reaches then at this code's recall, 95th
+            percentile; 0 where none has the recall.
+        neuron: the best neuron at its recall, or None.
+        latent: the best SAE latent at its recall, or None.
+        several_groups: whether its codebook has more than one group.
+        shared: whether heads share its table.
+    """
+
+    hook: str
+    code: int
+    group: int
+    head: int | None
+    train: Score
+    test: Score
+    p: float
+    null: float
+    neuron: Rival | None
+    latent: Rival | None
+    several_groups: bool = False
+    shared: bool = False
+
+    def where(self) -> dict[str, Any]:
+        """Arguments that name the code to ``model.force_codes(**...)`` and ``effects``."""
+        code: Any = {self.group: self.code} if self.several_groups else self.code
+        named = {"codes": {self.hook: code}}
+        return {**named, "head": self.head} if self.shared else named
+
+    @property
+    def name(self) -> str:
+        """The code in words, such as "code 17 at blocks.0.hook_mlp_out"."""
+        head = f" of head {self.head}" if self.head is not None else ""
+        many = self.several_groups and self.head is None
+        return f"code {self.code}{f' of group {self.group}' if many else head} at {self.hook}"
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class CodeSearch(Result):
+    """Codes by precision on the training split, with their scores on the other.
+
+    Args:
+        codes: found codes, most precise (on the training split) first.
+        asked: what was searched for, in words.
+        unit: whether places are positions or series.
+        base_rate: share of the test split's places at which the predicate holds: the precision of
+            a random code.
+        train_base_rate: the same of the training split.
+        null: [code, permutation] precision, on the training split, of the best of all codes that
+            have this code's recall, with what is searched for dealt out to the series at random.
+        n_candidates: codes that had the recall and support to be ranked.
+        made: data, splits, seeds, limits.
+    """
+
+    codes: tuple[FoundCode, ...]
+    asked: str
+    unit: str
+    base_rate: float
+    train_base_rate: float
+    null: Float[np.ndarray, "code permutation"]
+    n_candidates: int
+    made: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def best(self) -> FoundCode:
+        """The first code.
+
+        Raises:
+            ArgumentError: no code had the recall and support asked for.
+        """
+        if not self.codes:
+            raise ArgumentError(
+                f"no code is active at enough places with {self.asked} (min_recall="
+                f"{self.made.get('min_recall')}, min_support={self.made.get('min_support')}); "
+                "ask for less"
+            )
+        return self.codes[0]
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """One row per code, in order.
+
+        ``precision``, ``recall`` and ``support`` are of the test split, ``train_precision`` … of
+        the other; ``p`` and ``null`` are of shuffled data. ``neuron`` and ``latent`` name the
+        best rivals at the code's recall on the training split, with their precision and recall on
+        the test split.
+        """
+        import pandas as pd
+
+        rows = []
+        for one in self.codes:
+            row: dict[str, Any] = {
+                "hook": one.hook,
+                "group": one.group,
+                "head": one.head,
+                "code": one.code,
+                **vars(one.test),
+                **{f"train_{name}": value for name, value in vars(one.train).items()},
+                "p": one.p,
+                "null": one.null,
+            }
+            for kind in ("neuron", "latent"):
+                rival: Rival | None = getattr(one, kind)
+                row[kind] = None if rival is None else f"{rival.place}[{rival.index}]"
+                row[f"{kind}_precision"] = np.nan if rival is None else rival.test.precision
+                row[f"{kind}_recall"] = np.nan if rival is None else rival.test.recall
+            rows.append(row)
+        return pd.DataFrame(rows)
+
+    def __len__(self) -> int:
+        return len(self.codes)
+
+    def __getitem__(self, index: int) -> FoundCode:
+        return self.codes[index]
+
+    def __repr__(self) -> str:
+        head = f"CodeSearch({self.asked}: base rate {self.base_rate:.1%}"
+        if not self.codes:
+            return f"{head}, no code has the recall and support asked for)"
+        lines = [
+            f"{one.name}: precision {one.test.precision:.1%}, recall {one.test.recall:.1%}, "
+            f"p {one.p:.3f}"
+            for one in self.codes[:3]
+        ]
+        more = f"; and {len(self.codes) - 3} more" if len(self.codes) > 3 else ""
+        return f"{head}; {'; '.join(lines)}{more})"
+
+
+CHUNK = 64  # columns at a time
+
+
+@dataclass(frozen=True)
+class Places:
+    """The units of one split that count.
+
+    Args:
+        hits: bool [unit], where the predicate holds.
+        inside: bool [unit], observed and of this split.
+        observed: bool [slot], for the largest activation of a series; None where units are slots.
+        n_series: series.
+    """
+
+    hits: Bool[np.ndarray, " unit"]
+    inside: Bool[np.ndarray, " unit"]
+    observed: Bool[np.ndarray, " slot"] | None
+    n_series: int
+
+    def of_units(self, columns: np.ndarray) -> np.ndarray:
+        """Activations [unit, column] of the units that count."""
+        if self.observed is not None:  # the largest of a series
+            columns = np.where(self.observed[:, None], columns, -np.inf)
+            columns = columns.reshape(self.n_series, -1, columns.shape[1]).max(1)
+        return columns[self.inside]
+
+    def score(self, active: np.ndarray) -> Score:
+        """Of something that is active at some of the units that count."""
+        hits = self.hits[self.inside]
+        return score_of(int((active & hits).sum()), int(active.sum()), int(hits.sum()))
+
+
+def score_of(right: int, active: int, there: int) -> Score:
+    """Precision, recall and support from counts."""
+    nan = float("nan")
+    return Score(right / active if active else nan, right / there if there else nan, active)
+
+
+def best_rivals(
+    values: dict[str, Any],
+    signs: Sequence[int],
+    train: Places,
+    recalls: Sequence[float],
+    test_values: dict[str, Any],
+    test: Places,
+) -> list[Rival | None]:
+    """For every recall the column of highest precision on the training split at that recall.
+
+    A column is active where it reaches a threshold, which is set as high as the recall allows.
+
+    Args:
+        values: place -> [slot, column] on the training split, dense or sparse.
+        signs: 1 for activations above a threshold, -1 for below.
+        train: units to pick on.
+        recalls: of the codes.
+        test_values: the same places on the other split.
+        test: units to report on.
+    """
+    hits = train.hits[train.inside]
+    there = int(hits.sum())
+    if not recalls or not there or not values or set(values) - set(test_values):
+        return [None] * len(recalls)
+    needed = np.clip(np.ceil(np.array(recalls) * there - 1e-9).astype(int), 1, there)
+    best: list[tuple[float, float, str, int, int, float] | None] = [None] * len(recalls)
+    for place, first, columns in _chunks(values):
+        for sign in signs:
+            signed = train.of_units(sign * columns)
+            right = -np.sort(-signed[hits], axis=0)
+            wrong = np.sort(signed[~hits], axis=0)
+            thresholds = right[needed - 1]  # [recall, column]
+            for column in range(signed.shape[1]):
+                limits = thresholds[:, column]
+                above = len(wrong) - np.searchsorted(wrong[:, column], limits, side="left")
+                reached = np.searchsorted(-right[:, column], -limits, side="right")
+                precision = reached / (reached + above)
+                for at, value in enumerate(precision):
+                    known = best[at]
+                    key = (float(value), reached[at] / there)
+                    if known is None or key > known[:2]:
+                        limit = float(limits[at])
+                        best[at] = (*key, place, first + column, sign, limit)
+    return [None if one is None else _rival(one, values, train, test_values, test) for one in best]
+
+
+def _chunks(values: dict[str, Any]) -> Iterator[tuple[str, int, np.ndarray]]:
+    for place, matrix in values.items():
+        for first in range(0, matrix.shape[1], CHUNK):
+            yield place, first, _dense(matrix, slice(first, first + CHUNK))
+
+
+def _dense(matrix: Any, columns: slice) -> np.ndarray:
+    part = matrix[:, columns]
+    return part.toarray() if hasattr(part, "toarray") else np.asarray(part)
+
+
+def _rival(
+    found: tuple[float, float, str, int, int, float],
+    values: dict[str, Any],
+    train: Places,
+    test_values: dict[str, Any],
+    test: Places,
+) -> Rival:
+    _, _, place, index, sign, threshold = found
+    scores = []
+    for matrix, places in ((values[place], train), (test_values[place], test)):
+        column = places.of_units(sign * _dense(matrix, slice(index, index + 1)))[:, 0]
+        scores.append(places.score(column >= threshold))
+    return Rival(place, index, sign, sign * threshold, *scores)
+
+
+BLOCK = 2_000_000  # entries of a block of permutations
+
+
+@dataclass
+class Side:
+    """One split: where the predicate holds and codes are active, counted."""
+
+    index: CodeIndex
+    books: dict[str, IndexedBook]
+    holds: np.ndarray  # bool [slot]
+    series: np.ndarray
+    unit: str
+
+    def __post_init__(self) -> None:
+        index = self.index
+        self.shape = len(index.data), index.n_channels * index.n_pos
+        member = np.zeros(len(index.data), dtype=bool)
+        member[self.series] = True
+        self.member = np.repeat(member, self.shape[1])
+        books = self.books.values()
+        self.observed = np.logical_or.reduce([book.observed for book in books])
+        self.matrices = {hook: self._matrix(book) for hook, book in self.books.items()}
+        self.inside = {hook: self._units(book.observed) for hook, book in self.books.items()}
+        self.counts: dict[str, tuple[np.ndarray, np.ndarray, int]] = {}
+        for hook in self.books:
+            hits = self._hits(self.holds[:, None], hook)
+            right = np.asarray(self.matrices[hook].T @ hits)[:, 0]
+            inside = self.inside[hook].astype(np.float32)
+            active = np.asarray(self.matrices[hook].T @ inside)
+            self.counts[hook] = right, active, int(hits.sum())
+        places = self.places()
+        there, all_places = int(places.hits[places.inside].sum()), int(places.inside.sum())
+        self.base_rate = there / all_places if all_places else float("nan")
+        if there in (0, all_places):
+            which = "nothing" if there == 0 else "everything"
+            raise ArgumentError(
+                f"{which} among {all_places} observed {self._word()} fits what was asked for, so "
+                "no code can mark it; ask for something else"
+            )
+
+    def _word(self) -> str:
+        return "positions" if self.unit == "position" else "series"
+
+    def _matrix(self, book: IndexedBook) -> Any:
+        matrix = book.matrix()
+        if self.unit == "position":
+            return matrix
+        from scipy.sparse import csc_matrix
+
+        code = np.repeat(np.arange(book.n_units), book.support)
+        pairs = np.unique(code * np.int64(self.shape[0]) + book.slot // self.shape[1])
+        column, row = np.divmod(pairs, self.shape[0])
+        ones = np.ones(len(pairs), dtype=np.float32)
+        return csc_matrix((ones, (row, column)), shape=(self.shape[0], book.n_units))
+
+    def _units(self, slots: np.ndarray) -> np.ndarray:
+        """bool [unit], slots of this split that count, or series that have one."""
+        kept = slots & self.member
+        return kept if self.unit == "position" else np.asarray(kept.reshape(self.shape).any(1))
+
+    def _hits(self, holds: np.ndarray, hook: str) -> np.ndarray:
+        """float [unit, permutation], 1 where the predicate holds and it counts."""
+        kept = holds & (self.books[hook].observed & self.member)[:, None]
+        if self.unit == "series":
+            kept = kept.reshape(*self.shape, -1).any(1)
+        return np.asarray(kept, dtype=np.float32)
+
+    def places(self) -> Places:
+        """The units that rivals are compared on."""
+        inside = self._units(self.observed)
+        if self.unit == "position":
+            return Places(self.holds & inside, inside, None, self.shape[0])
+        held = (self.holds & self.observed).reshape(self.shape).any(1)
+        return Places(held & inside, inside, self.observed, self.shape[0])
+
+    def number(self, hook: str, unit: int) -> int:
+        """A code among all of them."""
+        names = list(self.books)
+        return sum(self.books[one].n_units for one in names[: names.index(hook)]) + unit
+
+    def score(self, hook: str, unit: int) -> Score:
+        right, active, there = self.counts[hook]
+        return score_of(int(right[unit]), int(active[unit]), there)
+
+    def shuffled(self, n_permutations: int, generator: np.random.Generator) -> Shuffled:
+        """Counts of all codes with the predicate's places dealt out to the series at random."""
+        deal = Dealer(self.index, self.holds, self.observed, self.series)
+        block = max(1, BLOCK // len(self.holds))
+        right: list[np.ndarray] = []
+        there: list[np.ndarray] = []
+        for first in range(0, n_permutations, block):
+            size = min(block, n_permutations - first)
+            dealt = np.stack([deal.one(generator) for _ in range(size)], axis=1)
+            by_hook = [self._hits(dealt, hook) for hook in self.books]
+            counts = zip(self.matrices.values(), by_hook, strict=True)
+            right.append(np.concatenate([np.asarray(m.T @ hits) for m, hits in counts]))
+            sizes = [book.n_units for book in self.books.values()]
+            totals = [
+                hits.sum(0)[None].repeat(n, 0) for hits, n in zip(by_hook, sizes, strict=True)
+            ]
+            there.append(np.concatenate(totals))
+        return Shuffled(np.concatenate(right, 1), np.concatenate(there, 1))
+
+
+@dataclass
+class Shuffled:
+    """Counts under shuffling, of every code."""
+
+    right: np.ndarray  # [unit, permutation]
+    there: np.ndarray  # [unit, permutation]
+
+    def against(
+        self, active: np.ndarray, right: np.ndarray, min_support: int
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Precision and recall [unit, permutation], and p [unit] after the maximum of all codes.
+
+        Precisions are standardised by each code's own mean and spread under shuffling before the
+        maximum is taken, since a code of few places, or of few series, is precise by luck more
+        easily than one of many.
+        """
+        many = active >= min_support
+        precision = np.where(many[:, None], self.right / np.maximum(active, 1)[:, None], 0)
+        recall = self.right / np.maximum(self.there, 1)
+        mean, spread = precision.mean(1), precision.std(1)
+        usable = many & (spread > 1e-9)
+        scale = np.where(usable, spread, 1)
+        found = np.where(usable, (right / np.maximum(active, 1) - mean) / scale, 0)
+        highest = np.where(usable[:, None], (precision - mean[:, None]) / scale[:, None], -np.inf)
+        highest = highest.max(0)
+        at_least = (highest[None] >= found[:, None] - 1e-9).sum(1)
+        p = np.where(usable, (1 + at_least) / (1 + len(highest)), 1.0)
+        return precision, recall, p
+
+
+class Dealer:
+    """What holds at a series' positions, given to another series, whole and in order.
+
+    Positions of one series are alike, so they go together. Where the receiving series is longer,
+    they start over; where it is shorter, the rest is left out.
+    """
+
+    def __init__(
+        self, index: CodeIndex, holds: np.ndarray, observed: np.ndarray, series: np.ndarray
+    ) -> None:
+        shape = len(index.data), index.n_channels, index.n_pos
+        self.series = series
+        held, seen = holds.reshape(shape)[series], observed.reshape(shape)[series].any(1)
+        order = np.argsort(~seen, axis=1, kind="stable")  # observed positions first, in order
+        self.packed = np.take_along_axis(held, order[:, None], axis=2)
+        self.count = np.maximum(seen.sum(1), 1)
+        self.turn = np.argsort(order, axis=1)  # position -> its number among the observed
+        self.shape = shape
+
+    def one(self, generator: np.random.Generator) -> np.ndarray:
+        """bool [slot]."""
+        giver = generator.permutation(len(self.series))
+        at = self.turn % self.count[giver][:, None]
+        found = np.zeros(self.shape, dtype=bool)
+        found[self.series] = np.take_along_axis(self.packed[giver], at[:, None], axis=2)
+        return found.ravel()
+
 
 FEWEST_PERMUTATIONS = 100
 

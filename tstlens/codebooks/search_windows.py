@@ -9,11 +9,11 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from tstlens.arguments import checked
-from tstlens.codebooks.index_windows import cut
+from tstlens.codebooks.book import cut
 from tstlens.data import TimeSeriesData
 from tstlens.data.window_properties import BANDS, SHORTEST, of_window, widened, windows
 from tstlens.errors import ArgumentError, InputError, SeriesShapeError, UnknownNameError
-from tstlens.saes.reading.windows import Spans
+from tstlens.saes.reading.activity import Spans
 
 _SHARED = ("level", "slope", "variance", *(name for name, _, _ in BANDS))
 _OWN = ("curvature", "peak", "trough", "range", "frequency")

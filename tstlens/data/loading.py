@@ -4,12 +4,15 @@ The sets inside aeon's wheel (ArrowHead, BasicMotions, GunPoint, ItalyPowerDeman
 and a few more) need no network; others are downloaded by aeon into its own cache (``AEON_DATA``,
 by default ``~/aeon_data``). What the archives call an equal-length version is not one procedure:
 JapaneseVowels was resampled to 25 samples, PickupGestureWiimoteZ was filled up with low noise.
+
+The data that a checkpoint was made from, as its ``info`` names them.
 """
 
 from __future__ import annotations
 
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +28,6 @@ from tstlens.errors import (
     SeriesValueError,
     UnknownDatasetError,
 )
-
-__all__ = ["load_dataset"]
 
 SPLITS = ("train", "test", "all")
 
@@ -215,3 +216,39 @@ def _is_cached(name: str) -> bool:
 
 def _holds_series(folder: Path, name: str) -> bool:
     return all((folder / f"{name}_{part}.ts").is_file() for part in ("TRAIN", "TEST"))
+
+
+@checked
+def load_described(described: Mapping[str, Any], split: str) -> TimeSeriesData:
+    """A split of the data set that a checkpoint's ``info["data"]`` describes.
+
+    Args:
+        described: ``{"name": ..., "equal_length": True, "scaling": None | dict | str}``; a scaling
+            dict holds the statistics that the model was trained with.
+        split: "train" or "test".
+
+    Raises:
+        ArgumentError: no name.
+        UnknownDatasetError, DownloadError: as :func:`tstlens.load_dataset`.
+
+    Example:
+        >>> load_described({"name": "ItalyPowerDemand"}, "train")
+        TimeSeriesData('ItalyPowerDemand', 'train', n=67, channel=1, time=24, classes=2)
+    """
+    if not described.get("name"):
+        raise ArgumentError(
+            "the checkpoint does not say which data set it was trained on; name one with data= "
+            "(on the command line: --data JapaneseVowels)"
+        )
+    scaling = described.get("scaling")
+    if scaling is not None and not isinstance(scaling, str | Mapping):
+        raise ArgumentError(
+            f"expected scaling as a kind, a dict of statistics or None, got {scaling!r}"
+        )
+    data = load_dataset(
+        str(described["name"]),
+        split=split,
+        equal_length=bool(described.get("equal_length", True)),
+        scaling=scaling if isinstance(scaling, str) else None,
+    )
+    return Scaling.from_dict(scaling).apply(data) if isinstance(scaling, Mapping) else data

@@ -16,10 +16,9 @@ from torch import Tensor
 
 from tstlens.arguments import check_fields, checked
 from tstlens.data.frames import series_of_frame
-from tstlens.data.indexing import row_indices
 from tstlens.data.labels import IndexNames, as_names, encode_labels, places_in
 from tstlens.data.scaling import Scaling
-from tstlens.data.validate import blanked, check_series, usable_device
+from tstlens.data.validate import blanked, check_series, row_indices, usable_device
 from tstlens.errors import LabelError, SeriesShapeError, SeriesValueError
 from tstlens.shapes import Labels, Mask, Series
 

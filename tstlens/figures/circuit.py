@@ -1,21 +1,29 @@
-"""A circuit in layers, from time at the bottom to the class at the top."""
+"""A circuit in layers, from time at the bottom to the class at the top.
+
+Which heads listen to which: the influence matrix as a map.
+
+How much of the model's behaviour the strongest edges keep, beside random ones.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
 
 from tstlens.arguments import checked
-from tstlens.errors import ArgumentError
+from tstlens.errors import ArgumentError, UnknownNameError
 from tstlens.figures import style
 from tstlens.figures.drawing import draw
-from tstlens.figures.ranking import ranking
+from tstlens.figures.maps import Panel, Scale, Ticks, heat_maps
+from tstlens.figures.statistics import ranking
 from tstlens.figures.words import number
-from tstlens.patching.circuits import Circuit, EdgeEffects
-from tstlens.patching.circuits.tables import label_of
+from tstlens.patching import Influence
+from tstlens.patching.circuits import Circuit, EdgeEffects, Faithfulness
+from tstlens.patching.circuits.circuit import label_of
 
 _LEVELS = 10  # stops of the threshold slider
 _ROW = 92  # pixels between two layers
@@ -370,3 +378,169 @@ def draw_edge_effects(
         'draw_edge_effects'
     """
     return ranking(effects, n, title=title)
+
+
+_LABELS = {
+    "normalized": "change as a share of the listener's own gap (root mean square)",
+    "signed": "share of the listener's gap closed",
+    "mean_squared": "mean squared change of what the listener writes",
+}
+
+
+@draw.register
+@checked
+def draw_influence(
+    result: Influence,
+    *,
+    kind: str = "signed",
+    pair: int | None = None,
+    title: str | None = "",
+    limits: float | None = None,
+) -> go.Figure:
+    """Patched heads down, listening heads across; blank where the listener does not come later.
+
+    What can mislead: influence runs along all routes, so a dark cell is no edge; and what moves a
+    head need not move the output.
+
+    Args:
+        result: of :func:`tstlens.patching.head_influence`.
+        kind: "signed" (share of the listener's gap closed), "normalized" (size of the change
+            against that gap) or "mean_squared".
+        pair: show this pair only; None for the mean over pairs.
+        title: "" for one made from the result, None for none.
+        limits: the end of the colour scale.
+
+    Returns:
+        A plotly figure.
+
+    Raises:
+        UnknownNameError: another kind.
+        ArgumentError: no such pair, or a single layer.
+    """
+    if kind not in _LABELS:
+        raise UnknownNameError(kind, _LABELS, "this names what a figure shows")
+    if "pair" not in result.axes and pair is not None:
+        raise ArgumentError(f"pair={pair}: the result was averaged over pairs before")
+    if pair is None:
+        one = result.mean()
+    else:
+        if not -result.n_pairs <= pair < result.n_pairs:
+            raise ArgumentError(f"expected pair in 0..{result.n_pairs - 1}, got {pair}")
+        at = slice(pair % result.n_pairs, pair % result.n_pairs + 1)
+        one = Influence(
+            result.values[at], result.projection[at], result.gap[at], result.axes, result.unit, 1
+        ).mean()
+    chosen = {"normalized": one.normalized, "signed": one.signed}
+    values = (chosen[kind]() if kind in chosen else one.values).double().cpu().numpy()
+    n_layers, n_units = values.shape[:2]
+    if n_layers < 2:
+        raise ArgumentError("expected at least two layers: heads of one layer do not influence")
+    letter = "H" if result.unit == "head" else "S"
+    names = [f"L{layer}{letter}{unit}" for layer in range(n_layers) for unit in range(n_units)]
+    square = values.reshape(n_layers * n_units, n_layers * n_units)
+    layer = np.arange(len(names)) // n_units
+    square = np.where(layer[:, None] < layer[None], square, np.nan)[:-n_units, n_units:]
+    rows, columns = names[:-n_units], names[n_units:]
+    hover = np.empty(square.shape, dtype=object)
+    for i, j in product(range(len(rows)), range(len(columns))):
+        value = float(square[i, j])
+        hover[i, j] = (
+            f"<b>{rows[i]} → {columns[j]}</b><br>" + number(value, signed=kind == "signed")
+            if value == value
+            else f"{columns[j]} does not come after {rows[i]}"
+        )
+    known = square[np.isfinite(square)]
+    end = limits or float(np.abs(known).max(initial=0.0)) or 1.0
+    scale = Scale(_LABELS[kind], -end if kind == "signed" else 0.0, end, kind == "signed")
+    heading = f"What patching one {result.unit} does to later ones" if title == "" else title
+    which = f"pair {pair}" if pair is not None else f"mean over {result.n_pairs} pairs"
+    return heat_maps(
+        [Panel("", square, hover)],
+        Ticks(f"patched {result.unit}", tuple(rows)),
+        Ticks(f"listening {result.unit}", tuple(columns)),
+        scale,
+        title=heading,
+        subtitle=which,
+    )
+
+
+@draw.register
+@checked
+def draw_faithfulness(result: Faithfulness, *, title: str | None = "") -> go.Figure:
+    """Faithfulness against the share of edges kept, beside random orders of edges.
+
+    Args:
+        result: of :meth:`Circuit.faithfulness`.
+        title: "" for one with CPR and CMD, None for none.
+
+    Returns:
+        A plotly figure.
+
+    Example:
+        >>> import torch
+        >>> zeros, ones = torch.zeros(1), torch.ones(1)
+        >>> result = Faithfulness(torch.tensor([[0.0, 0.8, 1.0]]), (0.01, 0.1, 1.0), (1, 10, 100),
+        ...     zeros, ones, torch.tensor([0.6]), 5, torch.zeros(0, 1, 3), "logit", "logit")
+        >>> draw_faithfulness(result).layout.xaxis.type
+        'log'
+    """
+    percent = [100 * share for share in result.fractions]
+    figure = go.Figure()
+    figure.add_hline(y=1, line={"color": style.FAINT, "width": 1.5, "dash": "dot"})
+    figure.add_hline(y=0, line={"color": style.FAINT, "width": 1.5})
+    if len(result.random):
+        curves = result.random_curves.double().cpu().numpy()
+        for curve in curves:
+            figure.add_scatter(
+                x=percent,
+                y=curve,
+                mode="lines",
+                line={"color": style.FAINT, "width": 1},
+                hoverinfo="skip",
+                showlegend=False,
+            )
+        figure.add_scatter(
+            x=percent,
+            y=curves.mean(0),
+            mode="lines",
+            name=f"random edges ({len(curves)} orders)",
+            line={"color": style.MUTED, "width": 2},
+            hovertemplate="%{x:.3g} % of edges at random<br>%{y:.3f}<extra></extra>",
+        )
+    curve = result.curve.double().cpu().numpy()
+    hover = [
+        f"<b>{share:.3g} % of edges ({count})</b><br>faithfulness {value:.3f}"
+        for share, count, value in zip(percent, result.n_edges, curve, strict=True)
+    ]
+    figure.add_scatter(
+        x=percent,
+        y=curve,
+        mode="lines+markers",
+        name="strongest edges",
+        line={"color": style.BLUE, "width": 2.5},
+        marker={"size": 6},
+        hovertext=hover,
+        hovertemplate="%{hovertext}<extra></extra>",
+    )
+    n_all = max(1, round(max(result.n_edges) / max(result.fractions)))
+    if result.n_circuit:
+        figure.add_scatter(
+            x=[100 * result.n_circuit / n_all],
+            y=[result.of_circuit],
+            mode="markers",
+            name=f"the circuit ({result.n_circuit} edges)",
+            marker={"size": 11, "symbol": "diamond", "color": style.ORANGE},
+            hovertemplate="the circuit: %{x:.3g} % of edges<br>%{y:.3f}<extra></extra>",
+        )
+    figure.update_xaxes(
+        type="log",
+        title={"text": "edges kept (%)"},
+        tickvals=[0.1, 1, 10, 100],
+        zeroline=False,
+    )
+    figure.update_yaxes(title={"text": "faithfulness"}, zeroline=False)
+    heading = f"Faithfulness: CPR {result.cpr:.2f}, CMD {result.cmd:.2f}" if title == "" else title
+    subtitle = f"{len(result.values)} pairs; {result.metric}"
+    if len(result.random):
+        subtitle += f"; random edges: CPR {result.random_cpr:.2f}, CMD {result.random_cmd:.2f}"
+    return style.finish(figure, heading, subtitle, plot_height=260, above=62, below=52, left=52)

@@ -16,8 +16,7 @@ from tstlens.figures.drawing import draw
 from tstlens.figures.maps import Panel, Scale, Ticks, heat_maps
 from tstlens.figures.probes import hook_label
 from tstlens.figures.words import number
-from tstlens.probing.clusters_effect import ClusterEffect
-from tstlens.probing.clusters_result import Clusters
+from tstlens.probing.clustering import ClusterEffect, Clusters
 
 _KINDS = ("classes", "windows")
 MARK = "#f9dcc0"  # behind the samples of a window

@@ -1,35 +1,41 @@
-"""``draw``: one name for the figure of any result."""
+"""``draw``: one name for the figure of any result.
+
+A figure as a PNG beside a page: for places that show images but run no plotly.
+
+Figures in notebooks that also show where JavaScript does not run.
+"""
 
 from __future__ import annotations
 
 import importlib
+import importlib.util
+import os
+import shutil
 from functools import singledispatch
+from pathlib import Path
 from typing import Any
 
 import plotly.graph_objects as go
+import plotly.io as pio
 
+from tstlens.arguments import checked
 from tstlens.errors import ArgumentError
+from tstlens.storage import write_bytes
 
-# Results of rooms that need an extra (sae-lens): their drawings are imported when one comes.
+# Rooms that need an extra (sae-lens), or stand after this one: their drawings are imported when a
+# result of theirs comes.
 _LATER = {
-    "tstlens.saes": (
-        "tstlens.figures.features",
-        "tstlens.figures.feature_graph",
-        "tstlens.figures.dictionaries",
-        "tstlens.figures.browser.write",
-    ),
-    "tstlens.codebooks": (
-        "tstlens.figures.code_effects",
-        "tstlens.figures.codebooks",
-        "tstlens.figures.code_browser.write",
-        "tstlens.figures.regime",
-    ),
+    "tstlens.saes": ("tstlens.figures.features", "tstlens.figures.browser.page"),
+    "tstlens.codebooks": ("tstlens.figures.codebooks", "tstlens.figures.code_browser.write"),
+    "tstlens.truth": ("tstlens.truth.figures",),
+    "tstlens.truth.regime_codebooks": ("tstlens.truth.dictionary_figures",),
+    "tstlens.truth.sae_recovery": ("tstlens.truth.dictionary_figures",),
 }
 
 
 def joined_later(result: object) -> bool:
     """Import what draws this kind of result, where that waits for the first one; did it join?"""
-    waiting = [room for room in _LATER if type(result).__module__.startswith(room + ".")]
+    waiting = [room for room in _LATER if f"{type(result).__module__}.".startswith(f"{room}.")]
     for room in waiting:
         for module in _LATER.pop(room):
             importlib.import_module(module)
@@ -63,3 +69,60 @@ def draw(result: object, **options: Any) -> go.Figure:
         f"expected a result of {', '.join(known)}, got {type(result).__name__}; a result type "
         "joins with @tstlens.figures.draw.register"
     )
+
+
+def write_png(
+    figure: go.Figure, path: str | Path, *, width: int | None = None, scale: float = 2.0
+) -> Path:
+    """Write a figure as a PNG, atomically.
+
+    Args:
+        figure: of plotly.
+        path: the file.
+        width: of the figure in pixels; None for its own.
+        scale: pixels of the image per pixel of the figure.
+
+    Raises:
+        ArgumentError: kaleido, or the Chrome or Chromium that it draws with, is missing.
+        StorageError: the file cannot be written.
+    """
+    try:
+        content = figure.to_image(format="png", width=width, scale=scale)
+    except (ValueError, RuntimeError) as error:
+        why = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ArgumentError(
+            "an image is drawn by kaleido with Chrome or Chromium, and one of them is missing or "
+            "failed: pip install kaleido, install chromium, or ask for no images "
+            f"({why})"
+        ) from error
+    return write_bytes(Path(path), content)
+
+
+_BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
+
+
+@checked
+def in_notebooks(width: int = 900) -> str:
+    """Store every figure of a notebook as an interactive one and, if possible, as an image too.
+
+    Code hosts show a notebook's images but do not run plotly. Images are drawn by kaleido with a
+    Chrome or Chromium that is installed already (or named by ``BROWSER_PATH``); without one only
+    the interactive figure is stored, and so it is where ``TSTLENS_NO_IMAGES`` is set.
+
+    Args:
+        width: of the image, pixels; its height is the figure's own.
+
+    Returns:
+        The name of the plotly renderer that is now the default.
+    """
+    can_draw = importlib.util.find_spec("kaleido") is not None and not os.environ.get(
+        "TSTLENS_NO_IMAGES"
+    )
+    can_draw = can_draw and (
+        os.environ.get("BROWSER_PATH") or any(shutil.which(name) for name in _BROWSERS)
+    )
+    if can_draw:
+        image = pio.renderers["png"]
+        image.width, image.height, image.scale = width, None, 1.5
+    pio.renderers.default = "plotly_mimetype+png" if can_draw else "plotly_mimetype"
+    return str(pio.renderers.default)

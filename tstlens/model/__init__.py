@@ -4,20 +4,27 @@
 bottom. Imports only from ``tstlens.data``.
 """
 
-from tstlens.model.cache import TSTActivationCache
-from tstlens.model.config import HookedTSTConfig
-from tstlens.model.hooked_tst import HookedTST
-from tstlens.model.parity import Parity
-from tstlens.model.parts import (
-    ConvStemConfig,
-    CustomConfig,
-    HeadConfig,
-    LinearPatchesConfig,
-    PerStepConfig,
-)
-from tstlens.model.saving import describe_checkpoint, list_checkpoints
-from tstlens.model.state import TrunkState
-from tstlens.model.storage import seal_checkpoint
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from tstlens.lazy import lazy
+
+if TYPE_CHECKING:
+    from tstlens.model.cache import TSTActivationCache
+    from tstlens.model.config import HookedTSTConfig
+    from tstlens.model.hooked_tst import HookedTST
+    from tstlens.model.parity import Parity
+    from tstlens.model.parts import (
+        ConvStemConfig,
+        CustomConfig,
+        HeadConfig,
+        LinearPatchesConfig,
+        PerStepConfig,
+    )
+    from tstlens.model.saving import describe_checkpoint, list_checkpoints
+    from tstlens.model.state import TrunkState
+    from tstlens.model.storage import seal_checkpoint
 
 __all__ = [
     "ConvStemConfig",
@@ -34,3 +41,6 @@ __all__ = [
     "list_checkpoints",
     "seal_checkpoint",
 ]
+
+if not TYPE_CHECKING:  # a type checker would take it to mean that every name exists
+    __getattr__, __dir__ = lazy(__name__)

@@ -11,8 +11,8 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformer_lens.hook_points import HookPoint
 
 from tstlens.model.config import HookedTSTConfig
+from tstlens.model.embed import rotate
 from tstlens.model.norms import watched
-from tstlens.model.positions import rotate
 from tstlens.model.state import TrunkState, causal_mask
 from tstlens.shapes import PerHead, Residual
 

@@ -11,9 +11,9 @@ import torch
 from tstlens.arguments import check_fields
 from tstlens.data.labels import as_names
 from tstlens.errors import ArgumentError, UnknownNameError
+from tstlens.family_index import part_kinds
 from tstlens.model.parts import (
     EMBEDS,
-    FAMILY_PARTS,
     HEADS,
     ActFn,
     ConvStemConfig,
@@ -323,7 +323,7 @@ def _part(values: Any, kinds: dict[str, Any], name: str) -> Any:
     kind = values.get("kind") if isinstance(values, dict) else values
     made = part_class(kind, kinds)
     if not isinstance(values, dict) or made is None:
-        known = [*kinds, *FAMILY_PARTS]
+        known = [*kinds, *part_kinds()]
         raise ArgumentError(str(UnknownNameError(kind, known, f"This is the config's {name!r}")))
     try:
         return made(**_tuples(values))

@@ -3,11 +3,21 @@
 Every front end returns the embedding [row, pos, d_model] and the :class:`TrunkState` that belongs
 to its rows. A position whose samples are all padding is masked; padded samples never reach an
 observed position.
+
+Positions inside attention: T5's relative bias on the scores, rotations of queries and keys.
+
+Covariates: what a model reads beside the values that it forecasts, joined to the series.
+
+A front end that takes covariates takes them as further channels of its series. So they have hooks
+(``hook_series``), gradients and a place in every sweep, and everything that takes a series takes
+theirs. Its config says how they are joined: ``join(series, covariates)``.
 """
 
 from __future__ import annotations
 
 import inspect
+import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -27,7 +37,7 @@ from tstlens.model.parts import (
     PerStepConfig,
 )
 from tstlens.model.state import TrunkState
-from tstlens.shapes import Mask, Residual, Series
+from tstlens.shapes import Mask, PerHead, Residual, Series
 
 Embedded = tuple[Residual, TrunkState]
 Staged = tuple[Float[Tensor, "batch width step"], Bool[Tensor, "batch step"] | None]
@@ -255,3 +265,101 @@ def reject_module(part: str, module: nn.Module | None) -> None:
     """Raise :class:`ArgumentError` if a module was given to a model that brings its own."""
     if module is not None:
         raise ArgumentError(f"{part}= was given, but this model brings its own {part}")
+
+
+class RelativeBias(nn.Module):
+    """A learned number per head for each bucket of ``key - query``, added to every layer's scores.
+
+    Half of the buckets hold one distance each, the others grow logarithmically up to
+    ``max_distance``; where attention runs both ways, half of them are for keys that come later.
+
+    Source: Raffel et al. 2020, "Exploring the limits of transfer learning with a unified
+    text-to-text transformer" (T5).
+    """
+
+    def __init__(self, n_heads: int, n_buckets: int, max_distance: int, causal: bool) -> None:
+        super().__init__()
+        self.n_buckets, self.max_distance, self.causal = n_buckets, max_distance, causal
+        self.weight = nn.Parameter(torch.zeros(n_buckets, n_heads))
+
+    def forward(self, n_pos: int) -> Float[Tensor, "1 head query key"]:
+        pos = torch.arange(n_pos, device=self.weight.device)
+        bucket = self.bucket(pos[None, :] - pos[:, None])
+        return self.weight[bucket].permute(2, 0, 1)[None]
+
+    def bucket(self, distance: Tensor) -> Tensor:
+        """The bucket of every ``key - query``."""
+        n_buckets = self.n_buckets
+        if self.causal:
+            first, distance = torch.zeros_like(distance), (-distance).clamp(min=0)
+        else:
+            n_buckets //= 2
+            first, distance = (distance > 0).long() * n_buckets, distance.abs()
+        exact = n_buckets // 2
+        ratio = torch.log(distance.float().clamp(min=1) / exact) / math.log(
+            self.max_distance / exact
+        )
+        far = (exact + (ratio * (n_buckets - exact)).long()).clamp(max=n_buckets - 1)
+        return first + torch.where(distance < exact, distance, far)
+
+
+def rotate(x: PerHead, positions: Tensor | None, base: float) -> PerHead:
+    """Turn dimension pairs ``(i, i + d_head / 2)`` of every head by ``position * base^(-2i/d)``.
+
+    Args:
+        x: [row, pos, head, d_head].
+        positions: int [row, pos]; None counts from 0.
+        base: of the wavelengths.
+
+    Source: Su et al. 2021, "RoFormer", in the layout of Hugging Face's models.
+    """
+    half = x.shape[-1] // 2
+    if positions is None:
+        positions = torch.arange(x.shape[1], device=x.device)[None]
+    power = torch.arange(0, 2 * half, 2, device=x.device, dtype=torch.float32) / (2 * half)
+    rate = 1.0 / base**power
+    angle = positions[:, :, None, None].float() * rate  # [row, pos, 1, half]
+    cos, sin = angle.cos().to(x.dtype), angle.sin().to(x.dtype)
+    first, second = x[..., :half], x[..., half:]
+    return torch.cat([first * cos - second * sin, second * cos + first * sin], -1)
+
+
+class TakesCovariates:
+    """A model whose series may come with covariates."""
+
+    cfg: Any
+
+    def with_covariates(
+        self, series: Tensor, covariates: Mapping[str, Tensor] | None = None
+    ) -> Tensor:
+        """The series that the model runs on: the values, then their covariates as channels.
+
+        ``model(series, covariates=c)`` is ``model(model.with_covariates(series, c))``. Sweeps,
+        attribution, dictionaries and ``compare`` take what this returns.
+
+        Args:
+            series: float [batch, channel, time], the values; with their covariates in it already
+                it is returned as it is.
+            covariates: tensors by name, in the source's layout; None where there are none.
+
+        Returns:
+            Float [batch, channel, time] with ``cfg.n_channels`` channels.
+
+        Raises:
+            ArgumentError: covariates are missing, left over or misshapen: the names and shapes
+                that are needed; or the model takes none.
+            SeriesShapeError: a length that the model does not take.
+        """
+        if covariates is not None and not isinstance(covariates, Mapping):
+            raise ArgumentError(
+                f"expected covariates as a dict of tensors by name, got {type(covariates).__name__}"
+            )
+        join = getattr(self.cfg.embed, "join", None)
+        if join is not None and isinstance(series, Tensor) and series.ndim == 3:
+            return join(series, covariates)
+        if covariates is not None and join is None:
+            raise ArgumentError(
+                f"this model takes no covariates, got {', '.join(covariates) or 'none in a dict'}; "
+                "leave covariates= out"
+            )
+        return series

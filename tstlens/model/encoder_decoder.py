@@ -26,10 +26,10 @@ from tstlens.arguments import shown
 from tstlens.errors import ArgumentError
 from tstlens.model.block import make_block
 from tstlens.model.config import HookedTSTConfig
+from tstlens.model.embed import RelativeBias
+from tstlens.model.hooking import in_turn
 from tstlens.model.norms import make_norm, watched
-from tstlens.model.positions import RelativeBias
 from tstlens.model.state import TrunkState
-from tstlens.model.turns import in_turn
 from tstlens.shapes import Residual
 
 _CROSSING = ("encoder_final_ln", "hook_encoded", "hook_decoder_embed", "hook_decoder_position_bias")

@@ -16,20 +16,18 @@ from tstlens.arguments import checked
 from tstlens.data.validate import blanked, check_series, usable_device
 from tstlens.errors import ArgumentError, SeriesShapeError, SeriesValueError
 from tstlens.model.cache import TSTActivationCache
-from tstlens.model.code_interventions import SteerableCodes
+from tstlens.model.codes import SteerableCodes
 from tstlens.model.config import HookedTSTConfig
-from tstlens.model.covariates import TakesCovariates
-from tstlens.model.embed import Positions, make_embed
+from tstlens.model.embed import Positions, TakesCovariates, make_embed
 from tstlens.model.encoder_decoder import Trunk
-from tstlens.model.heads import make_head
-from tstlens.model.losses import HasLoss
+from tstlens.model.heads import HasLoss, make_head
+from tstlens.model.hooking import in_turn
 from tstlens.model.norms import watched
 from tstlens.model.parts import CustomConfig, LinearPatchesConfig
 from tstlens.model.saving import SavedModel
-from tstlens.model.splice_saes import SplicedSAEs
+from tstlens.model.splicing import SplicedSAEs
 from tstlens.model.state import TrunkState
 from tstlens.model.steering import SteeredModel
-from tstlens.model.turns import in_turn
 from tstlens.model.weights import StackedWeights
 from tstlens.randomness import seeded
 from tstlens.shapes import Mask, Residual, Series

@@ -2,16 +2,32 @@
 
 TransformerLens raises a bare KeyError for an unknown hook name and accepts one that can never
 fire. Here the first names the closest hook point and the second says why it cannot fire.
+
+Models that run every series twice, as it is and mirrored (TimesFM 2.5, ``both_signs``).
+
+Both passes are rows of one run. What only computes on activations takes both, as a dictionary that
+is spliced in meets both: streams, training and scores of SAEs and codebooks, patching. What says
+where in a series an activation comes from, what it is of, or which way it moves the output refuses
+such a model: a mirrored row is of no stretch of the series as given, and its share of the forecast
+counts with its sign turned back, so that an edit of both passes works against itself.
+
+One thread at a time: hooks belong to the model, so a run sees those of every other thread.
+
+A run, an analysis, hooks put on for a while and dictionaries spliced in for a while each take the
+model's turn. Other threads wait: long for a thread that is running the model, shortly for one that
+only keeps hooks on it, and then they are told.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable
+import functools
+import threading
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from numbers import Integral
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar, cast
 
 from torch import Tensor
 from transformer_lens import HookedRootModule
@@ -22,7 +38,73 @@ from tstlens.arguments import check_gradients, check_slice, checked, shown
 from tstlens.data.validate import usable_device
 from tstlens.errors import ArgumentError, HookError, UnknownHookError
 from tstlens.model.parts import one_of
-from tstlens.model.turns import Turn
+
+Method = TypeVar("Method", bound=Callable[..., Any])
+
+
+class Turn:
+    """The turn of a model: ``with turn`` while something runs; re-entrant in its own thread.
+
+    A copy, or what a pickle gives, is a turn of its own that nobody has.
+    """
+
+    idle_s, busy_s = 5.0, 600.0  # without a sign of life of the other thread
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+        self._holder, self._busy, self._signs = "", 0, 0
+
+    def __enter__(self) -> None:
+        self._take()
+        self._busy += 1
+
+    def __exit__(self, *_: object) -> None:
+        self._busy -= 1
+        self._give()
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Keep the turn while the caller's own code goes on, which may never come to an end."""
+        self._take()
+        try:
+            yield
+        finally:
+            self._give()
+
+    def _take(self) -> None:
+        if not self._lock.acquire(blocking=False):
+            waited, seen = 0.0, self._signs
+            while not self._lock.acquire(timeout=self.idle_s):
+                waited = waited + self.idle_s if self._signs == seen else 0.0
+                seen = self._signs
+                if waited >= (self.busy_s if self._busy else self.idle_s):
+                    raise HookError(
+                        f"thread {self._holder!r} has hooks or dictionaries on this model, or is "
+                        "running it, and has made no step for "
+                        f"{waited:.0f} s; this thread would see its edits. Leave the `with` there "
+                        "first, or give every thread a model of its own: copy.deepcopy(model)"
+                    )
+        self._holder = threading.current_thread().name
+        self._signs += 1
+
+    def _give(self) -> None:
+        self._signs += 1
+        self._lock.release()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Turn, ()
+
+
+def in_turn(method: Method) -> Method:
+    """The method of a model, run while no other thread has hooks on it or runs it."""
+
+    @functools.wraps(method)
+    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+        with self._turn:
+            return method(self, *args, **kwargs)
+
+    return cast(Method, call)
+
 
 _NEEDS_FLAG = {
     "attn.hook_result": "use_attn_result",
@@ -201,7 +283,7 @@ class CheckedHooks(HookedRootModule):
     ) -> Any:
         """As TransformerLens', with unknown and silent hook points refused before any is added.
 
-        Other threads cannot run the model meanwhile; see :mod:`tstlens.model.turns`.
+        Other threads cannot run the model meanwhile; see :mod:`tstlens.model.hooking`.
         """
         with self._turn.held():
             forward, backward = (  # by name, so that predicates reach live points only
@@ -426,3 +508,19 @@ def _pairs(hooks: Any) -> list[tuple[Any, Callable[..., Any]]]:
                 f"expected hooks as a list of (hook name, function) pairs, got {hooks!r:.200}"
             )
     return [(name, function) for name, function in pairs]
+
+
+def require_one_pass(model: Any, what: str) -> None:
+    """Raise :class:`ArgumentError` for a model whose rows hold mirrored series too.
+
+    Args:
+        model: the model.
+        what: what cannot be done, such as "to read its features".
+    """
+    if model.cfg.n_passes > 1:
+        raise ArgumentError(
+            "this model's trunk holds every channel and its mirror image, and an activation of the "
+            "mirror image has no place in the series as given: convert the source with "
+            f"both_signs=False {what}. Its first pass and weights are the same, so SAEs and "
+            "codebooks of one model fit the other"
+        )

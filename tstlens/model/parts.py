@@ -6,11 +6,11 @@ Each front end's config also knows where its positions lie in time.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from importlib import import_module
 from typing import Any, Literal, Protocol, runtime_checkable
 
 from torch import nn
 
+from tstlens import family_index
 from tstlens.arguments import check_fields
 from tstlens.errors import ArgumentError
 
@@ -232,7 +232,7 @@ class HeadConfig:
 class FamilyPart(Protocol):
     """Front end or head of a source family: a config that builds its own module.
 
-    ``kind`` names it in a saved model (see ``FAMILY_PARTS``). A front end's config also has
+    ``kind`` names it in a saved model (see ``family_index.py``). A front end's config also has
     ``n_pos(n_time)``, ``time_span(pos, n_time)``, ``time_cell(pos, n_time)`` (empty slices for
     special tokens) and ``channel_independent``; ``takes_missing`` where NaN stands for a missing
     value, ``check(n_time)`` where not every length is possible, and ``join(series, covariates)``
@@ -258,41 +258,8 @@ EMBEDS: dict[str, Any] = {
     "custom": CustomConfig,
 }
 HEADS: dict[str, Any] = {"linear": HeadConfig, "custom": CustomConfig}
-FAMILY_PARTS: dict[str, str] = {  # kind -> module:class, imported when it is asked for
-    "chronos-t5-logits": "chronos_t5:TokenLogitsConfig",
-    "chronos-t5-tokens": "chronos_t5:BinnedTokensConfig",
-    "chronos-2-patches": "chronos_2:Chronos2PatchesConfig",
-    "chronos-2-quantiles": "chronos_2:Chronos2HeadConfig",
-    "chronos-bolt-patches": "chronos_bolt:BoltPatchesConfig",
-    "chronos-bolt-quantiles": "chronos_bolt:BoltHeadConfig",
-    "lagged-steps": "lagged_steps:LaggedStepsConfig",
-    "moment-head": "moment:MomentHeadConfig",
-    "moment-patches": "moment:MomentPatchesConfig",
-    "patchtst": "patchtst:PatchTSTEmbedConfig",
-    "patchtst-forecast": "patchtst_heads:PatchTSTForecastConfig",
-    "patchtst-patches": "patchtst_heads:PatchTSTPatchesConfig",
-    "patchtst-regression": "patchtst_heads:PatchTSTRegressionConfig",
-    "patchtst-stream": "patchtst_heads:PatchTSTStreamConfig",
-    "scaled-steps": "steps:ScaledStepsConfig",
-    "conv-steps": "steps:ConvStepsConfig",
-    "revin-patches": "revin:RevINPatchesConfig",
-    "timesfm-2.5-patches": "timesfm_25:TimesFM25PatchesConfig",
-    "timesfm-2.5-quantiles": "timesfm_25:TimesFM25HeadConfig",
-    "step-parameters": "step_heads:StepParametersConfig",
-    "step-stream": "step_heads:StepStreamConfig",
-    "timesfm-patches": "timesfm:TimesFMPatchesConfig",
-    "timesfm-quantiles": "timesfm:TimesFMHeadConfig",
-    "inverted": "inverted:InvertedConfig",
-    "flat-head": "flat_head:FlatHeadConfig",
-    "position-head": "inverted:PositionHeadConfig",
-}
 
 
 def part_class(kind: Any, known: dict[str, Any]) -> Any:
     """The config class of a kind of front end or head; None where it is not known."""
-    if kind in known:
-        return known[kind]
-    if kind not in FAMILY_PARTS:
-        return None
-    module, name = FAMILY_PARTS[kind].split(":")
-    return getattr(import_module(f"tstlens.model.families.{module}"), name)
+    return known[kind] if kind in known else family_index.part_class(kind)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from torch import nn
 
-from tstlens import storage
+from tstlens import family_index, storage
 from tstlens.arguments import checked
 from tstlens.data.validate import usable_device
 from tstlens.errors import ArgumentError, CorruptFileError, DownloadError, UnknownCheckpointError
@@ -31,9 +31,6 @@ if TYPE_CHECKING:
     from tstlens.model.hooked_tst import HookedTST
 
 _Model = TypeVar("_Model", bound="SavedModel")
-
-# What makes a model of a folder that another library wrote; tstlens.conversion puts itself in.
-FOREIGN: list[Callable[[Path], HookedTST]] = []
 
 
 class SavedModel(nn.Module):
@@ -127,12 +124,7 @@ class SavedModel(nn.Module):
 
 
 def _convert(folder: Path, device: Any, dtype: torch.dtype | None) -> Any:
-    if not FOREIGN:
-        raise ArgumentError(
-            f"{folder} holds a model of another library; import tstlens.conversion first, or call "
-            f"tstlens.convert('{folder}')"
-        )
-    model = FOREIGN[0](folder)
+    model = family_index.convert(folder)
     return model.to(device=device, dtype=dtype) if device or dtype else model
 
 

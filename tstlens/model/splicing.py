@@ -8,16 +8,27 @@ latent. Any module with ``encode`` and ``decode`` can be spliced in; nothing her
 
 Spliced dictionaries belong to ``model.splices``: ``to``, ``train``, ``parameters`` and
 ``state_dict`` reach them. ``save_pretrained`` keeps them apart from the model's own weights.
+
+What stands at a hook point while a dictionary is spliced in there.
+
+Which hook points a dictionary can stand at, and how wide it has to be there.
+
+sae-lens' methods for dictionaries: added, put in for a while, run with.
+
+The names, arguments and meaning are those of sae-lens' ``HookedSAETransformer``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from transformer_lens.hook_points import HookPoint
 
 from tstlens import storage
@@ -25,9 +36,324 @@ from tstlens.arguments import checked
 from tstlens.errors import ArgumentError, HookError, UnknownHookError
 from tstlens.model.hooking import CheckedHooks
 from tstlens.model.norms import listened_to
-from tstlens.model.splice import Splice, Tapped
-from tstlens.model.splice_places import check_width, require_features
 from tstlens.model.state import TrunkState
+
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks")
+
+
+@dataclass(frozen=True)
+class Watched:
+    """What a codebook did in the last run.
+
+    Args:
+        snap: of ``tstlens.codebooks``: what it read, the k-hot vector and the output, in the graph.
+        keep: bool, one per activation, False at padding and where the codebook is bypassed; None
+            where all count.
+    """
+
+    snap: Any
+    keep: Tensor | None
+
+
+class Tapped(HookPoint):
+    """A hook point that a transcoder reads: it passes on its activation as hooks left it."""
+
+    listeners: list[Splice]
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        activation = super().__call__(*args, **kwargs)
+        for splice in self.listeners:
+            splice.take(activation)
+        return activation
+
+
+class Splice(nn.Module):
+    """Puts a dictionary's reconstruction in the place of an activation.
+
+    The dictionary is no child of this module (it belongs to ``model.splices``), but its hook points
+    are, so that they are named after the place.
+
+    Args:
+        dictionary: with ``encode`` and ``decode``.
+        reads: the hook point whose activation is encoded.
+        writes: the hook point whose activation is replaced.
+        replaced: what stood there.
+        use_error_term: add back what the dictionary misses.
+        bypass: positions that keep the activation.
+        head: the one head that is replaced; None for all.
+    """
+
+    dictionary: Any
+    replaced: Any
+    hook_sae_error: HookPoint
+    hook_sae_output: HookPoint
+
+    def __init__(
+        self,
+        dictionary: nn.Module,
+        reads: str,
+        writes: str,
+        replaced: nn.Module,
+        use_error_term: bool,
+        bypass: tuple[int, ...],
+        head: int | None,
+    ) -> None:
+        super().__init__()
+        self.__dict__["dictionary"] = dictionary
+        self.__dict__["replaced"] = replaced
+        self.__dict__["cfg_of_model"] = replaced.__dict__.get("cfg_of_model")
+        self.reads, self.writes = reads, writes
+        self.use_error_term, self.bypass, self.head = use_error_term, bypass, head
+        self.listeners: list[Splice] = []
+        self.on = True
+        self.pos_mask: Tensor | None = None  # of the run that goes on, told by the model
+        self.watched: dict[str, Watched] | None = None
+        self._taken: Tensor | None = None
+        for name, child in dictionary.named_children():
+            if isinstance(child, HookPoint):
+                setattr(self, name, child)
+        for name in ("hook_sae_error", "hook_sae_output"):
+            if not hasattr(self, name):
+                setattr(self, name, HookPoint())
+
+    def switch(self, on: bool) -> None:
+        """Let the dictionary replace the activation, or let the activation pass as it is."""
+        self.on = on
+        self.mark(on)
+
+    def mark(self, spliced: bool) -> None:
+        """Make fast paths that ask whether anybody listens count the dictionary as somebody."""
+        points = [point for point in self.children() if isinstance(point, HookPoint)]
+        for module in (self, *points):
+            if spliced:
+                module.__dict__["intercepts"] = True
+            else:
+                module.__dict__.pop("intercepts", None)
+
+    def joins_heads(self, d_head: int) -> bool:
+        """Whether a dictionary at q, k, v or z reads all heads as one vector."""
+        width = getattr(getattr(self.dictionary, "cfg", None), "d_in", d_head)
+        return self.head is None and width != d_head
+
+    def take(self, activation: Tensor) -> None:
+        """The activation that a transcoder reads, kept until the place that it writes is run."""
+        self._taken = activation
+
+    def forget(self) -> None:
+        """Forget what a run has left here."""
+        self._taken = self.pos_mask = None
+
+    def forward(self, activation: Tensor) -> Tensor:
+        try:
+            replaced = self._reconstruct(activation) if self.on else activation
+        finally:
+            self._taken = None
+        for splice in self.listeners:
+            splice.take(replaced)
+        return replaced
+
+    def _reconstruct(self, activation: Tensor) -> Tensor:
+        original = activation if self.head is None else activation[..., self.head, :]
+        given = self._input(original)
+        keep = self._bypassed(original)
+        result = self._decode(given, keep).to(original.dtype).view(original.shape)
+        if self.use_error_term:
+            with torch.no_grad():
+                clean = result
+                if any(listened_to_by_hooks(point) for point in self._points()):
+                    with self._without_hooks(), self._unwatched():
+                        clean = self._decode(given).to(original.dtype).view(original.shape)
+                error = original - clean
+                if keep is not None:
+                    error = error.masked_fill(keep, 0.0)
+            result = result + self.hook_sae_error(error)
+        if keep is not None:
+            result = torch.where(keep, original, result)
+        result = self.hook_sae_output(result)
+        if self.head is None:
+            return result
+        whole = activation.clone()
+        whole[..., self.head, :] = result
+        return whole
+
+    def _input(self, original: Tensor) -> Tensor:
+        given = original
+        if self.reads != self.writes:
+            if self._taken is None:
+                raise HookError(
+                    f"{self.writes} is to be written from {self.reads}, which did not run before "
+                    "it; start the run earlier, or check the order of the two"
+                )
+            given = self._taken if self.head is None else self._taken[..., self.head, :]
+        width = getattr(getattr(self.dictionary, "cfg", None), "d_in", None)
+        if width is None or given.shape[-1] == width:
+            return given
+        if given.ndim == 4 and given.shape[-2] * given.shape[-1] == width:
+            # sae-lens joins heads itself, but only for z and only outside of training.
+            reshapes = getattr(self.dictionary, "hook_z_reshaping_mode", False)
+            return given if reshapes else given.flatten(-2)
+        raise ArgumentError(
+            f"expected activations of width {width} at {self.reads} for the dictionary, got "
+            f"{list(given.shape)}"
+        )
+
+    def _decode(self, given: Tensor, bypassed: Tensor | None = None) -> Tensor:
+        dictionary: Any = self.dictionary
+        trace = getattr(dictionary, "trace", None)
+        if trace is not None:  # a codebook, whose gradient needs what was encoded
+            snap = trace(given)
+            if self.watched is not None:
+                keep = self._kept(snap.given.shape[:-2], bypassed)
+                self.watched[self.reads] = Watched(snap, keep)
+            return snap.output
+        decoded = dictionary.decode(dictionary.encode(given))
+        skip = getattr(dictionary, "W_skip", None)  # of transcoders, whose decode leaves it out
+        return decoded if skip is None else decoded + given @ skip.T
+
+    def _kept(self, places: torch.Size, bypassed: Tensor | None) -> Tensor | None:
+        """bool [row, pos, ...], False at padding and where the dictionary is bypassed."""
+        masks = [] if bypassed is None else [~bypassed.flatten(2)[..., 0]]
+        if self.pos_mask is not None and places[:2] == self.pos_mask.shape:
+            masks.append(self.pos_mask)
+        if not masks or len(places) < 2:
+            return None
+        keep = masks[0] if len(masks) == 1 else masks[0] & masks[1]
+        return keep.view(*keep.shape, *(1,) * (len(places) - 2)).expand(places)
+
+    def _bypassed(self, original: Tensor) -> Tensor | None:
+        """bool, broadcast over the activation, True at positions that keep it."""
+        if not self.bypass:
+            return None
+        if original.ndim < 3:
+            raise ArgumentError(f"{self.writes} has no positions that could bypass a dictionary")
+        n_pos = original.shape[1]
+        outside = [pos for pos in self.bypass if not -n_pos <= pos < n_pos]
+        if outside:
+            raise ArgumentError(
+                f"expected positions to leave alone in 0..{n_pos - 1}, got {outside[0]}"
+            )
+        keep = torch.zeros(n_pos, dtype=torch.bool, device=original.device)
+        keep[list(self.bypass)] = True
+        return keep.view(1, n_pos, *(1,) * (original.ndim - 2))
+
+    def _points(self) -> Iterator[HookPoint]:
+        return (point for point in self.dictionary.modules() if isinstance(point, HookPoint))
+
+    @contextmanager
+    def _unwatched(self) -> Iterator[None]:
+        watched, self.watched = self.watched, None
+        try:
+            yield
+        finally:
+            self.watched = watched
+
+    @contextmanager
+    def _without_hooks(self) -> Iterator[None]:
+        held = [(point, [getattr(point, name) for name in _HOOKS]) for point in self._points()]
+        try:
+            for point, _ in held:
+                for name in _HOOKS:
+                    setattr(point, name, OrderedDict())
+            yield
+        finally:
+            for point, hooks in held:
+                for name, value in zip(_HOOKS, hooks, strict=True):
+                    setattr(point, name, value)
+
+
+def listened_to_by_hooks(point: HookPoint) -> bool:
+    """Whether a hook sits on a point, whatever is spliced in there."""
+    return any(getattr(point, name) for name in _HOOKS)
+
+
+_NO_FEATURE_AXIS = {  # last part of a hook name -> its axes
+    "hook_pattern": "[row, head, query, key]",
+    "hook_attn_scores": "[row, head, query, key]",
+    "hook_scale": "[row, pos, 1]",
+    "hook_series": "[batch, channel, time]",
+    "hook_loc": "[batch, channel, 1]",
+    "hook_scaled": "[batch, channel, time]",
+    "hook_patch_mask": "[batch, channel, patch]",
+    "hook_parameters": "[batch, channel, horizon, parameter]",
+}
+_PER_HEAD = ("hook_q", "hook_k", "hook_v", "hook_z")
+_D_MLP = ("mlp.hook_pre", "mlp.hook_post")
+_D_MODEL = (
+    "hook_embed",
+    "hook_pos_embed",
+    "hook_resid_pre",
+    "hook_resid_mid",
+    "hook_resid_post",
+    "hook_normalized_resid_post",
+    "hook_attn_out",
+    "hook_attn_mlp_sum",
+    "hook_mlp_in",
+    "hook_mlp_out",
+    "hook_normalized",
+    "hook_result",
+)
+
+
+def require_features(name: str) -> None:
+    """Raise :class:`HookError` unless a hook point's last axis holds features."""
+    axes = _NO_FEATURE_AXIS.get(name.rsplit(".", 1)[-1])
+    if axes is None and name.startswith("embed.stages."):
+        axes = "[batch, channel, time]"
+    if axes is not None:
+        raise HookError(f"{name} {axes} has no feature axis for a dictionary to read")
+
+
+def width_at(cfg: Any, name: str) -> tuple[int | None, int | None]:
+    """The width of an activation, heads joined, and its heads; None where there are none.
+
+    The width is None where the config does not tell it.
+    """
+    require_features(name)
+    leaf = name.rsplit(".", 1)[-1]
+    if leaf in _PER_HEAD:
+        fewer = getattr(cfg, "n_key_value_heads", None) if leaf in ("hook_k", "hook_v") else None
+        n_heads = int(fewer or cfg.n_heads)
+        return int(cfg.d_head) * n_heads, n_heads
+    if name.endswith(_D_MLP):
+        return int(cfg.d_mlp), None
+    return (int(cfg.d_model) if leaf in _D_MODEL else None), None
+
+
+def check_width(cfg: Any, dictionary: Any, name: str, head: int | None, out: bool = False) -> None:
+    """Raise :class:`ArgumentError` unless a dictionary's sizes fit a hook point.
+
+    Args:
+        cfg: the model's.
+        dictionary: the dictionary's config, or None.
+        name: the hook point.
+        head: the one head that is meant.
+        out: what the dictionary writes instead of what it reads.
+    """
+    total, n_heads = width_at(cfg, name)
+    width = getattr(dictionary, "d_in", None)
+    width = getattr(dictionary, "d_out", width) if out else width
+    if head is not None and n_heads is None and not name.endswith("hook_result"):
+        raise ArgumentError(f"head={head} was given, but {name} has no heads")
+    if total is None or width is None:
+        return
+    fitting: Mapping[int, str]
+    if n_heads is not None:
+        fitting = {total // n_heads: f"d_head={total // n_heads}"}
+        if head is None:
+            fitting = {**fitting, total: f"all heads={total}"}
+    else:
+        fitting = {total: f"{'d_mlp' if name.endswith(_D_MLP) else 'd_model'}={total}"}
+    if width not in fitting:
+        raise ArgumentError(
+            f"expected a dictionary of width {' or '.join(fitting.values())} at {name}, got "
+            f"{'d_out' if out else 'd_in'}={width}; was it trained on another model or hook point?"
+        )
+    groups = getattr(dictionary, "n_groups", 1)
+    if n_heads is not None and width == total and n_heads > 1 and groups > 1 and groups % n_heads:
+        raise ArgumentError(
+            f"expected n_groups=1, or a multiple of n_heads={n_heads} so that no group holds parts "
+            f"of two heads at {name}, got n_groups={groups}"
+        )
 
 
 class SplicedDictionaries(CheckedHooks):
@@ -306,3 +632,152 @@ _NO_PRE = ("matching_pursuit",)
 def _architecture(dictionary: nn.Module) -> str | None:
     named = getattr(getattr(dictionary, "cfg", None), "architecture", None)
     return str(named()) if callable(named) else None
+
+
+class SplicedSAEs(SplicedDictionaries):
+    """A hooked model with sae-lens' methods."""
+
+    @checked
+    def add_sae(
+        self,
+        sae: nn.Module,
+        use_error_term: bool | None = None,
+        exclude_special_tokens: bool | Sequence[int] = False,
+    ) -> None:
+        """Splice an SAE, a transcoder or a codebook in where its metadata say; it stays there.
+
+        A dictionary that reads the same hook point is replaced.
+
+        Args:
+            sae: with ``cfg.metadata.hook_name`` (and ``hook_name_out`` for a transcoder).
+            use_error_term: add back what the dictionary misses, so that the output is what it is
+                without it. None takes the dictionary's own setting.
+            exclude_special_tokens: positions that bypass the dictionary. A series has no special
+                tokens, so True is refused where sae-lens would look them up.
+
+        Raises:
+            ArgumentError: no hook name, a width that does not fit, or True for special tokens.
+            UnknownHookError: the model has no such hook point, or something is spliced in there.
+            HookError: the point cannot fire, has no feature axis, or has hooks on it.
+
+        Source: ``HookedSAETransformer.add_sae`` of sae-lens.
+        """
+        metadata = getattr(getattr(sae, "cfg", None), "metadata", None)
+        hook_name = getattr(metadata, "hook_name", None)
+        if not hook_name:
+            raise ArgumentError(
+                "expected a dictionary that knows its hook point, got none in "
+                "cfg.metadata.hook_name; set it, or use model.splice(dictionary, hook_name)"
+            )
+        if use_error_term is None:
+            use_error_term = bool(getattr(sae, "use_error_term", False))
+        self.splice(
+            sae,
+            hook_name,
+            getattr(metadata, "hook_name_out", None),
+            use_error_term=use_error_term,
+            bypass=_positions(exclude_special_tokens),
+            head=getattr(metadata, "hook_head_index", None),
+        )
+
+    @checked
+    @contextmanager
+    def saes(
+        self,
+        saes: Any = (),
+        reset_saes_end: bool = True,
+        use_error_term: bool | None = None,
+        exclude_special_tokens: bool | Sequence[int] = False,
+    ) -> Iterator[Any]:
+        """Dictionaries spliced in for a while; what was there before comes back at the end.
+
+        Args:
+            saes: one or several, see :meth:`add_sae`.
+            reset_saes_end: False leaves them in.
+            use_error_term: for all of them; None takes each one's own setting.
+            exclude_special_tokens: see :meth:`add_sae`.
+        """
+        # An SAE of sae-lens can be iterated over, as a relic.
+        one = isinstance(saes, nn.Module) and not isinstance(saes, nn.ModuleList)
+        given: Any = [saes] if one else saes
+        if not isinstance(given, Iterable):
+            raise ArgumentError(f"expected one or several SAEs, got {type(saes).__name__}")
+        with self._turn.held():
+            before = dict(self._spliced)
+            try:
+                for sae in given:
+                    self.add_sae(sae, use_error_term, exclude_special_tokens)
+                yield self
+            finally:
+                if reset_saes_end:
+                    self._restore(before)
+
+    @checked
+    def run_with_saes(
+        self,
+        *model_args: Any,
+        saes: Any = (),
+        reset_saes_end: bool = True,
+        use_error_term: bool | None = None,
+        exclude_special_tokens: bool | Sequence[int] = False,
+        **model_kwargs: Any,
+    ) -> Any:
+        """The output with dictionaries spliced in for this run; see :meth:`saes`."""
+        with self.saes(saes, reset_saes_end, use_error_term, exclude_special_tokens):
+            return self(*model_args, **model_kwargs)
+
+    @checked
+    def run_with_cache_with_saes(
+        self,
+        *model_args: Any,
+        saes: Any = (),
+        reset_saes_end: bool = True,
+        use_error_term: bool | None = None,
+        exclude_special_tokens: bool | Sequence[int] = False,
+        return_cache_object: bool = True,
+        remove_batch_dim: bool = False,
+        **kwargs: Any,
+    ) -> tuple[Any, Any]:
+        """``run_with_cache`` with dictionaries spliced in for this run; see :meth:`saes`."""
+        with self.saes(saes, reset_saes_end, use_error_term, exclude_special_tokens):
+            return self.run_with_cache(
+                *model_args,
+                return_cache_object=return_cache_object,
+                remove_batch_dim=remove_batch_dim,
+                **kwargs,
+            )
+
+    @checked
+    def run_with_hooks_with_saes(
+        self,
+        *model_args: Any,
+        saes: Any = (),
+        reset_saes_end: bool = True,
+        exclude_special_tokens: bool | Sequence[int] = False,
+        fwd_hooks: Sequence[Any] = (),
+        bwd_hooks: Sequence[Any] = (),
+        reset_hooks_end: bool = True,
+        clear_contexts: bool = False,
+        **model_kwargs: Any,
+    ) -> Any:
+        """``run_with_hooks`` with dictionaries spliced in for this run; see :meth:`saes`."""
+        with self.saes(saes, reset_saes_end, None, exclude_special_tokens):
+            return self.run_with_hooks(
+                *model_args,
+                fwd_hooks=list(fwd_hooks),
+                bwd_hooks=list(bwd_hooks),
+                reset_hooks_end=reset_hooks_end,
+                clear_contexts=clear_contexts,
+                **model_kwargs,
+            )
+
+
+def _positions(excluded: bool | Sequence[int]) -> Sequence[int]:
+    if isinstance(excluded, bool):
+        if excluded:
+            raise ArgumentError(
+                "exclude_special_tokens=True looks special tokens up in a tokenizer, and a series "
+                "has none; give the positions to leave alone, such as [0]"
+            )
+        return ()
+    return excluded

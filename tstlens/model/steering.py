@@ -17,8 +17,7 @@ from torch import Tensor
 from tstlens.arguments import checked
 from tstlens.errors import ArgumentError
 from tstlens.model.hooking import pos_axis
-from tstlens.model.splice_places import _D_MLP, _D_MODEL, _PER_HEAD
-from tstlens.model.splicing import SplicedDictionaries
+from tstlens.model.splicing import _D_MLP, _D_MODEL, _PER_HEAD, SplicedDictionaries
 from tstlens.model.state import TrunkState
 
 Positions = int | slice | Sequence[int] | None

@@ -4,10 +4,9 @@
 of ``transformer_lens.patching`` are here too, under their own names.
 """
 
+from tstlens.metrics import Metric
 from tstlens.patching.ablation import AblationResult, ablate
-from tstlens.patching.agreement import Agreement, agreement
-from tstlens.patching.attention import attention
-from tstlens.patching.attention_result import AttentionResult
+from tstlens.patching.attention import AttentionResult, attention
 from tstlens.patching.attribution import attribution
 from tstlens.patching.campaign import (
     Campaign,
@@ -33,30 +32,33 @@ from tstlens.patching.circuits import (
     path_patch,
 )
 from tstlens.patching.influence import Influence, head_influence
-from tstlens.patching.lens import lens
-from tstlens.patching.lens_result import LensResult
-from tstlens.patching.logit_attribution import logit_attribution
-from tstlens.patching.logit_attribution_result import Component, LogitAttribution
-from tstlens.patching.metrics import Metric, log_prob, logit, logit_diff, mse, prob, quantile_loss
-from tstlens.patching.patch import patch
-from tstlens.patching.patch_setters import (
+from tstlens.patching.lens import LensResult, lens
+from tstlens.patching.logit_attribution import Component, LogitAttribution, logit_attribution
+from tstlens.patching.metrics import log_prob, logit, logit_diff, mse, prob, quantile_loss
+from tstlens.patching.patch import (
     layer_head_dest_src_pos_pattern_patch_setter,
     layer_head_pattern_patch_setter,
     layer_head_pos_pattern_patch_setter,
     layer_head_vector_patch_setter,
     layer_pos_head_vector_patch_setter,
     layer_pos_patch_setter,
+    patch,
 )
 from tstlens.patching.result import SweepResult
 from tstlens.patching.sites import Site, site_names
-from tstlens.patching.stability import SplitHalf, alike_pairs, null_map, split_half
-from tstlens.patching.statistics import Summary, summary
-from tstlens.patching.sweep import sweep
-from tstlens.patching.transformer_lens_generic import (
-    generic_activation_patch,
-    make_df_from_ranges,
+from tstlens.patching.statistics import (
+    Agreement,
+    SplitHalf,
+    Summary,
+    agreement,
+    alike_pairs,
+    null_map,
+    split_half,
+    summary,
 )
+from tstlens.patching.sweep import sweep
 from tstlens.patching.transformer_lens_names import (
+    generic_activation_patch,
     get_act_patch_attn_head_all_pos_every,
     get_act_patch_attn_head_by_pos_every,
     get_act_patch_attn_head_k_all_pos,
@@ -75,6 +77,7 @@ from tstlens.patching.transformer_lens_names import (
     get_act_patch_mlp_out,
     get_act_patch_resid_mid,
     get_act_patch_resid_pre,
+    make_df_from_ranges,
 )
 from tstlens.patching.windows import window_sweep
 

@@ -18,7 +18,7 @@ from tstlens.data.validate import blanked
 from tstlens.errors import UnknownAxisError
 from tstlens.model import HookedTST
 from tstlens.patching.grids import check_axes
-from tstlens.patching.measuring import (
+from tstlens.patching.metrics import (
     MeasureOutput,
     as_metric,
     described,
@@ -27,8 +27,7 @@ from tstlens.patching.measuring import (
     read_metric,
     read_runs,
 )
-from tstlens.patching.outputs import Swept, patched_outputs, swept
-from tstlens.patching.replacements import AblationSource, Replacement
+from tstlens.patching.outputs import AblationSource, Replacement, Swept, patched_outputs, swept
 from tstlens.patching.result import SweepResult
 from tstlens.patching.sites import Site, locate
 from tstlens.patching.sources import Reference, ReferenceMask

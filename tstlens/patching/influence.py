@@ -19,7 +19,7 @@ from tstlens.errors import ArgumentError
 from tstlens.model import HookedTST
 from tstlens.patching.checks import check_pairs, require_two_writers
 from tstlens.patching.grids import Grid, check_axes, make_grid
-from tstlens.patching.measuring import PAIRS_PER_BLOCK
+from tstlens.patching.metrics import PAIRS_PER_BLOCK
 from tstlens.patching.outputs import Swept, swept
 from tstlens.patching.sites import Site, locate
 from tstlens.patching.sources import record, sources

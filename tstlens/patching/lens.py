@@ -8,14 +8,30 @@ The head was trained on the last stream only. On the way there its reading is a 
 streams may hold what matters in directions that the head does not read. In a post-norm model each
 sublayer's sum is also rescaled and shifted by its norm, with other weights each time, so readings
 before the last rest on the bet that the blocks share a basis. The last point is the output itself.
+
+What the lens returns: the output as read at every depth.
+
+How a head's pooling routes positions into its pooled vector, as weights that were in force.
+
+| pooling     | weight of a position, for each dimension                                       |
+|-------------|--------------------------------------------------------------------------------|
+| max         | 1 at the position that is largest in that dimension, else 0                    |
+| mean        | 1 / observed positions, 0 at padding                                           |
+| first, last | 1 at that (observed) position                                                  |
+| flatten     | every position has its own slice of the pooled vector; 0 at padding            |
+
+With these weights held fixed, pooling is linear in what stands at the positions. For all but max
+they depend on the mask only; under max another input may have other winners.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from tqdm import tqdm
 
@@ -23,9 +39,142 @@ from tstlens.arguments import checked
 from tstlens.data.validate import blanked
 from tstlens.errors import ArgumentError, LabelError, SeriesShapeError
 from tstlens.model import HookedTST, TrunkState
+from tstlens.model.parts import Pooling
 from tstlens.patching.checks import require_one_stack
-from tstlens.patching.lens_result import LensResult
 from tstlens.patching.sweep import time_cells
+from tstlens.results import Result
+from tstlens.shapes import PosMask, Residual
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@dataclass(frozen=True)
+class LensResult(Result):
+    """The model's output as the head reads it off the stream at every point.
+
+    Args:
+        output: [point, series, class] logits, or [point, series, channel, horizon] forecasts in
+            the units of the series.
+        points: where the stream was read, first to last.
+        kind: ``"classes"`` or ``"forecast"``.
+        target: int [series] classes, or true values [series, channel, horizon]; None where not
+            given.
+        final: the model's own output, [series, ...]; equals the last point.
+        heuristic: what the readings can and cannot say.
+        by_pos: the same with every position read by itself, [point, series, pos, ...], or None.
+        observed: bool [series, pos], False at padding; beside ``by_pos``.
+        series: what a forecaster read, [series, channel, time]; None for classifiers.
+        time_cells: first and one-past-last sample that each position stands for, or None.
+        class_names: for tables and figures, or None.
+        made: how: model, where its norms are.
+    """
+
+    output: Float[Tensor, "point series *out"]
+    points: tuple[str, ...]
+    kind: Literal["classes", "forecast"]
+    target: Tensor | None
+    final: Float[Tensor, "*series_out"]
+    heuristic: str
+    by_pos: Float[Tensor, "point series pos *out"] | None = None
+    observed: Bool[Tensor, "series pos"] | None = None
+    series: Float[Tensor, "series channel time"] | None = None
+    time_cells: tuple[tuple[int, int], ...] | None = None
+    class_names: tuple[str, ...] | None = None
+    made: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def axes(self) -> tuple[str, ...]:
+        """Names of the axes of ``output``."""
+        return ("point", "series", *(("class",) if self._classes() else ("channel", "step")))
+
+    def probabilities(self) -> Float[Tensor, "point series class"]:
+        """Class probabilities at every point."""
+        return self._logits().softmax(-1)
+
+    def log_prob(self) -> Float[Tensor, "point series"]:
+        """Log-probability (nats) of the target class at every point."""
+        log_probs = self._logits().log_softmax(-1)
+        index = self._labels().expand(log_probs.shape[:2])[..., None]
+        return log_probs.gather(-1, index)[..., 0]
+
+    def accuracy(self) -> Float[Tensor, " point"]:
+        """Share of series whose largest logit is the target's."""
+        return (self._logits().argmax(-1) == self._labels()).double().mean(1)
+
+    def agreement(self) -> Float[Tensor, " point"]:
+        """Share of series whose largest logit is that of the model's own output."""
+        return (self._logits().argmax(-1) == self.final.argmax(-1)).double().mean(1)
+
+    def kl(self) -> Float[Tensor, "point series"]:
+        """KL divergence of each reading from the model's own output, in nats."""
+        read, final = self._logits().log_softmax(-1), self.final.log_softmax(-1)
+        return (final.exp() * (final - read)).sum(-1)
+
+    @checked
+    def mse(self, to: Literal["final", "target"] = "final") -> Float[Tensor, "point series"]:
+        """Mean squared distance of each forecast from the final one or from the true values.
+
+        In squared units of the series.
+        """
+        if self._classes():
+            raise ArgumentError("mse is for forecasts, and this model classifies; see kl()")
+        if to == "target" and self.target is None:
+            raise ArgumentError("no true values were given: call lens(model, series, target)")
+        reference = self.target if to == "target" and self.target is not None else self.final
+        return ((self.output - reference) ** 2).flatten(2).mean(-1)
+
+    def summary(self) -> pd.DataFrame:
+        """One row per point: accuracy, agreement and distance from the model's own output."""
+        import pandas as pd
+
+        columns: dict[str, Any] = {"point": list(self.points)}
+        if self._classes():
+            if self.target is not None:
+                columns["accuracy"] = self.accuracy().tolist()
+                columns["log_prob"] = self.log_prob().mean(1).tolist()
+            columns["agreement"] = self.agreement().tolist()
+            columns["kl"] = self.kl().mean(1).tolist()
+        else:
+            if self.target is not None:
+                columns["mse_target"] = self.mse("target").mean(1).tolist()
+            columns["mse_final"] = self.mse().mean(1).tolist()
+        return pd.DataFrame(columns)
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """Long format: point, series, class, logit, probability; or channel, step, forecast."""
+        import pandas as pd
+
+        sizes = self.output.shape[1:]
+        entries: list[Any] = [list(self.points), *(range(size) for size in sizes)]
+        index = pd.MultiIndex.from_product(entries, names=list(self.axes))
+        flat = self.output.reshape(-1).double().cpu().numpy()
+        if not self._classes():
+            return pd.DataFrame({"forecast": flat}, index=index).reset_index()
+        frame = pd.DataFrame({"logit": flat}, index=index)
+        frame["probability"] = self.probabilities().reshape(-1).double().cpu().numpy()
+        frame = frame.reset_index()
+        if self.target is not None:
+            frame["target"] = frame["series"].map(dict(enumerate(self.target.tolist())))
+        return frame
+
+    def __repr__(self) -> str:
+        what = f"{self.output.shape[1]} series at {len(self.points)} points"
+        return f"LensResult({self.kind} of {what}; {self.heuristic})"
+
+    def _classes(self) -> bool:
+        return self.kind == "classes"
+
+    def _logits(self) -> Tensor:
+        if not self._classes():
+            raise ArgumentError("this model forecasts: its readings have no classes; see mse()")
+        return self.output
+
+    def _labels(self) -> Tensor:
+        if self.target is None:
+            raise ArgumentError("no classes were given: call lens(model, series, labels)")
+        return self.target.to(self.output.device).long()
+
 
 SERIES_PER_BLOCK = 64  # series whose activations are held at once
 
@@ -205,3 +354,59 @@ def _check_target(target: Any, output: Tensor, classifies: bool) -> None:
     bad = target[(target < 0) | (target >= shape[1])]
     if len(bad):
         raise LabelError(f"expected targets in 0..{shape[1] - 1}, got {int(bad[0])}")
+
+
+@dataclass(frozen=True)
+class Routing:
+    """The weights of one run.
+
+    Args:
+        weight: share of the pooled vector that comes from each position, [row, pos]; sums to 1
+            (under flatten: 1 divided among the observed positions).
+        winner: the position that each dimension was taken from under max pooling, [row, d_model];
+            None for other poolings.
+        flat: whether positions have slices of their own.
+    """
+
+    weight: Float[Tensor, "row pos"]
+    winner: Int[Tensor, "row d_model"] | None = None
+    flat: bool = False
+
+    def unpool(self, direction: Float[Tensor, "row d_pooled"]) -> Residual:
+        """A direction over the pooled vector as one over every position, [row, pos, d_model].
+
+        The product with what stands at the positions, summed, is the product with what was pooled.
+        """
+        n_pos = self.weight.shape[1]
+        if self.flat:
+            return direction.unflatten(1, (n_pos, -1)) * (self.weight > 0)[:, :, None]
+        if self.winner is None:
+            return self.weight[:, :, None] * direction[:, None]
+        spread = direction.new_zeros(len(direction), n_pos, direction.shape[1])
+        return spread.scatter_(1, self.winner[:, None], direction[:, None])
+
+
+def route(final: Residual, pooling: Pooling, mask: PosMask | None) -> Routing:
+    """The weights with which a pooling took each position of the stream that it was given.
+
+    Where several positions are largest in a dimension at once, max pooling is credited to one.
+
+    Args:
+        final: what the head pools, [row, pos, d_model]: after the final norm where there is one.
+        pooling: the head's.
+        mask: bool [row, pos], False at padding; None where there is none.
+    """
+    n_rows, n_pos = final.shape[:2]
+    observed = torch.ones_like(final[:, :, 0]) if mask is None else mask.to(final.dtype)
+    if pooling == "max":
+        if mask is not None:
+            final = final.masked_fill(~mask[:, :, None], float("-inf"))
+        winner = final.argmax(1)
+        weight = torch.nn.functional.one_hot(winner, n_pos).to(final.dtype).mean(1)
+        return Routing(weight, winner)
+    if pooling in ("mean", "flatten"):
+        return Routing(observed / observed.sum(1, keepdim=True), flat=pooling == "flatten")
+    taken = torch.zeros(n_rows, dtype=torch.long, device=final.device)
+    if pooling == "last":
+        taken = n_pos - 1 - observed.flip(1).argmax(1)
+    return Routing(torch.nn.functional.one_hot(taken, n_pos).to(final.dtype))

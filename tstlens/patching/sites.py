@@ -25,6 +25,11 @@ decoder.
 
 ``slice`` cuts the feature axis into equal runs. ``pos`` means ``query`` on a pattern. Heads are
 sites at z, before the output projection mixes them; a slice of ``attn_out`` is **not** a head.
+
+The axes of every hook point's activation, after the series.
+
+A place outside the blocks that has its channels as an axis says so; elsewhere the channel axis of
+models whose channels go through the trunk one by one is put before these.
 """
 
 from __future__ import annotations
@@ -39,7 +44,73 @@ from torch import Tensor
 from tstlens.arguments import check_fields, check_slice, checked
 from tstlens.errors import ArgumentError, UnknownAxisError, UnknownHookError, UnknownSiteError
 from tstlens.model import HookedTST
-from tstlens.patching.site_axes import LEAVES
+
+_PER_POS = ("pos", "feature")
+_PER_HEAD = ("pos", "head", "feature")
+_PER_QUERY = ("head", "query", "key")
+LEAVES = {  # last part of a hook name -> axes
+    "hook_resid_pre": _PER_POS,
+    "hook_resid_mid": _PER_POS,
+    "hook_resid_post": _PER_POS,
+    "hook_normalized_resid_post": _PER_POS,
+    "hook_attn_out": _PER_POS,
+    "hook_attn_mlp_sum": _PER_POS,
+    "hook_mlp_in": _PER_POS,
+    "hook_mlp_out": _PER_POS,
+    "hook_embed": _PER_POS,
+    "hook_pos_embed": _PER_POS,
+    "hook_scale": _PER_POS,
+    "hook_normalized": _PER_POS,
+    "mlp.hook_pre": _PER_POS,
+    "mlp.hook_post": _PER_POS,
+    "hook_q": _PER_HEAD,
+    "hook_k": _PER_HEAD,
+    "hook_v": _PER_HEAD,
+    "hook_z": _PER_HEAD,
+    "hook_result": _PER_HEAD,
+    "hook_q_input": _PER_HEAD,
+    "hook_k_input": _PER_HEAD,
+    "hook_v_input": _PER_HEAD,
+    "hook_pattern": _PER_QUERY,
+    "hook_attn_scores": _PER_QUERY,
+    "channel_attn.hook_pattern": ("pos", *_PER_QUERY),
+    "channel_attn.hook_attn_scores": ("pos", *_PER_QUERY),
+    "hook_channel_attn_out": _PER_POS,
+    "hook_cross_attn_out": _PER_POS,
+    "hook_resid_mid_channel": _PER_POS,
+    "hook_resid_mid_cross": _PER_POS,
+    "mlp.hook_pre_linear": _PER_POS,
+    "hook_encoded": _PER_POS,
+    "hook_decoder_embed": _PER_POS,
+    "hook_position_bias": _PER_QUERY,
+    "hook_decoder_position_bias": _PER_QUERY,
+    "hook_series": ("channel", "time"),
+    "hook_pooled": ("feature",),
+    "embed.hook_loc": ("channel", "feature"),
+    "embed.hook_scale": ("channel", "feature"),
+    "embed.hook_scaled": ("channel", "time"),
+    "embed.hook_patches": ("channel", *_PER_POS),
+    "embed.hook_patch_mask": ("channel", "pos"),
+    "embed.hook_observed": ("channel", *_PER_POS),
+    "embed.hook_freq": ("channel", "feature"),
+    "embed.hook_pos_embed": ("channel", *_PER_POS),
+    "embed.hook_times": ("channel", *_PER_POS),
+    "embed.hook_running_loc": ("channel", *_PER_POS),
+    "embed.hook_running_scale": ("channel", *_PER_POS),
+    "embed.block.hook_pre": ("channel", *_PER_POS),
+    "embed.block.hook_post": ("channel", *_PER_POS),
+    "head.hook_scaled": ("channel", "time"),
+    "head.hook_quantiles": ("channel", "time", "feature"),
+    "head.block.hook_pre": ("feature",),
+    "head.block.hook_post": ("feature",),
+    "head.hook_future": _PER_POS,
+    "patch_block.hook_pre": _PER_POS,
+    "patch_block.hook_post": _PER_POS,
+    "spread_block.hook_pre": ("feature",),
+    "spread_block.hook_post": ("feature",),
+    "head.hook_parameters": ("channel", "time", "feature"),
+}
+
 
 Index = int | slice | Sequence[int] | None
 

@@ -24,7 +24,7 @@ from tstlens.metrics import Metric
 from tstlens.model import HookedTST
 from tstlens.patching.checks import check_pairs
 from tstlens.patching.grids import check_axes, make_grids
-from tstlens.patching.measuring import (
+from tstlens.patching.metrics import (
     MeasureOutput,
     as_metric,
     described,

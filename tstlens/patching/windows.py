@@ -22,7 +22,7 @@ from tstlens.errors import ArgumentError
 from tstlens.metrics import Metric
 from tstlens.model import HookedTST
 from tstlens.patching.checks import check_pairs
-from tstlens.patching.measuring import (
+from tstlens.patching.metrics import (
     MeasureOutput,
     as_metric,
     described,

@@ -23,7 +23,7 @@ from tstlens.arguments import checked
 from tstlens.data import TimeSeriesData
 from tstlens.errors import ArgumentError, SeriesShapeError
 from tstlens.model import HookedTST
-from tstlens.model.passes import require_one_pass
+from tstlens.model.hooking import require_one_pass
 
 Pool = Literal["mean", "max", "last"]
 POOLS = ("mean", "max", "last")

@@ -1,24 +1,506 @@
-"""Linear probes: what can be read off an activation by a straight line, and where."""
+"""Linear probes: what can be read off an activation by a straight line, and where.
+
+One cell of a probe's map: scikit-learn fits, held-out predictions, controls beside them.
+
+What linear probes found, as plain data.
+
+What a probe is to read off: a class or a number per series, or per position.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from itertools import product
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
+from jaxtyping import Float, Int
+from torch import Tensor
 from tqdm.auto import tqdm
 
 from tstlens.arguments import checked
 from tstlens.data import TimeSeriesData
-from tstlens.errors import ArgumentError
+from tstlens.errors import ArgumentError, LabelError
 from tstlens.model import HookedTST
-from tstlens.probing.extraction import Activations, Pool, activations, check_pool
-from tstlens.probing.probes_fit import Cell, Kind, Rows, Settings, fit_cell, pipeline
-from tstlens.probing.probes_result import ProbeResult
-from tstlens.probing.probes_target import Target, Targets, check_varied, targets_of
-from tstlens.stats import adjusted
+from tstlens.probing.extraction import Activations, Pool, activations, check_pool, layer_of
+from tstlens.randomness import seeded
+from tstlens.results import Result
+from tstlens.stats import adjusted, by_cluster, mean_interval
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+Kind = Literal["logistic", "ridge"]
+MOST_STEPS = 1000  # of the logistic solver
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """What is probed: vectors, targets, and which series each row comes from.
+
+    Args:
+        x: [row, width].
+        y: [row] codes or numbers.
+        series: [row] index of the series.
+        place: [row] which position (and channel) of the series, as one number.
+    """
+
+    x: Float[np.ndarray, "row width"]
+    y: np.ndarray
+    series: Int[np.ndarray, " row"]
+    place: Int[np.ndarray, " row"]
+
+    def at(self, index: np.ndarray) -> Rows:
+        """Some of the rows."""
+        return Rows(self.x[index], self.y[index], self.series[index], self.place[index])
+
+
+@dataclass(frozen=True)
+class Cell:
+    """The numbers of one cell; NaN where there was nothing to fit."""
+
+    score: float = np.nan
+    low: float = np.nan
+    high: float = np.nan
+    baseline: float = np.nan
+    shuffled: tuple[float, ...] = ()
+    p: float = np.nan
+    n_train: int = 0
+    n_test: int = 0
+    n_series: int = 0
+    unconverged: int = 0
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How every cell is fitted."""
+
+    kind: Kind
+    strength: float
+    n_folds: int
+    n_shuffles: int
+    level: float
+    n_boot: int
+    seed: int
+    is_class: bool
+
+
+def fit_cell(train: Rows, test: Rows | None, how: Settings) -> Cell:
+    """Fit on the training rows, score on the others, and again with shuffled targets."""
+    folds = _folds(train, how) if test is None else None
+    splits = _splits(train, test, folds)
+    n_test = sum(len(held.y) for _, held in splits)
+    sizes: dict[str, Any] = {"n_train": len(train.y), "n_test": n_test}
+    if not splits or not n_test or any(_too_few(kept, how) for kept, _ in splits):
+        return Cell(**sizes)
+    found, plain, unconverged = _held_out(splits, how)
+    truth = np.concatenate([held.y for _, held in splits])
+    series = np.concatenate([held.series for _, held in splits])
+    loss, plain_loss = _loss(truth, found, how), _loss(truth, plain, how)
+    shuffled = []
+    for number in range(how.n_shuffles):
+        drawn = _splits(*_shuffled(train, test, how.seed + 1 + number), folds)
+        if any(_too_few(kept, how) for kept, _ in drawn):
+            shuffled.append(np.nan)
+            continue
+        predicted, _, failed = _held_out(drawn, how)
+        unconverged += failed
+        expected = np.concatenate([held.y for _, held in drawn])
+        shuffled.append(_score(_loss(expected, predicted, how), expected, how))
+    low, high = _interval(loss, truth, series, how)
+    return Cell(
+        score=_score(loss, truth, how),
+        low=low,
+        high=high,
+        baseline=_score(plain_loss, truth, how),
+        shuffled=tuple(shuffled),
+        p=_better(plain_loss - loss, series, how),
+        n_series=len(np.unique(series)),
+        unconverged=unconverged,
+        **sizes,
+    )
+
+
+@seeded(0)
+def pipeline(kind: Kind, strength: float, is_class: bool) -> Any:
+    """Standardisation and the linear model of scikit-learn, to be fitted together.
+
+    Args:
+        kind: ``"logistic"`` or ``"ridge"``.
+        strength: of the penalty: 1 / C of the logistic regression, alpha of the ridge.
+        is_class: classes, or numbers.
+
+    Raises:
+        ArgumentError: another kind, a strength that is not positive, or logistic for numbers.
+    """
+    from sklearn.linear_model import LogisticRegression, Ridge, RidgeClassifier
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    if kind not in ("logistic", "ridge"):
+        raise ArgumentError(f"expected kind to be 'logistic' or 'ridge', got {kind!r}")
+    if not strength > 0:
+        raise ArgumentError(f"expected a strength above 0, got {strength}")
+    if kind == "logistic":
+        if not is_class:
+            raise ArgumentError(
+                "kind='logistic' reads off classes, and the target holds floating point numbers; "
+                "take kind='ridge', or make it integers"
+            )
+        linear: Any = LogisticRegression(C=1 / strength, max_iter=MOST_STEPS)
+    else:
+        linear = RidgeClassifier(alpha=strength) if is_class else Ridge(alpha=strength)
+    return make_pipeline(StandardScaler(), linear)
+
+
+Fold = tuple[np.ndarray, np.ndarray]
+
+
+@seeded(0)
+def _folds(rows: Rows, how: Settings) -> list[Fold]:
+    """Rows kept and held out, fold by fold; the rows of a series stay together."""
+    from sklearn.model_selection import KFold, StratifiedGroupKFold, StratifiedKFold
+
+    found, number = np.unique(rows.series, return_inverse=True)
+    if len(found) < how.n_folds:
+        return []
+    options: Any = {"n_splits": how.n_folds, "shuffle": True, "random_state": how.seed}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # classes with fewer series than folds
+        if not how.is_class:
+            by_series = KFold(**options).split(found)
+            return [
+                (np.flatnonzero(np.isin(number, kept)), np.flatnonzero(np.isin(number, held)))
+                for kept, held in by_series
+            ]
+        if len(found) == len(rows.y) and np.bincount(rows.y).max() >= how.n_folds:
+            return list(StratifiedKFold(**options).split(rows.x, rows.y))
+        return list(StratifiedGroupKFold(**options).split(rows.x, rows.y, rows.series))
+
+
+def _splits(train: Rows, test: Rows | None, folds: list[Fold] | None) -> list[tuple[Rows, Rows]]:
+    if test is not None:
+        return [(train, test)]
+    return [(train.at(kept), train.at(held)) for kept, held in folds or []]
+
+
+def _too_few(kept: Rows, how: Settings) -> bool:
+    return len(np.unique(kept.y)) < 2 if how.is_class else len(kept.y) < 2
+
+
+@seeded(0)
+def _held_out(splits: list[tuple[Rows, Rows]], how: Settings) -> tuple[np.ndarray, np.ndarray, int]:
+    """Predictions of the probe and of the majority class (or the mean), fitted without them."""
+    from sklearn.exceptions import ConvergenceWarning
+
+    found, plain, unconverged = [], [], 0
+    for kept, held in splits:
+        model = pipeline(how.kind, how.strength, how.is_class)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)  # counted instead
+            model.fit(kept.x, kept.y)
+        if not np.isfinite(model[-1].coef_).all():
+            raise ArgumentError(
+                "expected activations and a strength that a probe can be fitted with, got weights "
+                f"that are not finite (strength={how.strength:g}, largest activation "
+                f"{np.abs(kept.x).max():.3g}); scale the series, or take a larger strength"
+            )
+        if how.kind == "logistic":
+            unconverged += int(np.max(model[-1].n_iter_) >= MOST_STEPS)
+        found.append(model.predict(held.x) if len(held.y) else held.y)
+        usual = np.bincount(kept.y).argmax() if how.is_class else kept.y.mean()
+        plain.append(np.full(len(held.y), usual))
+    return np.concatenate(found), np.concatenate(plain), unconverged
+
+
+def _shuffled(train: Rows, test: Rows | None, seed: int) -> tuple[Rows, Rows | None]:
+    generator = np.random.default_rng(seed)
+    return _exchanged(train, generator), None if test is None else _exchanged(test, generator)
+
+
+def _exchanged(rows: Rows, generator: np.random.Generator) -> Rows:
+    """Every series gets the targets of another: the next one in a random circle.
+
+    Position by position, among the series that observed it; so how targets go together within a
+    series, and what can be told from the position alone, stays.
+    """
+    rank = generator.permutation(int(rows.series.max(initial=0)) + 1)[rows.series]
+    order = np.lexsort((rank, rows.place))
+    y = rows.y.copy()
+    place = rows.place[order]
+    for first, last in _runs(place):
+        members = order[first:last]
+        y[members] = rows.y[np.roll(members, 1)]
+    return Rows(rows.x, y, rows.series, rows.place)
+
+
+def _runs(sorted_values: np.ndarray) -> Iterator[tuple[int, int]]:
+    edges = np.flatnonzero(np.diff(sorted_values)) + 1
+    yield from zip([0, *edges], [*edges, len(sorted_values)], strict=True)
+
+
+def _loss(truth: np.ndarray, found: np.ndarray, how: Settings) -> np.ndarray:
+    return (truth != found).astype(float) if how.is_class else (truth - found) ** 2
+
+
+def _score(loss: np.ndarray, truth: np.ndarray, how: Settings) -> float:
+    """Accuracy, or R² about the mean of the scored targets."""
+    if how.is_class:
+        return float(1 - loss.mean())
+    spread = truth.var()
+    return float(1 - loss.mean() / spread) if spread > 0 else float("nan")
+
+
+def _interval(
+    loss: np.ndarray, truth: np.ndarray, series: np.ndarray, how: Settings
+) -> tuple[float, float]:
+    """Wilson's where every series has one row, or all of its rows fare alike; else over series."""
+    from scipy.stats import binomtest
+
+    spread = np.ones_like(loss) if how.is_class else (truth - truth.mean()) ** 2
+    sums, _ = by_cluster(np.column_stack([loss, spread]), series.tolist())
+    whole = not np.ptp(loss) > 0  # all right or all wrong: no spread to take an interval from
+    if how.is_class and (whole or len(sums) == len(loss)):
+        right = int((sums[:, 0] == 0).sum())
+        found = binomtest(right, len(sums)).proportion_ci(how.level, method="wilson")
+        return float(found.low), float(found.high)
+    low, high = mean_interval(
+        sums[:, :1],
+        sums[:, 1],
+        level=how.level,
+        n_boot=how.n_boot,
+        seed=how.seed,
+        limits=(0, 1 if how.is_class else np.inf),
+    )
+    return 1 - float(high[0]), 1 - float(low[0])
+
+
+def _better(gain: np.ndarray, series: np.ndarray, how: Settings) -> float:
+    """One-sided p that the probe beats the majority class (or the mean), with series as the unit.
+
+    McNemar's exact test where every series has one row of a class, else a t test over series.
+    """
+    from scipy.stats import binomtest, ttest_1samp
+
+    _, number = np.unique(series, return_inverse=True)
+    sums = np.bincount(number, gain)
+    if how.is_class and len(sums) == len(gain):
+        wins, losses = int((gain > 0).sum()), int((gain < 0).sum())
+        if wins + losses == 0:
+            return 1.0
+        return float(binomtest(wins, wins + losses, alternative="greater").pvalue)
+    if len(sums) < 2:
+        return float("nan")
+    if sums.std() == 0:
+        return 0.0 if sums[0] > 0 else 1.0
+    found: Any = ttest_1samp(sums, 0, alternative="greater")
+    return float(found.pvalue)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class ProbeResult(Result):
+    """Held-out scores of linear probes over hook points, positions and heads, with controls.
+
+    Args:
+        values: [*axes] accuracy on held-out series, or R² for targets that are numbers; NaN where
+            there was nothing to fit (a position that fewer than two classes observe).
+        low: [*axes] lower end of the interval over held-out series.
+        high: [*axes] upper end.
+        baseline: [*axes] score of always naming the training split's most frequent class (or its
+            mean), on the same rows.
+        shuffled: [shuffle, *axes] scores when series exchange their targets, fitted and scored so.
+        p: [*axes] that the probe is no better than ``baseline`` (one-sided, series as the unit).
+        q: [*axes] p after Benjamini and Hochberg over all cells.
+        n_train: [*axes] training rows.
+        n_test: [*axes] rows scored; with cross-validation each once.
+        axes: names of the axes: ``"hook"``, then ``"head"`` and ``"pos"`` where asked for.
+        coords: entries of every axis; hooks by their full names.
+        score: ``"accuracy"`` or ``"R²"``.
+        target: what was read off.
+        class_names: of the target; () for numbers.
+        level: coverage of the intervals.
+        time_cells: first and one-past-last sample of every position, or None.
+        made: how.
+    """
+
+    values: Float[np.ndarray, "*cell"]
+    low: Float[np.ndarray, "*cell"]
+    high: Float[np.ndarray, "*cell"]
+    baseline: Float[np.ndarray, "*cell"]
+    shuffled: Float[np.ndarray, "*shuffle_and_cell"]
+    p: Float[np.ndarray, "*cell"]
+    q: Float[np.ndarray, "*cell"]
+    n_train: Int[np.ndarray, "*cell"]
+    n_test: Int[np.ndarray, "*cell"]
+    axes: tuple[str, ...]
+    coords: dict[str, tuple[Any, ...]]
+    score: str
+    target: str
+    class_names: tuple[str, ...] = ()
+    level: float = 0.95
+    time_cells: tuple[tuple[int, int], ...] | None = None
+    made: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def selectivity(self) -> Float[np.ndarray, "*cell"]:
+        """[*axes] the score less its mean under shuffled targets (Hewitt and Liang 2019)."""
+        return self.values - self.shuffled.mean(0)
+
+    @property
+    def best(self) -> dict[str, Any]:
+        """The cell of the highest score, as a row of :meth:`to_dataframe`."""
+        frame: Any = self.to_dataframe()
+        return frame.loc[frame["score"].idxmax()].to_dict()
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """One row per cell.
+
+        ``hook``, ``layer``, ``head`` and ``pos`` where asked for; ``score`` with ``low`` and
+        ``high``; ``baseline``; ``shuffled`` (mean) with ``shuffled_sd``; ``selectivity``; ``p``
+        and ``q``; ``n_train`` and ``n_test`` rows.
+        """
+        import pandas as pd
+
+        index = pd.MultiIndex.from_product([self.coords[axis] for axis in self.axes])
+        frame = pd.DataFrame(index.to_list(), columns=list(self.axes))
+        frame.insert(1, "layer", [layer_of(name) for name in frame["hook"]])
+        n_shuffles = len(self.shuffled)
+        columns: dict[str, np.ndarray] = {
+            "score": self.values,
+            "low": self.low,
+            "high": self.high,
+            "baseline": self.baseline,
+            "shuffled": self.shuffled.mean(0),
+            "shuffled_sd": self.shuffled.std(0, ddof=1) if n_shuffles > 1 else self.values * np.nan,
+            "selectivity": self.selectivity,
+            "p": self.p,
+            "q": self.q,
+            "n_train": self.n_train,
+            "n_test": self.n_test,
+        }
+        return frame.assign(**{name: values.ravel() for name, values in columns.items()})
+
+    def __repr__(self) -> str:
+        sizes = zip(self.axes, self.values.shape, strict=True)
+        shape = ", ".join(f"{axis}={size}" for axis, size in sizes)
+        known = np.isfinite(self.values)
+        best = f"{self.values[known].max():.3f}" if known.any() else "nothing"
+        return (
+            f"ProbeResult({self.target} [{shape}], best {self.score} {best}, "
+            f"shuffled {np.nanmean(self.shuffled):.3f})"
+        )
+
+
+Values = np.ndarray | Tensor
+Target = str | Values | tuple[Values, Values] | Callable[[TimeSeriesData], Values]
+
+
+@dataclass(frozen=True, eq=False)
+class Targets:
+    """Targets of one split, as codes of classes or as numbers.
+
+    Args:
+        values: [series] or [series, channel or 1, pos]; int codes, or floats.
+        names: of the classes, by code; () for numbers.
+    """
+
+    values: np.ndarray
+    names: tuple[str, ...]
+
+    @property
+    def by_position(self) -> bool:
+        """Whether each position has a target of its own."""
+        return self.values.ndim == 3
+
+    @property
+    def is_class(self) -> bool:
+        """Classes rather than numbers."""
+        return self.values.dtype.kind == "i"
+
+
+def targets_of(
+    target: Target, train: TimeSeriesData, test: TimeSeriesData | None
+) -> tuple[Targets, Targets | None, str]:
+    """The targets of both splits, coded alike, and what to call them.
+
+    Raises:
+        LabelError: labels that are not there.
+        ArgumentError: targets of another shape, kind, or number of splits.
+    """
+    splits = [train] if test is None else [train, test]
+    if isinstance(target, str):
+        if target != "labels":
+            raise ArgumentError(
+                f"expected target='labels', an array or a function of the data, got {target!r}"
+            )
+        if any(split.labels is None for split in splits):
+            raise LabelError("expected labelled series for target='labels', got data without them")
+        given: list[Any] = [split.labels for split in splits]
+        names = train.class_names
+        if test is not None and test.class_names != names:
+            raise LabelError(
+                f"expected the same classes in both splits, got {names} and {test.class_names}"
+            )
+        coded = [Targets(_array(one).astype(np.int64), names) for one in given]
+        return coded[0], coded[1] if test is not None else None, "labels"
+    name = "target"
+    if callable(target):
+        given, name = [target(split) for split in splits], getattr(target, "__name__", "target")
+    elif isinstance(target, tuple):
+        given = list(target)
+    else:
+        given = [target]
+    if len(given) != len(splits):
+        raise ArgumentError(
+            f"expected one array of targets per split ({len(splits)}), got {len(given)}; with a "
+            "test split give target=(train_target, test_target), or a function of the data"
+        )
+    arrays = [_shaped(_array(one), len(split)) for one, split in zip(given, splits, strict=True)]
+    kinds = {array.dtype.kind == "f" for array in arrays}
+    if len(kinds) > 1 or len({array.ndim for array in arrays}) > 1:
+        raise ArgumentError("expected targets of one kind and shape in both splits")
+    if kinds == {True}:
+        if not all(np.isfinite(array).all() for array in arrays):
+            raise ArgumentError("expected finite targets, got NaN or infinity")
+        coded = [Targets(array.astype(np.float64), ()) for array in arrays]
+    else:
+        classes = np.unique(np.concatenate([array.ravel() for array in arrays]))
+        names = tuple(str(one) for one in classes.tolist())
+        coded = [Targets(np.searchsorted(classes, array), names) for array in arrays]
+    return coded[0], coded[1] if test is not None else None, name
+
+
+def check_varied(*splits: Targets) -> None:
+    """Raise :class:`ArgumentError` where one class, or one number, is all that there is."""
+    # A classifier needs two classes to fit; R² divides by the spread of what it is scored on.
+    for split in splits[:1] if splits[0].is_class else splits:
+        found = np.unique(split.values)
+        if len(found) < 2:
+            one = [split.names[int(found[0])] if split.is_class else found[0]] if len(found) else []
+            raise ArgumentError(
+                f"expected targets of at least two classes, or numbers that vary, got {one} for "
+                "every series; there is nothing to tell apart"
+            )
+
+
+def _array(values: Any) -> np.ndarray:
+    return values.detach().cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
+
+
+def _shaped(array: np.ndarray, n_series: int) -> np.ndarray:
+    if array.dtype.kind not in "biufUO":
+        raise ArgumentError(f"expected targets as classes or real numbers, got {array.dtype}")
+    if not 1 <= array.ndim <= 3 or len(array) != n_series:
+        raise ArgumentError(
+            f"expected targets [series={n_series}], [series, pos] or [series, channel, pos], got "
+            f"{list(array.shape)}"
+        )
+    return array[:, None] if array.ndim == 2 else array
+
 
 _BY = ("layer", "head", "position")
 

@@ -1,19 +1,20 @@
-"""Accounts of a model for people: the HTML report, the card of a checkpoint, the suite."""
+"""Accounts of a model for people: the HTML report, the card of a checkpoint."""
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+from tstlens.lazy import lazy
 from tstlens.report.build import build
-from tstlens.report.card import model_card
-from tstlens.report.checkpoint import make_checkpoint
-from tstlens.report.forecast_checkpoint import forecast_card, make_forecast_checkpoint
-from tstlens.report.suite import Truth, truth
+from tstlens.report.card import forecast_card, make_checkpoint, make_forecast_checkpoint, model_card
 
 __all__ = [
-    "Truth",
     "build",
     "forecast_card",
     "make_checkpoint",
     "make_forecast_checkpoint",
     "model_card",
-    "truth",
 ]
+
+if not TYPE_CHECKING:  # a type checker would take it to mean that every name exists
+    __getattr__, __dir__ = lazy(__name__, dict.fromkeys(("Truth", "truth"), "tstlens.truth"))

@@ -1,22 +1,446 @@
-"""What a report measures: evaluation, pairs and their sweeps, in one go with one progress bar."""
+"""What a report measures: evaluation, pairs and their sweeps, in one go with one progress bar.
+
+Which pairs a report patches: the model's errors, classes it could confuse, and a control.
+
+The control replaces by series of the class that the model sees already: the same corrupted runs
+are disturbed in the same places by real activations that hold nothing new about the target. What
+moves there is what any replacement moves.
+
+The ranking of heads, with how sure one can be of each and of their order.
+
+Attribution beside the exact sweeps: what the cheap estimate gets right, and where it fails.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any, TypeVar
 
+import numpy as np
+import torch
+from torch import Tensor
 from tqdm.auto import tqdm
 
-from tstlens.data import Pairs, TimeSeriesData
+from tstlens.data import Pairs, TimeSeriesData, class_pairs, misclassified_pairs
 from tstlens.errors import ArgumentError, LabelError
+from tstlens.figures.words import number, site_label
 from tstlens.model import HookedTST
-from tstlens.patching import Site, SweepResult, log_prob, patch, sweep
+from tstlens.patching import (
+    Agreement,
+    Site,
+    SplitHalf,
+    SweepResult,
+    agreement,
+    attribution,
+    log_prob,
+    patch,
+    split_half,
+    summary,
+    sweep,
+)
 from tstlens.report.circuits import CircuitFound, find
-from tstlens.report.estimates import Estimates, estimate, timed
-from tstlens.report.pairs import PairSet, choose
-from tstlens.stats import FEWEST
+from tstlens.report.wording import nats, odds
+from tstlens.stats import FEWEST, mean_known
 from tstlens.training import Evaluation, evaluate
+
+STEPS = {"gradient": 0, "integrated": 5}  # estimate -> steps along the path
+GRIDS = {  # which sweep it is an estimate of -> site, axes
+    "heads": ("z", ("layer", "head")),
+    "head_positions": ("z", ("layer", "head", "pos")),
+}
+_TRUSTED = 0.9  # mean rank correlation from which an estimate may stand in for the sweep
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Estimates:
+    """Estimates of two sweeps and how well they agree.
+
+    Args:
+        agreements: (grid, estimate) -> agreement with the exact sweep, pair by pair.
+        seconds: (grid, estimate or "exact") -> processor seconds (wall clock off the CPU).
+    """
+
+    agreements: dict[tuple[str, str], Agreement]
+    seconds: dict[tuple[str, str], float]
+
+
+def timed(model: HookedTST, run: Callable[[], Result]) -> tuple[Result, float]:
+    """A result and the seconds that it took: of the processor, which other programs do not blur."""
+    on_cpu = next(model.parameters()).device.type == "cpu"
+    clock = time.process_time if on_cpu else time.perf_counter
+    started = clock()
+    return run(), clock() - started
+
+
+def estimate(
+    model: HookedTST, pairs: Pairs, sweeps: dict[str, SweepResult], seconds: dict[str, float]
+) -> Estimates:
+    """Estimate the exact sweeps of heads from gradients.
+
+    Args:
+        model: the model.
+        pairs: the pairs that were swept.
+        sweeps: the exact sweeps, by the names of ``GRIDS``.
+        seconds: what each of them took.
+    """
+    agreements, took = {}, {}
+    for grid, (site, axes) in GRIDS.items():
+        took[grid, "exact"] = seconds[grid]
+        for name, steps in STEPS.items():
+            run = partial(_attributed, model, pairs, site, axes, steps)
+            guess, took[grid, name] = timed(model, run)
+            agreements[grid, name] = agreement(sweeps[grid], guess)
+    return Estimates(agreements, took)
+
+
+def _attributed(
+    model: HookedTST, pairs: Pairs, site: str, axes: tuple[str, ...], steps: int
+) -> SweepResult:
+    return attribution(
+        model,
+        pairs.clean,
+        pairs.corrupted,
+        site,
+        axes,
+        log_prob(pairs.target),
+        steps=steps,
+        clean_mask=pairs.clean_mask,
+        corrupted_mask=pairs.corrupted_mask,
+        progress=False,
+    )
+
+
+def of_estimates(found: Estimates) -> dict[str, Any]:
+    """Agreement by grid and estimate as plain values, with a sentence; no timing in it."""
+    numbers: dict[str, Any] = {}
+    for (grid, name), each in found.agreements.items():
+        numbers.setdefault(grid, {})[name] = _numbers(each, STEPS[name])
+    heads, fine = (numbers[grid]["integrated"] for grid in GRIDS)
+    plain = numbers["heads"]["gradient"]
+    return {
+        **numbers,
+        "sentence": (
+            f"Over {heads['n_sites']} heads the estimate from {STEPS['integrated']} gradients "
+            f"along the way agrees with the exact sweep to a Pearson correlation of "
+            f"{_two(heads['pearson'])} and a rank correlation (Spearman) of "
+            f"{_two(heads['spearman'])}, mean over {heads['n_pairs']} pairs; the plain gradient "
+            f"reaches {_two(plain['pearson'])} and {_two(plain['spearman'])}. "
+            f"{_verdict(heads, fine)}"
+        ),
+        "failure": _failure(heads, fine),
+    }
+
+
+def _numbers(each: Agreement, steps: int) -> dict[str, Any]:
+    exact, guess = (part.mean(0).numpy() for part in (each.exact, each.approximate))
+    off = int(np.abs(guess - exact).argmax())
+    known = np.nan_to_num(each.spearman, nan=np.inf)
+    return {
+        "steps": steps,
+        "n_pairs": len(each.pearson),
+        "n_sites": len(each.sites),
+        **{
+            name: _mean(getattr(each, name))
+            for name in ("pearson", "spearman", "top_k_overlap", "sign_agreement")
+        },
+        "k": each.k,
+        "worst_pair": {
+            "pair": int(known.argmin()),
+            "spearman": float(each.spearman[known.argmin()]),
+        },
+        "furthest_off": {
+            "label": site_label(each.sites[off]),
+            "exact": float(exact[off]),
+            "estimate": float(guess[off]),
+        },
+        "same_strongest": bool(np.abs(exact).argmax() == np.abs(guess).argmax()),
+    }
+
+
+def _verdict(heads: dict[str, Any], fine: dict[str, Any]) -> str:
+    strong = (heads["spearman"] or 0.0) >= _TRUSTED
+    text = "That is a first look at the heads, not a substitute for the sweep"
+    if strong and heads["same_strongest"]:
+        text = "For whole heads it may stand in for the sweep"
+    elif strong:
+        text = "It orders the heads alike but names another strongest one, so check that exactly"
+    if (fine["spearman"] or 0.0) >= _TRUSTED:
+        return f"{text}; head by position it agrees as well ({_two(fine['spearman'])})."
+    text += "; head by position, where effects are small, the rank correlation is only "
+    text += _two(fine["spearman"])
+    if fine["top_k_overlap"] is None:
+        return f"{text}."
+    found = fine["k"] * fine["top_k_overlap"]
+    return f"{text}, and {found:.1f} of a pair's {fine['k']} strongest places are found."
+
+
+def _failure(heads: dict[str, Any], fine: dict[str, Any]) -> str:
+    off, worst = heads["furthest_off"], heads["worst_pair"]
+    return (
+        f"Furthest off, on average over pairs: {off['label']}, estimated "
+        f"{nats(off['estimate'], True)}, exactly {nats(off['exact'], True)} nats. "
+        f"Least alike: pair {worst['pair']}, rank correlation {_two(worst['spearman'])}. "
+        f"{_share(1 - (heads['sign_agreement'] or 0.0))} of the heads have the wrong sign, "
+        f"{_share(1 - (fine['sign_agreement'] or 0.0))} of heads by position. A gradient sees "
+        "small changes only: attention that switches, a ReLU that opens and a probability that "
+        "saturates are what it misses. Check whatever looks strongest exactly."
+    )
+
+
+def costs(found: Estimates) -> dict[str, Any]:
+    """What exact sweeps and estimates cost here, in seconds and as a share of the sweep."""
+    rows: dict[str, Any] = {}
+    for (grid, name), seconds in found.seconds.items():
+        exact = found.seconds[grid, "exact"]
+        rows.setdefault(grid, {})[name] = {
+            "seconds": seconds,
+            "of_exact": seconds / exact if exact else None,
+        }
+    return rows
+
+
+def cost_sentence(cost: dict[str, Any]) -> str:
+    """What the estimate saves, and where it saves nothing."""
+    heads, fine = (cost[grid]["integrated"] for grid in GRIDS)
+    plain = cost["head_positions"]["gradient"]
+    if fine["of_exact"] is None:
+        return ""
+    less = "saves little: such a sweep is cheap anyway"
+    if heads["of_exact"] is not None and heads["of_exact"] > 1:
+        less = "costs more than it saves: such a sweep is cheap anyway"
+    elif heads["of_exact"] is not None and heads["of_exact"] < 0.5:
+        less = "saves something too"
+    exact = cost["head_positions"]["exact"]["seconds"]
+    return (
+        f"Its cost does not grow with the number of places. Head by position, measured here, it "
+        f"took {number(fine['seconds'])} s against {number(exact)} s of exact sweep "
+        f"({_share(fine['of_exact'])}; the plain gradient {_share(plain['of_exact'])}); for whole "
+        f"heads it {less}. It pays on longer series and larger models."
+    )
+
+
+def _mean(values: np.ndarray) -> float | None:
+    mean = mean_known(values)
+    return mean if mean == mean else None
+
+
+def _two(value: float | None) -> str:
+    return "undefined" if value is None else f"{value:.2f}".replace("-", "−")
+
+
+def _share(value: float) -> str:
+    return f"{100 * value:.0f} %" if value >= 0.1 else f"{100 * value:.1f} %"
+
+
+CLASS_PAIRS = 4  # pairs of classes compared, both ways round
+
+
+@dataclass(frozen=True)
+class PairSet:
+    """Pairs with the question they answer and their control.
+
+    Args:
+        key: "errors" or "classes".
+        title: heading.
+        question: what patching these pairs answers, one sentence.
+        pairs: what is patched.
+        control: the same corrupted series with a clean series that holds nothing new; None where
+            there is no such series. May have fewer pairs.
+        notes: what a reader must know of the choice.
+    """
+
+    key: str
+    title: str
+    question: str
+    pairs: Pairs
+    control: Pairs | None
+    notes: tuple[str, ...]
+
+    @property
+    def clusters(self) -> list[int]:
+        """The corrupted series of every pair: pairs that share one are not independent."""
+        return clusters_of(self.pairs)
+
+
+def clusters_of(pairs: Pairs) -> list[int]:
+    """One number per pair, the same for pairs with the same corrupted series."""
+    index = pairs.corrupted_index
+    return list(range(len(pairs))) if index is None else index.tolist()
+
+
+def choose(
+    model: HookedTST, data: TimeSeriesData, evaluation: Evaluation, max_pairs: int, seed: int
+) -> tuple[list[PairSet], list[str]]:
+    """The pair sets of a report, and why a set is missing.
+
+    Args:
+        model: a classifier.
+        data: labelled series, those that ``evaluation`` is of.
+        evaluation: of the model on the data.
+        max_pairs: at most this many pairs per set.
+        seed: of every choice.
+
+    Raises:
+        ArgumentError: max_pairs below 2, or not even two classes with a series classified right.
+    """
+    if max_pairs < 2:
+        raise ArgumentError(f"expected max_pairs of at least 2, got {max_pairs}")
+    sets, missing = [], []
+    if evaluation.n_correct == evaluation.n:
+        missing.append(
+            f"All {evaluation.n} {data.split or 'given'} series are classified right, so there are "
+            "no errors to explain; this report compares classes only."
+        )
+    else:
+        try:
+            sets.append(_errors(model, data, evaluation, max_pairs, seed))
+        except ArgumentError as error:
+            missing.append(f"The misclassified series could not be paired: {error}.")
+    sets.append(_classes(data, evaluation, max_pairs, seed))
+    return sets, missing
+
+
+def _errors(
+    model: HookedTST, data: TimeSeriesData, evaluation: Evaluation, max_pairs: int, seed: int
+) -> PairSet:
+    pairs = misclassified_pairs(model, data)
+    found = len(pairs)
+    if found > max_pairs:
+        generator = torch.Generator().manual_seed(seed)
+        pairs = pairs[torch.randperm(found, generator=generator)[:max_pairs].sort().values]
+    n_clean = _distinct(pairs.clean_index)
+    notes = [
+        f"{len(pairs)} pairs: {'every' if len(pairs) == found else 'a random choice of the'} "
+        f"misclassified series, each beside the series of its true class that the model is most "
+        f"confident of ({n_clean} different series). Intervals cover the choice of misclassified "
+        "series, not that of the clean ones."
+    ]
+    skipped = pairs.made.get("skipped_classes") or {}
+    if skipped:
+        notes.append(f"Without a single series classified right: {', '.join(skipped)}; left out.")
+    seen = pairs.predicted if pairs.predicted is not None else pairs.target
+    return PairSet(
+        key="errors",
+        title="The model's errors",
+        question="What would have made the model see the true class of a series that it got wrong?",
+        pairs=pairs,
+        control=_control(data, evaluation, pairs, seen, seed),
+        notes=tuple(notes),
+    )
+
+
+def _classes(data: TimeSeriesData, evaluation: Evaluation, max_pairs: int, seed: int) -> PairSet:
+    right = (evaluation.predictions == evaluation.labels).nonzero()[:, 0]
+    known = data[right]
+    ranked = [
+        (a, b)
+        for a, b in confusable(evaluation)
+        if bool((evaluation.labels[right] == a).any() and (evaluation.labels[right] == b).any())
+    ]
+    if not ranked:
+        raise ArgumentError(
+            "expected two classes with a series classified right in each, got fewer: the model "
+            "tells nothing apart that could be compared; does the data set belong to it?"
+        )
+    ranked = ranked[: max(1, min(CLASS_PAIRS, max_pairs // 2))]
+    ways = [way for a, b in ranked for way in ((a, b), (b, a))]
+    parts = []
+    for way, (a, b) in enumerate(ways):
+        n = max_pairs // len(ways) + (way < max_pairs % len(ways))
+        sizes = [int((evaluation.labels[right] == label).sum()) for label in (a, b)]
+        parts.append(
+            class_pairs(  # by name: an index may be the name of another class
+                known,
+                known.class_names[a],
+                known.class_names[b],
+                min(n, sizes[0] * sizes[1]),
+                seed + number,
+            )
+        )
+    pairs = _join(parts, right.to(data.series.device))
+    listed = ", ".join(f"{data.class_names[a]} and {data.class_names[b]}" for a, b in ranked)
+    seen = evaluation.labels[clusters_of(pairs)]
+    pairs = dataclasses.replace(pairs, predicted=seen.to(data.series.device))
+    return PairSet(
+        key="classes",
+        title="Between classes",
+        question="What tells the model that a series is of one class and not of the other?",
+        pairs=pairs,
+        control=_control(data, evaluation, pairs, seen, seed),
+        notes=(
+            f"{len(pairs)} pairs of series that are both classified right, of the classes that the "
+            f"model gives each other the most probability: {listed}; each both ways round, "
+            f"chosen at random with seed {seed}.",
+        ),
+    )
+
+
+def confusable(evaluation: Evaluation) -> list[tuple[int, int]]:
+    """Unordered pairs of classes, those first whose series get the other's probability most.
+
+    Probabilities rank classes also where no series is misclassified.
+    """
+    n_classes = len(evaluation.class_names)
+    mean = torch.zeros(n_classes, n_classes, dtype=torch.float64)
+    for label in range(n_classes):
+        of_class = evaluation.labels == label
+        if bool(of_class.any()):
+            mean[label] = evaluation.probabilities[of_class].double().mean(0)
+    both = mean + mean.T
+    ways = [(a, b) for a in range(n_classes) for b in range(a + 1, n_classes)]
+    return sorted(ways, key=lambda way: -float(both[way]))
+
+
+def _control(
+    data: TimeSeriesData, evaluation: Evaluation, pairs: Pairs, seen: Tensor, seed: int
+) -> Pairs | None:
+    """The same corrupted series beside others of the class that the model sees in them."""
+    generator = torch.Generator().manual_seed(seed + 1)
+    right = evaluation.predictions == evaluation.labels
+    kept, donors = [], []
+    corrupted = clusters_of(pairs)
+    for place, (row, label) in enumerate(zip(corrupted, seen.tolist(), strict=True)):
+        eligible = (right & (evaluation.labels == label)).nonzero()[:, 0]
+        eligible = eligible[eligible != row]
+        if len(eligible):
+            at = int(torch.randint(len(eligible), (1,), generator=generator))
+            kept.append(place)
+            donors.append(int(eligible[at]))
+    if not kept:
+        return None
+    index = torch.tensor(donors, device=data.series.device)
+    return dataclasses.replace(
+        pairs[kept],
+        clean=data.series[index],
+        clean_mask=None if data.mask is None else data.mask[index],
+        clean_index=index,
+        made={"how": "control", "seed": seed + 1},
+    )
+
+
+def _join(parts: list[Pairs], rows: Tensor) -> Pairs:
+    """Pairs of a subset of the data as one, with indices into the whole."""
+
+    def stacked(name: str) -> Tensor | None:
+        tensors = [getattr(part, name) for part in parts]
+        return None if tensors[0] is None else torch.cat(tensors)
+
+    names = ("clean", "corrupted", "target", "clean_mask", "corrupted_mask")
+    values = {name: stacked(name) for name in names}
+    index = {name: rows[stacked(name)] for name in ("clean_index", "corrupted_index")}
+    made = {"how": "class_pairs", "parts": [part.made for part in parts]}
+    return Pairs(**values, **index, made=made)  # type: ignore[arg-type]
+
+
+def _distinct(index: Tensor | None) -> int:
+    return 0 if index is None else len(index.unique())
+
 
 # What is swept: name -> site and axes. "inputs" is what enters the trunk at each position: the
 # front end's view of those samples alone, before attention mixes them with others.
@@ -233,3 +657,101 @@ def together(
             Together(size, tuple(order[:size]), effect, share, float(patched.exp().mean()))
         )
     return tuple(found)
+
+
+LEVEL = 0.05  # q-value up to which a head counts as shown to matter
+TOP = 5  # heads at the top whose stability is told
+
+
+def ranked(heads: SweepResult, clusters: Sequence[int], seed: int) -> dict[str, Any] | None:
+    """Every head's effect with interval, p and q, and whether other series would rank them alike.
+
+    Args:
+        heads: a sweep over heads, with its pair axis.
+        clusters: the corrupted series of every pair.
+        seed: of resamples, flips and splits.
+
+    Returns:
+        Plain values with the sentences that explain them; None with fewer than 5 independent
+        series or fewer than 3 heads.
+    """
+    if len(set(clusters)) < FEWEST or heads.values[0].numel() < 3:
+        return None
+    found = summary(heads, cluster=clusters, seed=seed)
+    axes = found.axes[1:]
+    rows = []
+    for flat in np.argsort(-np.abs(found.effect[0]), axis=None, kind="stable"):
+        at = np.unravel_index(int(flat), found.effect.shape[1:])
+        place = {axis: found.coords[axis][int(i)] for axis, i in zip(axes, at, strict=True)}
+        parts = {name: getattr(found, name)[0] for name in ("effect", "low", "high", "p", "q")}
+        rows.append(
+            {
+                "label": site_label(place),
+                "place": place,
+                **{name: float(part[at]) for name, part in parts.items()},
+            }
+        )
+    stable = split_half(heads, TOP, cluster=clusters, seed=seed)
+    return {
+        "rows": rows,
+        "n_heads": len(rows),
+        "n_clusters": found.n_clusters[0],
+        "n_shown": sum(row["q"] <= LEVEL for row in rows),
+        "level": LEVEL,
+        "stability": _stability(stable),
+        "sentences": {"chance": _chance(rows, found.n_clusters[0]), "order": _order(stable)},
+    }
+
+
+def _stability(stable: SplitHalf) -> dict[str, Any]:
+    low, high = stable.middle
+    spearman, overlap = mean_known(stable.spearman), mean_known(stable.top_k_overlap)
+    return {
+        "n_splits": len(stable.spearman),
+        "spearman": spearman if spearman == spearman else None,
+        "low": low,
+        "high": high,
+        "reliability": float(stable.reliability),
+        "k": stable.k,
+        "top_k_overlap": overlap if overlap == overlap else None,
+    }
+
+
+def _chance(rows: list[dict[str, Any]], n_clusters: int) -> str:
+    n_shown = sum(row["q"] <= LEVEL for row in rows)
+    text = (
+        "p is how often chance alone gives a mean this large: the sign of every series' effect is "
+        "turned over at random, as if up and down were equally likely. "
+        f"Among {len(rows)} heads some get a small p by luck; q is p corrected for that: of heads "
+        f"with q up to {LEVEL:g}, about one in twenty is expected to be such luck. Here "
+        f"{n_shown} of {len(rows)} heads stay below it. A small q says that a head does "
+        "something, not that it does much."
+    )
+    if n_clusters < 10:
+        text += f" With {n_clusters} series no p can fall below {odds(2 / 2**n_clusters)}."
+    return text
+
+
+def _order(stable: SplitHalf) -> str:
+    part = _stability(stable)
+    if part["spearman"] is None:
+        return "The order of the heads could not be compared between halves of the series."
+    same = ""
+    if part["top_k_overlap"] is not None:
+        found = part["k"] * part["top_k_overlap"]
+        same = f", and {found:.1f} of the {part['k']} strongest are the same"
+    sure = (
+        "so other series would give nearly the same order"
+        if part["reliability"] >= 0.9
+        else "so the order is roughly right, and heads of similar size may change places"
+        if part["reliability"] >= 0.7
+        else "so take the order as a hint only"
+    )
+    return (
+        f"Would other series rank the heads alike? Ranked on two random halves of the series, "
+        f"{part['n_splits']} times over, the two orders have a rank correlation of "
+        f"{part['spearman']:.2f} on average (1 is the same order, 0 is unrelated; 95 % of the "
+        f"splits lie between {part['low']:.2f} and {part['high']:.2f}){same}. All series "
+        f"together are twice as many, for which that makes {part['reliability']:.2f} expected: "
+        f"{sure}."
+    ).replace("-", "−")

@@ -6,8 +6,9 @@ itself (``model.add_sae`` and so on) belongs to the model and needs neither.
 
 from __future__ import annotations
 
-import importlib
 from typing import TYPE_CHECKING
+
+from tstlens.lazy import lazy
 
 try:
     import sae_lens  # noqa: F401
@@ -18,25 +19,26 @@ except ImportError as error:
     ) from error
 
 if TYPE_CHECKING:
-    from tstlens.saes.browsing import browse
-    from tstlens.saes.configs import architectures, training_config
-    from tstlens.saes.controls import neuron_dictionary, random_dictionary
-    from tstlens.saes.graph import FeatureGraph, feature_graph
-    from tstlens.saes.loading import from_linear, list_saes, load
-    from tstlens.saes.planted import Recovery, recovery
-    from tstlens.saes.reading import ablate_latent, compare, features, steer_latent
-    from tstlens.saes.saving import save
-    from tstlens.saes.scores import DictionaryScore, Scores
-    from tstlens.saes.scoring import score
-    from tstlens.saes.stream import ActivationStream
-    from tstlens.saes.tensor_stream import TensorStream
-    from tstlens.saes.training import fit, train
+    from tstlens.saes.dictionaries import browse, from_linear, list_saes, load, save
+    from tstlens.saes.graph.build import feature_graph
+    from tstlens.saes.graph.result import FeatureGraph
+    from tstlens.saes.reading.build import features
+    from tstlens.saes.reading.intervention import ablate_latent, steer_latent
+    from tstlens.saes.reading.matching import compare
+    from tstlens.saes.scoring import (
+        DictionaryScore,
+        Scores,
+        neuron_dictionary,
+        random_dictionary,
+        score,
+    )
+    from tstlens.saes.stream import ActivationStream, TensorStream
+    from tstlens.saes.training import architectures, fit, train, training_config
 
 __all__ = [
     "ActivationStream",
     "DictionaryScore",
     "FeatureGraph",
-    "Recovery",
     "Scores",
     "TensorStream",
     "ablate_latent",
@@ -51,7 +53,6 @@ __all__ = [
     "load",
     "neuron_dictionary",
     "random_dictionary",
-    "recovery",
     "save",
     "score",
     "steer_latent",
@@ -59,44 +60,11 @@ __all__ = [
     "training_config",
 ]
 
-_HOME = {
-    "ActivationStream": "stream",
-    "DictionaryScore": "scores",
-    "FeatureGraph": "graph",
-    "Recovery": "planted",
-    "Scores": "scores",
-    "TensorStream": "tensor_stream",
-    "ablate_latent": "reading",
-    "architectures": "configs",
-    "browse": "browsing",
-    "compare": "reading",
-    "feature_graph": "graph",
-    "features": "reading",
-    "fit": "training",
-    "from_linear": "loading",
-    "list_saes": "loading",
-    "load": "loading",
-    "neuron_dictionary": "controls",
-    "random_dictionary": "controls",
-    "recovery": "planted",
-    "save": "saving",
-    "score": "scoring",
-    "steer_latent": "reading",
-    "train": "training",
-    "training_config": "configs",
+# Public elsewhere now; the old name works for one release.
+_MOVED = {
+    "Recovery": "tstlens.truth",
+    "recovery": "tstlens.truth",
 }
 
-# Hidden from type checkers, which would take it to mean that every name exists.
-if not TYPE_CHECKING:
-
-    def __getattr__(name: str) -> object:
-        """Import what ``name`` stands for, once: the result is kept as an ordinary attribute."""
-        if name not in _HOME:
-            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        value = getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
-        globals()[name] = value
-        return value
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+if not TYPE_CHECKING:  # a type checker would take it to mean that every name exists
+    __getattr__, __dir__ = lazy(__name__, _MOVED)

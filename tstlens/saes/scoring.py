@@ -1,22 +1,264 @@
-"""How good a dictionary is: what it reconstructs, how sparsely, and what the model loses by it."""
+"""How good a dictionary is: what it reconstructs, how sparsely, and what the model loses by it.
+
+A dictionary's scores beside its controls, as plain data.
+
+Dictionaries to stand beside a trained one: random directions, and the neurons themselves.
+
+A sparse code of enough latents reconstructs a lot whatever its directions are, so a trained
+dictionary's numbers mean little alone. These controls have as many active latents as it has.
+"""
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
+from jaxtyping import Float
 from sae_lens import SAE
+from sae_lens.saes.matching_pursuit_sae import MatchingPursuitSAE, MatchingPursuitSAEConfig
+from sae_lens.saes.sae import SAEMetadata
+from sae_lens.saes.topk_sae import TopKSAE, TopKSAEConfig
 from torch import Tensor, nn
 
 from tstlens.arguments import checked
 from tstlens.data import TimeSeriesData
 from tstlens.errors import ArgumentError
 from tstlens.model import HookedTST
+from tstlens.randomness import seeded
+from tstlens.results import Result
 from tstlens.saes.checks import check_at_least, check_data
-from tstlens.saes.controls import neuron_dictionary, random_dictionary
-from tstlens.saes.harvest import ActivationRows, Heads
-from tstlens.saes.scores import DictionaryScore, Scores
+from tstlens.saes.stream import ActivationRows, Heads
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+Activations = Float[Tensor, "row width"]
+
+
+def random_directions(n: int, width: int, seed: int) -> Float[Tensor, "row width"]:
+    """Unit vectors uniform on the sphere.
+
+    The seed is moved away from the small numbers that users seed everything with: the same draws
+    as a planted dictionary's would be no control at all.
+    """
+    generator = torch.Generator().manual_seed(seed + 7_777_777)
+    return torch.nn.functional.normalize(torch.randn(n, width, generator=generator), dim=1)
+
+
+@checked
+@seeded(0)
+def random_dictionary(
+    sae: SAE[Any],
+    activations: Activations,
+    k: int,
+    *,
+    seed: int = 0,
+    encoder: str = "topk",
+) -> SAE[Any]:
+    """A dictionary of the same size whose directions are random, centred and scaled on the data.
+
+    Args:
+        sae: the dictionary to stand beside; its size, place and metadata are taken.
+        activations: [row, width], for the mean and the scale.
+        k: active latents.
+        seed: of the directions.
+        encoder: ``"topk"`` reads along the directions, as a trained SAE does; ``"pursuit"`` picks
+            the latents one by one against what is left, the better code for given directions.
+
+    Returns:
+        An ``sae_lens.SAE``; decoder rows are uniform on the sphere.
+    """
+    d_in, d_sae = int(sae.cfg.d_in), int(sae.cfg.d_sae)
+    check_at_least(1, k=k)
+    if activations.ndim != 2 or activations.shape[1] != d_in or not len(activations):
+        raise ArgumentError(
+            f"expected activations [row, width={d_in}], got {list(activations.shape)}"
+        )
+    directions = random_directions(d_sae, d_in, seed).to(activations)
+    if encoder == "pursuit":
+        cfg: Any = MatchingPursuitSAEConfig(
+            **_shared(sae, d_in, d_sae),
+            residual_threshold=0.0,
+            max_iterations=k,
+            stop_on_duplicate_support=False,
+        )
+        made: SAE[Any] = MatchingPursuitSAE(cfg)
+        with torch.no_grad():
+            made.W_dec.copy_(directions)
+            made.b_dec.copy_(activations.mean(0))
+        return made.eval()
+    if encoder != "topk":
+        raise ArgumentError(f"encoder must be 'topk' or 'pursuit', got {encoder!r}")
+    return _topk(sae, directions, activations, k)
+
+
+@checked
+def neuron_dictionary(sae: SAE[Any], activations: Activations, k: int) -> SAE[Any]:
+    """The neurons as a dictionary: the k entries that are furthest from their mean, both signs.
+
+    Args:
+        sae: the dictionary to stand beside.
+        activations: [row, width], for the mean.
+        k: entries that are kept.
+
+    Returns:
+        An ``sae_lens.SAE`` with 2 * d_in latents: every neuron up, then every neuron down.
+    """
+    eye = torch.eye(int(sae.cfg.d_in)).to(activations)
+    return _topk(sae, torch.cat([eye, -eye]), activations, k)
+
+
+@torch.no_grad()
+@seeded(0)
+def _topk(sae: SAE[Any], directions: Tensor, activations: Activations, k: int) -> SAE[Any]:
+    d_sae, d_in = directions.shape
+    cfg = TopKSAEConfig(**_shared(sae, d_in, d_sae), k=min(k, d_sae))
+    made = TopKSAE(cfg)
+    made.W_dec.copy_(directions)
+    made.W_enc.copy_(directions.T)
+    made.b_enc.zero_()
+    made.b_dec.copy_(activations.mean(0))
+    # Overlapping directions overshoot: the one number that scales the decoder best, by least
+    # squares, is given to the control.
+    as_rows = activations if not made.hook_z_reshaping_mode else activations.unsqueeze(1)
+    parts = made.encode(as_rows).reshape(-1, d_sae) @ made.W_dec
+    centred = activations - made.b_dec
+    size = parts.pow(2).sum()
+    made.W_dec.mul_((parts * centred).sum() / size if size > 0 else 1.0)
+    return made.eval()
+
+
+def _shared(sae: SAE[Any], d_in: int, d_sae: int) -> dict[str, Any]:
+    metadata = sae.cfg.metadata
+    place = {
+        name: metadata[name]
+        for name in ("model_name", "hook_name", "hook_name_out", "hook_head_index")
+        if metadata[name] is not None
+    }
+    return {
+        "d_in": d_in,
+        "d_sae": d_sae,
+        "dtype": sae.cfg.dtype,
+        "device": str(sae.W_dec.device),
+        "reshape_activations": sae.cfg.reshape_activations,
+        "metadata": SAEMetadata(**place),
+    }
+
+
+@dataclass(frozen=True)
+class DictionaryScore:
+    """One dictionary's numbers.
+
+    Args:
+        name: "trained", "random, topk", "random, pursuit" or "neurons".
+        n_latents: size of the dictionary.
+        explained_variance: 1 - squared error / squared distance from the mean; 1 is perfect, 0 is
+            the mean, below 0 is worse than the mean.
+        mse: mean squared error per entry, in the activation's units.
+        l0: active latents per activation, mean.
+        density: [latent], share of activations at which each latent is active.
+        task: the task's measures with the dictionary spliced in, without error term.
+    """
+
+    name: str
+    n_latents: int
+    explained_variance: float
+    mse: float
+    l0: float
+    density: Float[np.ndarray, " latent"]
+    task: dict[str, float]
+
+    @property
+    def n_dead(self) -> int:
+        """Latents that are active nowhere in these data."""
+        return int((self.density == 0).sum())
+
+
+@dataclass(frozen=True)
+class Scores(Result):
+    """A dictionary's scores beside its controls, all raw.
+
+    Args:
+        rows: the trained dictionary first, then the controls.
+        task: the task's measures of the model as it is ("original"), with the activation replaced
+            by zeros ("zero") and by its mean over these data ("mean").
+        hook: the hook point that is read.
+        n_activations: activations scored; padding is left out.
+        data: name and split.
+        made: model, architecture, seed of the controls.
+    """
+
+    rows: tuple[DictionaryScore, ...]
+    task: dict[str, dict[str, float]]
+    hook: str
+    n_activations: int
+    data: str
+    made: dict[str, Any] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        each = "; ".join(
+            f"{row.name}: explained variance {row.explained_variance:.3f}, l0 {row.l0:.1f}"
+            for row in self.rows
+        )
+        return f"Scores({self.hook}, {self.n_activations} activations of {self.data}; {each})"
+
+    @property
+    def trained(self) -> DictionaryScore:
+        """The dictionary that was scored."""
+        return self.rows[0]
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """One row per dictionary; measures of the task spliced, original, zero and mean ablated."""
+        import pandas as pd
+
+        table = []
+        for row in self.rows:
+            entry: dict[str, Any] = {
+                "dictionary": row.name,
+                "latents": row.n_latents,
+                "explained_variance": row.explained_variance,
+                "mse": row.mse,
+                "l0": row.l0,
+                "dead": row.n_dead,
+            }
+            for measure, value in row.task.items():
+                entry[measure] = value
+                for kind, found in self.task.items():
+                    entry[f"{measure}_{kind}"] = found[measure]
+            table.append(entry)
+        return pd.DataFrame(table)
+
+    @checked
+    def density_histogram(self, bins: int = 24) -> pd.DataFrame:
+        """Latents by log10 of their density, one row per dictionary and bin; dead ones left out."""
+        import pandas as pd
+
+        check_at_least(1, bins=bins)
+        lowest = np.log10(1 / self.n_activations)
+        edges = np.linspace(lowest, 0, bins + 1)
+        table = []
+        for row in self.rows:
+            alive = np.log10(row.density[row.density > 0])
+            counts, _ = np.histogram(alive.clip(lowest, 0), edges)
+            table += [
+                {"dictionary": row.name, "log10_density": left, "latents": int(count)}
+                for left, count in zip(edges[:-1], counts, strict=True)
+            ]
+        return pd.DataFrame(table)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The numbers as plain JSON values; densities are left out."""
+        return {
+            "hook": self.hook,
+            "data": self.data,
+            "n_activations": self.n_activations,
+            "task": self.task,
+            "dictionaries": self.to_dataframe().to_dict(orient="records"),
+            "made": self.made,
+        }
 
 
 @checked

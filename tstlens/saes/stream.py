@@ -1,22 +1,378 @@
-"""The activation stream: an endless, shuffled, seeded iterator that feeds sae-lens' trainers."""
+"""The activation stream: an endless, shuffled, seeded iterator that feeds sae-lens' trainers.
+
+Rows of a tensor as an endless, shuffled, seeded stream of batches.
+
+Activations as rows: the forward pass up to a layer, padding left out, one row per position.
+
+A row's *place* says where it comes from: (series, channel, pos, head). Channel is -1 where the
+trunk mixes channels, pos is -1 for pooled vectors, head is -1 unless heads are rows of their own.
+Models that run the mirrored series too give rows of both passes, as a spliced dictionary meets
+both; there channel ``n_channels + c`` is channel c mirrored.
+
+Activations on disk: safetensors shards and an index, for data bigger than memory.
+
+Every shard holds the rows of a random part of the series, so reading a few shards and shuffling
+them mixes well. Files are written beside their place and renamed into it, the index after each
+shard: a harvest that is killed goes on where it was. Shards are read back by memory map.
+"""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
+from jaxtyping import Float
+from safetensors import safe_open
 from torch import Tensor
+from tqdm.auto import tqdm
 
+from tstlens import storage
 from tstlens.arguments import checked
 from tstlens.data import TimeSeriesData
-from tstlens.errors import ArgumentError
+from tstlens.data.validate import blanked
+from tstlens.errors import ArgumentError, CorruptFileError, StorageError
 from tstlens.model import HookedTST
 from tstlens.saes.checks import check_at_least, check_positive, drawn_by
-from tstlens.saes.harvest import ActivationRows, Heads, Rows
-from tstlens.saes.shards import Shards, harvest_to_disk
 from tstlens.shapes import Mask, Series
+
+Heads = Literal["joined", "each"] | int
+
+Rows = dict[str, Tensor]  # hook name -> [row, width]
+
+
+class ActivationRows:
+    """Calls give the activations of some of the series, as rows, and where they come from.
+
+    Args:
+        model: runs in eval mode and without gradients, no further than the hooks need. Hooks and
+            spliced dictionaries on it stay and take part.
+        series: [batch, channel, time], or data with their mask.
+        hooks: hook names.
+        mask: [batch, time], True where observed.
+        head: of q, k, v, z and result: ``"joined"`` makes one row of all heads, ``"each"`` one row
+            per head, a number takes that head.
+
+    Raises:
+        UnknownHookError, HookError: a hook point that does not exist, does not fire, or has no
+            feature axis.
+        ArgumentError: ``head="each"`` with several hooks, or a head that is not there.
+    """
+
+    def __init__(
+        self,
+        model: HookedTST,
+        series: Series | TimeSeriesData,
+        hooks: Sequence[str],
+        mask: Mask | None = None,
+        head: Heads = "joined",
+    ) -> None:
+        if isinstance(series, TimeSeriesData):
+            if mask is not None:
+                raise ArgumentError("data bring their own mask; leave out mask=")
+            series, mask = series.series, series.mask
+        model.check_series(series, mask)
+        if not len(series):
+            raise ArgumentError("expected at least one series, got none")
+        model.require_live(hooks)
+        for name in hooks:
+            model.require_features(name)
+        if not hooks or len(set(hooks)) != len(hooks):
+            raise ArgumentError(f"expected one or more different hook names, got {list(hooks)}")
+        if head == "each" and len(hooks) > 1:
+            raise ArgumentError(
+                "with head='each' rows of several hooks would not belong together; stream one hook"
+            )
+        if head not in ("joined", "each") and (
+            isinstance(head, str) or not hasattr(head, "__index__")
+        ):
+            raise ArgumentError(f"expected head 'joined', 'each' or a head's number, got {head!r}")
+        if isinstance(head, int) and not 0 <= head < model.cfg.n_heads:
+            raise ArgumentError(f"expected a head in 0..{model.cfg.n_heads - 1}, got {head}")
+        self.model, self.series, self.mask = model, blanked(series, mask), mask
+        self.hooks, self.head = tuple(hooks), head
+        self.stop_at_layer, self.runs_head = _extent(model, self.hooks)
+
+    def __len__(self) -> int:
+        return len(self.series)
+
+    @torch.no_grad()
+    def __call__(self, index: Tensor) -> tuple[Rows, Tensor]:
+        """Rows of the series at ``index``, and their places, int [row, 4]."""
+        model, device = self.model, self.model.cfg.device
+        kept: dict[str, Tensor] = {}
+
+        def keep(activation: Tensor, hook: Any) -> None:
+            kept[hook.name] = activation
+
+        # Module.eval() visits every module, which took a tenth of a pass; and parts may differ.
+        training = [module for module in model.modules() if module.training]
+        for module in training:
+            module.training = False
+        try:
+            mask = None if self.mask is None else self.mask[index].to(device)
+            with model.hooks(fwd_hooks=[(name, keep) for name in self.hooks]):
+                residual, state = model.embed_series(self.series[index].to(device), mask)
+                stop = self.stop_at_layer
+                if stop:
+                    residual = model(residual, start_at_layer=0, stop_at_layer=stop, state=state)
+                if self.runs_head:
+                    model.unembed(residual, state)
+        finally:
+            for module in training:
+                module.training = True
+        rows, places = {}, None
+        for name in self.hooks:
+            activation = kept[name]
+            places = _places(activation, index, state.n_series_channels, self.head == "each")
+            activation = self._by_head(activation, name)
+            observed = model.observed_at(name, state)
+            if observed is not None and activation.ndim > 2:
+                activation, places = activation[observed], places[observed]
+            rows[name] = activation.reshape(-1, activation.shape[-1])
+            places = places.reshape(-1, 4)
+        lengths = {len(tensor) for tensor in rows.values()}
+        if len(lengths) > 1:
+            shapes = [list(activation.shape) for activation in kept.values()]
+            raise ArgumentError(
+                f"expected hooks with the same positions, got {shapes} at {list(self.hooks)}; "
+                "stream them one by one"
+            )
+        return rows, places if places is not None else torch.empty(0, 4, dtype=torch.long)
+
+    def _by_head(self, activation: Tensor, name: str) -> Tensor:
+        if activation.ndim < 4:
+            if self.head not in ("joined",):
+                raise ArgumentError(f"head={self.head!r} was given, but {name} has no heads")
+            return activation
+        if self.head == "joined":
+            return activation.flatten(-2)
+        return activation if self.head == "each" else activation[..., int(self.head), :]
+
+
+def _extent(model: HookedTST, hooks: Sequence[str]) -> tuple[int, bool]:
+    """The layer to stop before, and whether the head has to run."""
+    stop, runs_head = 0, False
+    for name in hooks:
+        part, layer = name.split(".")[0], model.layer_of(name)
+        if layer is not None:
+            stop = max(stop, layer + 1)
+        elif model.crosses(name):
+            stop = max(stop, model.cfg.n_encoder_layers + 1)
+        elif part in ("head", "ln_final", "decoder_final_ln"):
+            stop, runs_head = model.cfg.n_layers, True
+    return stop, runs_head
+
+
+def _places(activation: Tensor, index: Tensor, n_channels: int, each_head: bool) -> Tensor:
+    """(series, channel, pos, head) of every row, shaped like the activation without features."""
+    shape = activation.shape[: 3 if each_head else 2] if activation.ndim > 2 else (len(activation),)
+    row = torch.arange(shape[0])
+    places = torch.full((*shape, 4), -1, dtype=torch.long)
+    by_row = (-1, *(1,) * (len(shape) - 1))
+    places[..., 0] = index.cpu()[row // n_channels].view(by_row)
+    if n_channels > 1:
+        places[..., 1] = (row % n_channels).view(by_row)
+    if len(shape) > 1:
+        places[..., 2] = torch.arange(shape[1]).view(-1, *(1,) * (len(shape) - 2))
+    if len(shape) > 2:
+        places[..., 3] = torch.arange(shape[2])
+    return places.to(activation.device)
+
+
+INDEX = "index.json"
+PLACES = "places"
+_VERSION = 1
+_AGAIN = "delete this file and harvest again: the other shards are kept"
+
+
+@dataclass(frozen=True)
+class Shards:
+    """Activations that lie in a folder.
+
+    Args:
+        folder: where.
+        rows: rows of each shard.
+        names: file names.
+        digests: SHA-256 of each file.
+        hooks: hook names.
+    """
+
+    folder: Path
+    names: tuple[str, ...]
+    rows: tuple[int, ...]
+    digests: tuple[str, ...]
+    hooks: tuple[str, ...]
+
+    def read(self, which: Sequence[int], checked: set[int]) -> tuple[Rows, Tensor]:
+        """Rows and places of some shards; shards not in ``checked`` have their SHA-256 compared.
+
+        Raises:
+            CorruptFileError: a shard is missing, truncated or altered; the message names it.
+        """
+        total, filled = sum(self.rows[number] for number in which), 0
+        together: Rows = {}
+        for number in which:
+            path, n = self.folder / self.names[number], self.rows[number]
+            if number not in checked:
+                storage.check_digest(path, self.digests[number], "the index", _AGAIN)
+                checked.add(number)
+            whole = storage.reading(path, "is no shard that can be read", _AGAIN)
+            with whole, safe_open(path, framework="pt") as mapped:
+                for name in (*self.hooks, PLACES):
+                    part = mapped.get_tensor(name)
+                    if name not in together:
+                        shape = (total, *part.shape[1:])
+                        together[name] = torch.empty(shape, dtype=part.dtype)
+                    together[name][filled : filled + n] = part
+            filled += n
+        return together, together.pop(PLACES)
+
+
+def harvest_to_disk(
+    source: ActivationRows,
+    folder: str | Path,
+    *,
+    shard_mb: float = 32.0,
+    series_per_pass: int = 256,
+    seed: int = 0,
+    progress: bool = False,
+) -> Shards:
+    """Write the activations of all series to a folder, or go on with a harvest found there.
+
+    Args:
+        source: model, series and hooks.
+        folder: where to; made if missing.
+        shard_mb: size of a shard in MiB, about.
+        series_per_pass: series per forward pass.
+        seed: of the order in which series are spread over shards.
+        progress: show a bar.
+
+    Returns:
+        The shards, checked to be all there.
+
+    Raises:
+        StorageError: the folder holds activations of something else, or cannot be written.
+    """
+    folder = Path(folder)
+    with storage.claimed(folder):
+        return _harvest(source, folder, shard_mb, series_per_pass, seed, progress)
+
+
+def _harvest(
+    source: ActivationRows,
+    folder: Path,
+    shard_mb: float,
+    series_per_pass: int,
+    seed: int,
+    progress: bool,
+) -> Shards:
+    made = fingerprint(source, seed)
+    index: dict[str, Any] = _read_index(folder) or {}
+    if not index:
+        probe, _ = source(torch.arange(min(len(source), series_per_pass)))
+        size = sum(t.numel() * t.element_size() for t in probe.values())
+        per_series = max(1, size // min(len(source), series_per_pass))
+        per_shard = max(1, min(len(source), int(shard_mb * 2**20 / per_series)))
+        unwritten: list[Any] = [None] * -(-len(source) // per_shard)
+        index = {
+            "format_version": _VERSION,
+            "made": made,
+            "series_per_shard": per_shard,
+            "shards": unwritten,
+        }
+        _write_index(folder, index)
+    if index["made"] != made:
+        changed = [key for key in made if made[key] != index["made"].get(key)]
+        raise StorageError(
+            f"{folder} holds activations of another harvest (different: {', '.join(changed)}); "
+            "choose another folder, or delete this one"
+        )
+    order = torch.randperm(len(source), generator=torch.Generator().manual_seed(seed))
+    parts = order.split(index["series_per_shard"])
+    if len(parts) != len(index["shards"]):
+        raise CorruptFileError(f"{folder / INDEX} lists other shards than it says; delete {folder}")
+    with tqdm(total=len(parts), desc="harvest", unit="shard", disable=not progress) as bar:
+        for number, part in enumerate(parts):
+            known = index["shards"][number]
+            if known is None or not storage.regular(folder / Path(known["file"]).name):
+                index["shards"][number] = _write_shard(
+                    source, folder, number, part, series_per_pass
+                )
+                _write_index(folder, index)
+            bar.update()
+    entries = index["shards"]
+    return Shards(
+        folder,
+        tuple(entry["file"] for entry in entries),
+        tuple(entry["rows"] for entry in entries),
+        tuple(entry["sha256"] for entry in entries),
+        source.hooks,
+    )
+
+
+def _write_shard(
+    source: ActivationRows, folder: Path, number: int, part: Tensor, series_per_pass: int
+) -> dict[str, Any]:
+    found = [source(index) for index in part.split(series_per_pass)]
+    tensors = {
+        hook: torch.cat([rows[hook] for rows, _ in found]).cpu().contiguous()
+        for hook in source.hooks
+    }
+    tensors[PLACES] = torch.cat([places for _, places in found]).to("cpu", torch.int32)
+    name = f"shard-{number:05d}.safetensors"
+    content = storage.tensors_as_bytes(tensors)
+    storage.write_bytes(folder / name, content)
+    digest = hashlib.sha256(content).hexdigest()
+    return {"file": name, "rows": len(tensors[PLACES]), "sha256": digest}
+
+
+def fingerprint(source: ActivationRows, seed: int) -> dict[str, Any]:
+    """What the activations depend on; two harvests with the same give the same files."""
+    model = hashlib.sha256()
+    for name, tensor in sorted(source.model.state_dict().items()):
+        model.update(name.encode())
+        model.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    data = hashlib.sha256()
+    for part in torch.arange(len(source)).split(1024):
+        data.update(source.series[part].cpu().contiguous().numpy().tobytes())
+        if source.mask is not None:
+            data.update(source.mask[part].cpu().contiguous().numpy().tobytes())
+    return {
+        "model": model.hexdigest(),
+        "series": data.hexdigest(),
+        "n_series": len(source),
+        "hooks": list(source.hooks),
+        "head": source.head,
+        "seed": seed,
+    }
+
+
+def _read_index(folder: Path) -> dict[str, Any] | None:
+    path = folder / INDEX
+    if not path.exists():
+        return None
+    advice = "it is no index of activations: delete the folder"
+    index = storage.read_json(path, "an index of activations", advice, version=_VERSION)
+    with storage.reading(path, "is no index of activations", "delete the folder"):
+        if not isinstance(index["made"], dict):
+            raise ValueError("it does not say what the activations are of")
+        if type(index["series_per_shard"]) is not int or index["series_per_shard"] < 1:
+            raise ValueError("series_per_shard is no count")
+        for entry in index["shards"]:
+            if entry is not None and not (
+                type(entry["rows"]) is int and entry["rows"] >= 0 and isinstance(entry["file"], str)
+            ):
+                raise ValueError("a shard has no name or no number of rows")
+    return index
+
+
+def _write_index(folder: Path, index: dict[str, Any]) -> None:
+    storage.write_text(folder / INDEX, storage.json_text(index, "an index", indent=1))
+
 
 _Chunk = tuple[Rows, Tensor]  # rows by hook and their places
 
@@ -247,3 +603,58 @@ def _joined(parts: list[tuple[Rows, Tensor | None]]) -> tuple[Rows, Tensor | Non
     rows = {name: torch.cat([part[0][name] for part in parts]) for name in parts[0][0]}
     places = [part[1] for part in parts if part[1] is not None]
     return rows, torch.cat(places) if places else None
+
+
+class TensorStream:
+    """Batches of a tensor's rows without end; every epoch visits every row once.
+
+    Args:
+        rows: activations [row, width].
+        batch_size: rows per batch.
+        seed: of the order.
+    """
+
+    @checked
+    def __init__(self, rows: Float[Tensor, "row width"], batch_size: int, seed: int = 0) -> None:
+        if rows.ndim != 2 or not len(rows):
+            raise ArgumentError(f"expected activations [row, width], got {list(rows.shape)}")
+        if not rows.is_floating_point() or not bool(rows.isfinite().all()):
+            raise ArgumentError(
+                f"expected finite activations in floating point, got {rows.dtype}"
+                + (" with NaN or infinity" if rows.is_floating_point() else "")
+            )
+        check_at_least(1, batch_size=batch_size)
+        self.rows, self.batch_size, self.seed = rows, batch_size, seed
+        self.batches_drawn = 0
+        self._batches = self._run(0)
+
+    def __iter__(self) -> TensorStream:
+        return self
+
+    def __next__(self) -> Tensor:
+        self.batches_drawn += 1
+        return next(self._batches)
+
+    def state_dict(self) -> dict[str, int]:
+        """How far the stream has got."""
+        return {"batches_drawn": self.batches_drawn, "seed": self.seed}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Go on as a stream with the same arguments would after so many batches."""
+        self.batches_drawn = drawn_by(state, self.seed)
+        self._batches = self._run(self.batches_drawn)
+
+    def _run(self, skip: int) -> Iterator[Tensor]:
+        n = len(self.rows)
+        epoch, within = divmod(skip * self.batch_size, n)
+        order = self._order(epoch)[within:]
+        while True:
+            while len(order) < self.batch_size:
+                epoch += 1
+                order = torch.cat([order, self._order(epoch)])
+            taken, order = order[: self.batch_size], order[self.batch_size :]
+            yield self.rows[taken.to(self.rows.device)]
+
+    def _order(self, epoch: int) -> Tensor:
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
+        return torch.randperm(len(self.rows), generator=generator)

@@ -2,36 +2,417 @@
 
 ``train`` streams activations from a model; ``fit`` takes any activations. Both give an ordinary
 sae-lens SAE, which saves, loads and splices like any other.
+
+A training's folder on disk: the last checkpoint, whole or not there at all, and the result.
+
+A checkpoint holds what sae-lens writes (weights, optimiser, schedules, input scale) and how far the
+stream has got. It is written beside its place and renamed into it; ``latest.json`` names it and
+holds the SHA-256 of its files.
+
+sae-lens' trainer, set up for small models and run: scale, steps, checkpoints, inference SAE.
+
+sae-lens' training configurations with defaults that suit small models.
+
+Published dictionaries of time-series models sit at 0.5 to 4 times the width; 16 times and more
+mostly dies. So the default is 4 times the width, k = 8 active latents, and input scaled to a norm
+of sqrt(width), on which the coefficients below were chosen.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import difflib
 import itertools
-from collections.abc import Iterator
+import json
+import shutil
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from sae_lens import SAE
-from sae_lens.saes.sae import SAEMetadata, TrainingSAEConfig
+from sae_lens.config import LoggingConfig, SAETrainerConfig
+from sae_lens.registry import SAE_TRAINING_CLASS_REGISTRY, get_sae_training_class
+from sae_lens.saes.sae import SAEMetadata, TrainingSAE, TrainingSAEConfig
+from sae_lens.training.sae_trainer import SAETrainer
 from torch import Tensor
+from tqdm.auto import tqdm
 
 import tstlens
 from tstlens import storage
 from tstlens.arguments import checked, needs_gradients
 from tstlens.data import TimeSeriesData
-from tstlens.errors import ArgumentError
+from tstlens.data.validate import check_dtype_name, usable_device
+from tstlens.errors import ArgumentError, CorruptFileError, StorageError, UnknownNameError
 from tstlens.model import HookedTST
 from tstlens.randomness import seeded
 from tstlens.saes.checks import check_at_least, check_positive
-from tstlens.saes.configs import training_config
-from tstlens.saes.harvest import Heads
-from tstlens.saes.shards import fingerprint
-from tstlens.saes.stream import ActivationStream
-from tstlens.saes.tensor_stream import TensorStream
-from tstlens.saes.training_folder import TrainingFolder
-from tstlens.saes.training_run import inference_sae, make_trainer, prepare, run
+from tstlens.saes.stream import ActivationStream, Heads, TensorStream, fingerprint
 from tstlens.shapes import Mask, Series
+from tstlens.training.loop import all_finite
+
+_BY_K = {"topk", "abstopk", "batchtopk", "matryoshka_batchtopk", "matching_pursuit"}
+
+
+def architectures() -> list[str]:
+    """Names of the architectures that can be trained: sae-lens' own, and transcoders."""
+    import tstlens.saes.transcoder  # noqa: F401  (registers the transcoders)
+
+    return sorted(SAE_TRAINING_CLASS_REGISTRY)
+
+
+@checked
+def training_config(
+    sae: str | TrainingSAEConfig,
+    d_in: int,
+    *,
+    d_out: int | None = None,
+    d_sae: int | None = None,
+    k: int | None = None,
+    steps: int = 5000,
+    normalize: str = "expected_average_only_in",
+    device: str | torch.device = "cpu",
+    dtype: str = "float32",
+    options: dict[str, Any] | None = None,
+) -> TrainingSAEConfig:
+    """A training configuration from an architecture's name, or a given one that is checked.
+
+    Args:
+        sae: a name of :func:`architectures`, or a config, which is taken as it is.
+        d_in: width of the activations.
+        d_out: width of what a transcoder writes; None for SAEs.
+        d_sae: latents; 4 * d_in by default.
+        k: active latents per activation, for the architectures that fix it; 8 by default.
+        steps: training steps, of which the first fifth warms sparsity penalties up.
+        normalize: sae-lens' ``normalize_activations``.
+        device: where to train.
+        dtype: of the weights.
+        options: further fields of the architecture's config, such as ``l1_coefficient``.
+
+    Raises:
+        UnknownNameError: no such architecture; lists what there is.
+        ArgumentError: k or an option that the architecture does not have, or a config of another
+            width.
+    """
+    options = dict(options or {})
+    if isinstance(sae, TrainingSAEConfig):
+        _check_given(sae, d_in, d_sae, k, options)
+        _check_writes(sae.architecture(), type(sae), d_out)
+        return dataclasses.replace(sae, metadata=sae.metadata)
+    if sae not in architectures():
+        raise UnknownNameError(sae, architectures(), "These are the architectures of sae-lens")
+    config_class = SAE_TRAINING_CLASS_REGISTRY[sae][1]
+    _check_writes(sae, config_class, d_out)
+    width = d_sae if d_sae is not None else 4 * d_in
+    place = str(usable_device(device))
+    check_dtype_name(dtype)
+    if k is not None and sae not in _BY_K and not sae.startswith("topk"):
+        penalty = "l0_coefficient" if sae == "jumprelu" else "l1_coefficient"
+        raise ArgumentError(f"{sae!r} has no k; say how sparse it should be with {penalty}=")
+    active = 8 if k is None else k
+    if not 1 <= active <= width:
+        raise ArgumentError(f"expected k in 1..{width} (d_sae), got {active}")
+    fields = {field.name for field in dataclasses.fields(config_class)}
+    chosen: dict[str, Any] = {
+        "d_in": d_in,
+        "d_sae": width,
+        "device": place,
+        "dtype": dtype,
+        "normalize_activations": normalize,
+    }
+    for name, value in {
+        "d_out": d_out,
+        "k": active,
+        "max_iterations": active if sae == "matching_pursuit" else None,
+        "l1_warm_up_steps": steps // 5,
+        "l0_warm_up_steps": steps // 5,
+        "l0_coefficient": 1.0,
+        "matryoshka_widths": sorted({max(1, width // 4), max(1, width // 2), width}),
+    }.items():
+        if name in fields and value is not None:
+            chosen[name] = value
+    if sae == "matching_pursuit":
+        chosen["decoder_init_norm"] = 1.0
+    if normalize == "layer_norm" and "aux_loss_coefficient" in fields:
+        raise ArgumentError(
+            f"sae-lens cannot revive dead latents of {sae!r} under normalize='layer_norm'; use "
+            "'expected_average_only_in' or 'covariance_whitening'"
+        )
+    unknown = sorted(set(options) - fields)
+    if unknown:
+        raise ArgumentError(_no_option(sae, unknown[0], fields))
+    try:
+        return config_class(**{**chosen, **options})
+    except ValueError as error:
+        raise ArgumentError(f"sae-lens refuses this configuration: {error}") from error
+
+
+# Arguments of ``train`` that one may look for under another name, as sae-lens or others call them.
+_OF_TRAIN = ("d_sae", "k", "steps", "batch_size", "lr", "seed", "normalize", "head", "mask")
+_OF_TRAIN += (
+    "hook",
+    "hook_out",
+    "memory_mb",
+    "cache",
+    "checkpoint",
+    "checkpoint_every",
+    "progress",
+)
+_ELSEWHERE = {
+    "n_steps": "steps",
+    "training_steps": "steps",
+    "learning_rate": "lr",
+    "n_latents": "d_sae",
+    "n_features": "d_sae",
+    "train_batch_size_samples": "batch_size",
+}
+
+
+def _no_option(sae: str, name: str, fields: set[str]) -> str:
+    """What to say of an option that neither the architecture nor ``train`` has."""
+    options = sorted(fields - {"d_in", "d_out", "metadata", "device"})
+    known = [*_OF_TRAIN, *options]
+    close = [_ELSEWHERE[name]] if name in _ELSEWHERE else difflib.get_close_matches(name, known, 1)
+    meant = f"; did you mean {close[0]!r}?" if close else ";"
+    return f"{sae!r} has no option {name!r}{meant} it has {', '.join(options)}"
+
+
+def _check_writes(name: str, config_class: type, d_out: int | None) -> None:
+    """An SAE given a second hook point would be trained on the two side by side."""
+    writes = "d_out" in {field.name for field in dataclasses.fields(config_class)}
+    if d_out is not None and not writes:
+        raise ArgumentError(
+            f"{name!r} gives back what it reads, so it takes no hook_out= (or d_out=); "
+            "use 'transcoder' or 'skip_transcoder'"
+        )
+
+
+def _check_given(
+    cfg: TrainingSAEConfig, d_in: int, d_sae: int | None, k: int | None, options: dict[str, Any]
+) -> None:
+    if cfg.d_in != d_in:
+        raise ArgumentError(f"expected a config with d_in={d_in}, got d_in={cfg.d_in}")
+    if d_sae is not None or k is not None or options:
+        raise ArgumentError("the config says d_sae, k and the rest itself; leave them out")
+
+
+LATEST = "latest.json"
+_STREAM = "stream.pt"
+_DONE = "sae"
+_OVER = "delete the folder to start over"
+
+
+class TrainingFolder:
+    """Where a training keeps its progress.
+
+    Args:
+        folder: made if missing.
+        settings: what the training depends on; a folder of other settings is refused.
+        made: fingerprint of the activations; a folder of others is refused.
+    """
+
+    def __init__(self, folder: str | Path, settings: dict[str, Any], made: dict[str, str]) -> None:
+        self.folder, self.settings = Path(folder), json.loads(json.dumps(settings))
+        self.made = made
+
+    def finished(self) -> SAE[Any] | None:
+        """The SAE of a training that ended, or None."""
+        latest = self._latest()
+        if latest is None or latest["name"] != _DONE:
+            return None
+        self._check(latest)
+        if "fingerprint" in latest:
+            storage.check_same_run(self.folder, latest["fingerprint"], self.made)
+        else:
+            warnings.warn(
+                f"checkpoint: {self.folder} holds an SAE from an older tstlens, which did not "
+                "record on which activations it was trained; where that is in doubt, give another "
+                "folder",
+                stacklevel=4,
+            )
+        with storage.reading(self.folder, "holds no SAE that sae-lens can load", _OVER):
+            return SAE.load_from_disk(self.folder / _DONE)
+
+    def resume(self, trainer: SAETrainer[Any, Any], stream: Any) -> bool:
+        """Put trainer and stream where the last checkpoint was; False where there is none.
+
+        Raises:
+            CorruptFileError: a file of the checkpoint is truncated or altered, by name.
+            StorageError: the checkpoint belongs to a training with other settings.
+        """
+        latest = self._latest()
+        if latest is None:
+            return False
+        self._check(latest)
+        storage.check_same_run(self.folder, latest.get("fingerprint"), self.made)
+        path = self.folder / latest["name"]
+        with storage.reading(path, "holds no whole checkpoint", _OVER):
+            trainer.sae.load_weights_from_checkpoint(path)
+            trainer.load_trainer_state(path)
+            state = storage.read_torch(path / _STREAM, "a stream's place", _OVER)
+            torch.set_rng_state(state["random"])
+            if hasattr(stream, "load_state_dict"):
+                stream.load_state_dict(state["stream"])
+        if not hasattr(stream, "load_state_dict"):
+            for _ in range(state["batches"]):
+                next(stream)
+        return True
+
+    def save(self, trainer: SAETrainer[Any, Any], stream: Any, batches: int) -> None:
+        """Write a checkpoint and forget the one before."""
+        name = f"step-{trainer.n_training_steps:08d}"
+        position = stream.state_dict() if hasattr(stream, "state_dict") else {}
+        state = {"stream": position, "batches": batches, "random": torch.get_rng_state()}
+
+        def write(staging: Path) -> None:
+            trainer.save_checkpoint(staging.name, base_path=staging.parent)
+            storage.write_torch(staging / _STREAM, state)
+
+        self._put(name, write)
+
+    def finish(self, sae: SAE[Any]) -> None:
+        """Keep the result in place of the checkpoints."""
+        self._put(_DONE, sae.save_model)
+
+    def _put(self, name: str, write: Callable[[Path], Any]) -> None:
+        with storage.staged(self.folder / name, "a checkpoint", keep=False) as staging:
+            write(staging)
+        parts = sorted((self.folder / name).iterdir())
+        record = {
+            "name": name,
+            "settings": self.settings,
+            "fingerprint": self.made,
+            "sha256": {part.name: storage.digest(part) for part in parts},
+        }
+        storage.write_text(self.folder / LATEST, storage.json_text(record, "settings", indent=1))
+        for other in self.folder.glob("step-*"):
+            if other.name != name:
+                shutil.rmtree(other, ignore_errors=True)
+
+    def _latest(self) -> dict[str, Any] | None:
+        path = self.folder / LATEST
+        if not path.exists():
+            return None
+        latest = storage.read_json(path, "a training's record", _OVER)
+        with storage.reading(path, "is not a training's record", _OVER):
+            settings = dict(latest["settings"])
+            digests = dict(latest["sha256"])
+            if latest["name"] != Path(latest["name"]).name or not digests:
+                raise ValueError("it names no folder in here, or no files")
+        if settings != self.settings:
+            changed = sorted(
+                key
+                for key in {*settings, *self.settings}
+                if settings.get(key) != self.settings.get(key)
+            )
+            raise StorageError(
+                f"{self.folder} holds a training with other settings (different: "
+                f"{', '.join(changed)}); choose another folder, or delete this one"
+            )
+        return latest
+
+    def _check(self, latest: dict[str, Any]) -> None:
+        for name, recorded in latest["sha256"].items():
+            path = self.folder / latest["name"] / Path(name).name
+            if not storage.regular(path):
+                raise CorruptFileError(f"{path} is missing, truncated or altered; {_OVER}")
+            storage.check_digest(path, recorded, LATEST, _OVER)
+
+
+SCALE_BATCHES = 16  # for the mean norm and the mean: 16,384 activations at the default size
+
+
+def make_trainer(
+    cfg: TrainingSAEConfig, stream: Any, steps: int, batch_size: int, lr: float
+) -> SAETrainer[Any, Any]:
+    """sae-lens' trainer on a stream of activations."""
+    sae: TrainingSAE[Any] = get_sae_training_class(cfg.architecture())[0](cfg)
+    trainer_cfg = SAETrainerConfig(
+        total_training_samples=steps * batch_size,
+        train_batch_size_samples=batch_size,
+        lr=lr,
+        lr_end=lr / 10,
+        lr_decay_steps=steps // 5,
+        device=cfg.device,
+        # A latent that is silent for a twentieth of the training gets the auxiliary loss.
+        dead_feature_window=max(50, steps // 20),
+        logger=LoggingConfig(log_to_wandb=False),
+        n_batches_for_norm_estimate=SCALE_BATCHES,
+    )
+    return SAETrainer(cfg=trainer_cfg, sae=sae, data_provider=stream)
+
+
+@torch.no_grad()
+def prepare(trainer: SAETrainer[Any, Any], stream: Any) -> None:
+    """Estimate the input's scale as sae-lens does, and start the decoder's bias at the mean."""
+    sae, scaler = trainer.sae, trainer.activation_scaler
+    batches = [next(stream) for _ in range(SCALE_BATCHES)]
+    if sae.cfg.normalize_activations == "expected_average_only_in":
+        norms = torch.cat([batch[:, : sae.cfg.d_in].norm(dim=1) for batch in batches])
+        if not bool(norms.any()):
+            raise ArgumentError("all activations are zero, so there is nothing to train on")
+        scaler.scaling_factor = float(sae.cfg.d_in**0.5 / norms.float().mean())
+    elif sae.cfg.normalize_activations == "covariance_whitening":
+        scaler.estimate_whitening(sae.cfg.d_in, iter(batches), len(batches))
+        return
+    elif sae.cfg.normalize_activations != "none":
+        return
+    mean = torch.cat(batches).mean(0)[-sae.b_dec.shape[0] :]
+    sae.b_dec.copy_(mean * (scaler.scaling_factor or 1.0))
+
+
+def run(
+    trainer: SAETrainer[Any, Any],
+    stream: Any,
+    steps: int,
+    folder: TrainingFolder | None,
+    every: int,
+    progress: bool,
+) -> None:
+    """The loop of ``SAETrainer.fit`` on its public steps, with whole checkpoints and one bar."""
+    done = trainer.n_training_steps
+    with tqdm(
+        total=steps, initial=done, desc="training the SAE", unit="step", disable=not progress
+    ) as bar:
+        while trainer.n_training_steps < steps:
+            trainer.maybe_reset_sparsity()
+            output = trainer.step(next(stream))
+            trainer.n_training_steps += 1
+            bar.update()
+            if trainer.n_training_steps % 100 == 0:
+                bar.set_postfix(loss=f"{output.losses['mse_loss'].item():.3f}", refresh=False)
+            due = folder is not None and trainer.n_training_steps % every == 0
+            if due or trainer.n_training_steps % 100 == 0 or trainer.n_training_steps == steps:
+                _check_finite(trainer, output.loss, kept=folder is not None)
+            if folder is not None and due:
+                folder.save(trainer, stream, SCALE_BATCHES + trainer.n_training_steps)
+    sae, scaler = trainer.sae, trainer.activation_scaler
+    if scaler.scaling_factor is not None:
+        sae.fold_activation_norm_scaling_factor(scaler.scaling_factor)
+        scaler.scaling_factor = None
+    if scaler.whitening is not None:
+        whitening, scaler.whitening = scaler.whitening, None
+        sae.fold_activation_whitening(whitening.mean, whitening.matrix, whitening.inverse_matrix)
+    trainer.set_final_sae_metadata()
+
+
+def _check_finite(trainer: SAETrainer[Any, Any], loss: Tensor, kept: bool) -> None:
+    if bool(loss.isfinite()) and all_finite(trainer.sae):
+        return
+    last = "; the checkpoint holds the last finite weights that were saved" if kept else ""
+    raise ArgumentError(
+        f"lr: the SAE is no longer finite at step {trainer.n_training_steps} (loss {loss.item()}); "
+        f"try a lower lr than {trainer.cfg.lr:g}, or scaled activations (normalize=){last}"
+    )
+
+
+def inference_sae(trainer: SAETrainer[Any, Any]) -> SAE[Any]:
+    """The trained SAE as sae-lens loads it for use."""
+    with tempfile.TemporaryDirectory() as folder:
+        trainer.sae.save_inference_model(folder)
+        return SAE.load_from_disk(folder, device=trainer.cfg.device).eval()
 
 
 @checked

@@ -1,8 +1,7 @@
 """Edges between components, paths along them, and the circuits that they make up."""
 
-from tstlens.patching.circuits.attribution import edge_attribution
 from tstlens.patching.circuits.circuit import Circuit
-from tstlens.patching.circuits.edges import EdgeEffects, edge_sweep
+from tstlens.patching.circuits.edges import EdgeEffects, edge_attribution, edge_sweep
 from tstlens.patching.circuits.faithfulness import Faithfulness, faithfulness
 from tstlens.patching.circuits.graph import ComponentGraph, Edge, Node, component_graph
 from tstlens.patching.circuits.knockouts import Completeness, Minimality, Together

@@ -4,12 +4,17 @@ A circuit is a claim. :meth:`Circuit.faithfulness` asks whether its edges alone 
 does, :meth:`Circuit.completeness` whether it also breaks as the model breaks, and
 :meth:`Circuit.minimality` whether each part is needed. The scores that edges were chosen by are
 effects of edges one at a time (or estimates of them); what the edges do together is measured.
+
+Circuits on disk: JSON to read back, GraphML for other programs; whole files or none.
+
+A circuit as a networkx graph and as pandas frames.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,17 +22,15 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from tstlens import storage
 from tstlens.arguments import checked
 from tstlens.data import Pairs
-from tstlens.errors import ArgumentError, SeriesShapeError
-from tstlens.metrics import Better
+from tstlens.errors import ArgumentError, CorruptFileError, SeriesShapeError
+from tstlens.metrics import Better, Metric
 from tstlens.model import HookedTST
-from tstlens.patching.circuits import storage as circuit_files
-from tstlens.patching.circuits import tables
-from tstlens.patching.circuits.attribution import edge_attribution
-from tstlens.patching.circuits.edges import EdgeEffects
+from tstlens.patching.circuits.edges import EdgeEffects, edge_attribution
 from tstlens.patching.circuits.graph import ComponentGraph, Edge, Node
-from tstlens.patching.metrics import Metric, log_prob
+from tstlens.patching.metrics import log_prob, logit, logit_diff, prob
 from tstlens.results import Result
 
 if TYPE_CHECKING:
@@ -36,6 +39,199 @@ if TYPE_CHECKING:
 
     from tstlens.patching.circuits.faithfulness import Faithfulness
     from tstlens.patching.circuits.knockouts import Completeness, Minimality, Together
+
+
+FORMAT = "tstlens-circuit"
+FORMAT_VERSION = 1
+
+
+def metric_named(name: str, pairs: Pairs) -> Metric:
+    """The metric of this name for some pairs; what needs more than the pairs has to be given.
+
+    Raises:
+        ArgumentError: the pairs do not say what the metric compares with.
+    """
+    for make in (log_prob, prob, logit):
+        if make(pairs.target).name == name:
+            return make(pairs.target)
+    if pairs.predicted is not None:
+        difference = logit_diff(pairs.target, pairs.predicted)
+        if difference.name == name:
+            return difference
+    raise ArgumentError(
+        f"the circuit was made with the metric {name!r}, which these pairs alone do not give; "
+        "pass metric=, for these pairs"
+    )
+
+
+def write_json(circuit: Circuit, path: Path) -> Path:
+    """See :meth:`Circuit.to_json`."""
+    record = {
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        "components": circuit.components.to_dict(),
+        "metric": circuit.metric,
+        "unit": circuit.unit,
+        "better": circuit.better,
+        "output": circuit.output,
+        "time_cells": circuit.time_cells,
+        "made": circuit.made,
+        "edges": [
+            {"edge": edge.name, "weight": weight}
+            for edge, weight in zip(circuit.edges, circuit.weights.tolist(), strict=True)
+        ],
+        "scores": circuit.scores.tolist(),
+    }
+    text = storage.json_text(record, "a circuit's made=", indent=1, allow_nan=False)
+    return storage.write_text(path, text)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The fields of a circuit; see :meth:`Circuit.from_json`."""
+    record = storage.read_json(
+        path,
+        "a circuit that Circuit.to_json wrote",
+        "write the circuit again",
+        format=FORMAT,
+        version=FORMAT_VERSION,
+    )
+    with storage.reading(path, "does not hold a whole circuit", "write the circuit again"):
+        _check_scores(record)
+        components = ComponentGraph(**record["components"])
+        kept = torch.zeros(len(components.edges), dtype=torch.bool)
+        kept[components.edge_numbers([entry["edge"] for entry in record["edges"]])] = True
+        cells = record["time_cells"]
+        fields = {
+            "components": components,
+            "scores": torch.tensor(record["scores"], dtype=torch.float64),
+            "kept": kept,
+            "metric": str(record["metric"]),
+            "unit": str(record["unit"]),
+            "better": record.get("better"),  # circuits of before had none
+            "output": str(record["output"]),
+            "time_cells": None if cells is None else tuple((int(a), int(b)) for a, b in cells),
+            "made": dict(record["made"]),
+        }
+    if fields["scores"].shape != kept.shape:
+        raise CorruptFileError(
+            f"{path} holds {len(fields['scores'])} scores, its graph has {len(kept)} edges"
+        )
+    return fields
+
+
+def write_graphml(circuit: Circuit, path: Path) -> Path:
+    """See :meth:`Circuit.to_graphml`."""
+    import networkx as nx
+
+    buffer = BytesIO()
+    nx.write_graphml_xml(circuit.graph, buffer)
+    return storage.write_bytes(path, buffer.getvalue())
+
+
+def _check_scores(record: dict[str, Any]) -> None:
+    """Compare sizes with the scores that are there, before the graph of edges is built."""
+    n_scores, components = len(record["scores"]), record["components"]
+    for name, value in components.items():
+        if type(value) is int and abs(value) > max(n_scores, 1):
+            raise ValueError(f"{n_scores} scores, its graph has {name}={value:,}")
+
+
+_KINDS = {"pos": "time", "output": "class"}  # what the graph calls them
+
+
+def kind_of(node: Node) -> str:
+    """``time`` for the embedding at a position, ``class`` for the output, else the node's kind."""
+    return _KINDS.get(node.kind, node.kind)
+
+
+def label_of(circuit: Circuit, node: Node) -> str:
+    """A node in words: "sample 3", "samples 4–7", "channel 2", "L0H1", "MLP 0", a class' name."""
+    if node.kind == "output":
+        return circuit.output
+    if node.kind == "mlp":
+        return f"MLP {node.layer}"
+    if node.kind == "channel":
+        return f"channel {node.index}"
+    if node.kind != "pos":
+        return node.name
+    if circuit.time_cells is None:
+        return f"position {node.index}"
+    start, stop = circuit.time_cells[node.index or 0]
+    return f"sample {start}" if stop - start <= 1 else f"samples {start}–{stop - 1}"
+
+
+def as_digraph(circuit: Circuit) -> nx.DiGraph:
+    """The circuit as a networkx graph; see :attr:`Circuit.graph`."""
+    import networkx as nx
+
+    graph = nx.DiGraph(metric=circuit.metric, unit=circuit.unit, output=circuit.output)
+    for node in circuit.nodes:
+        facts: dict[str, Any] = {"kind": kind_of(node), "label": label_of(circuit, node)}
+        if node.layer is not None:
+            facts["layer"] = node.layer
+        if node.index is not None:
+            facts[node.kind] = node.index
+        if node.kind == "pos" and circuit.time_cells is not None:
+            facts["start"], facts["stop"] = circuit.time_cells[node.index or 0]
+        graph.add_node(node.name, **facts)
+    for edge, weight in zip(circuit.edges, circuit.weights.tolist(), strict=True):
+        ends = edge.sender.name, edge.receiver.name
+        if not graph.has_edge(*ends):
+            graph.add_edge(*ends, weight=0.0)
+        graph.edges[ends]["weight"] += weight
+        if edge.part is not None:
+            graph.edges[ends][edge.part] = weight
+    return graph
+
+
+def edge_table(circuit: Circuit) -> pd.DataFrame:
+    """One row per edge, the largest in size first."""
+    import pandas as pd
+
+    rows = [
+        {
+            "sender": edge.sender.name,
+            "receiver": edge.receiver.name,
+            "part": edge.part or "",
+            "sender_kind": kind_of(edge.sender),
+            "receiver_kind": kind_of(edge.receiver),
+            "weight": weight,
+            "unit": circuit.unit,
+        }
+        for edge, weight in zip(circuit.edges, circuit.weights.tolist(), strict=True)
+    ]
+    columns = ["sender", "receiver", "part", "sender_kind", "receiver_kind", "weight", "unit"]
+    frame = pd.DataFrame(rows, columns=columns)
+    order = frame["weight"].abs().sort_values(ascending=False, kind="stable").index
+    return frame.loc[order].reset_index(drop=True)
+
+
+def node_table(circuit: Circuit) -> pd.DataFrame:
+    """One row per node, from the input to the output; ``size`` columns add up absolute weights."""
+    import pandas as pd
+
+    edges = list(zip(circuit.edges, circuit.weights.tolist(), strict=True))
+    rows = []
+    for node in circuit.nodes:
+        into = [weight for edge, weight in edges if edge.receiver == node]
+        out = [weight for edge, weight in edges if edge.sender == node]
+        rows.append(
+            {
+                "node": node.name,
+                "label": label_of(circuit, node),
+                "kind": kind_of(node),
+                "layer": node.layer,
+                "edges_in": len(into),
+                "edges_out": len(out),
+                "weight_in": sum(into),
+                "weight_out": sum(out),
+                "size_in": sum(map(abs, into)),
+                "size_out": sum(map(abs, out)),
+            }
+        )
+    columns = ["node", "label", "kind", "layer", "edges_in", "edges_out"]
+    columns += ["weight_in", "weight_out", "size_in", "size_out"]
+    return pd.DataFrame(rows, columns=columns).astype({"layer": "Int64"})
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -296,19 +492,19 @@ class Circuit(Result):
         has one edge between two nodes: ``weight`` is the sum, and ``q``, ``k``, ``v`` hold the
         weight of each.
         """
-        return tables.as_digraph(self)
+        return as_digraph(self)
 
     def to_dataframe(self) -> pd.DataFrame:
         """One row per edge: sender, receiver, part, weight and the metric's unit."""
-        return tables.edge_table(self)
+        return edge_table(self)
 
     def edge_table(self) -> pd.DataFrame:
         """The same as :meth:`to_dataframe`."""
-        return tables.edge_table(self)
+        return edge_table(self)
 
     def node_table(self) -> pd.DataFrame:
         """One row per node: kind, edges in and out, sums of their weights and of their sizes."""
-        return tables.node_table(self)
+        return node_table(self)
 
     @checked
     def faithfulness(self, model: HookedTST, pairs: Pairs, **options: Any) -> Faithfulness:
@@ -345,7 +541,7 @@ class Circuit(Result):
         Raises:
             ArgumentError: it cannot be made from the pairs alone.
         """
-        return circuit_files.metric_named(self.metric, pairs)
+        return metric_named(self.metric, pairs)
 
     @checked
     def to_json(self, path: str | Path) -> Path:
@@ -354,7 +550,7 @@ class Circuit(Result):
         Raises:
             StorageError: the place cannot be written.
         """
-        return circuit_files.write_json(self, Path(path))
+        return write_json(self, Path(path))
 
     @classmethod
     @checked
@@ -366,7 +562,7 @@ class Circuit(Result):
             CorruptFileError: it is truncated, or no circuit.
             ConfigVersionError: a newer tstlens wrote it.
         """
-        return cls(**circuit_files.read_json(Path(path)))
+        return cls(**read_json(Path(path)))
 
     @checked
     def to_graphml(self, path: str | Path) -> Path:
@@ -375,7 +571,7 @@ class Circuit(Result):
         Raises:
             StorageError: the place cannot be written.
         """
-        return circuit_files.write_graphml(self, Path(path))
+        return write_graphml(self, Path(path))
 
     def __len__(self) -> int:
         return int(self.kept.sum())

@@ -25,13 +25,13 @@ from tqdm import tqdm
 from tstlens.arguments import checked
 from tstlens.data import Pairs
 from tstlens.errors import ArgumentError
+from tstlens.metrics import Metric
 from tstlens.model import HookedTST
 from tstlens.patching.checks import check_pairs
-from tstlens.patching.circuits.edge_sets import check_rebuilds, pairs_at_once, run_edge_sets
 from tstlens.patching.circuits.edges import recorded_pairs
 from tstlens.patching.circuits.graph import ComponentGraph, component_graph
-from tstlens.patching.measuring import as_metric, read_metric
-from tstlens.patching.metrics import Metric
+from tstlens.patching.circuits.streams import check_rebuilds, pairs_at_once, run_edge_sets
+from tstlens.patching.metrics import as_metric, read_metric
 from tstlens.results import Result
 
 if TYPE_CHECKING:

@@ -12,10 +12,10 @@ from torch import Tensor
 
 from tstlens.data import Pairs
 from tstlens.errors import ArgumentError
+from tstlens.metrics import Metric
 from tstlens.model import HookedTST
 from tstlens.patching.circuits.faithfulness import keep_edges
-from tstlens.patching.measuring import read_metric
-from tstlens.patching.metrics import Metric
+from tstlens.patching.metrics import read_metric
 from tstlens.patching.patch import patch
 from tstlens.patching.sites import Site
 from tstlens.results import Result

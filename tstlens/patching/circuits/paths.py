@@ -27,21 +27,23 @@ from tstlens.errors import ArgumentError, UnknownSiteError
 from tstlens.metrics import Metric
 from tstlens.model import HookedTST
 from tstlens.patching.checks import check_pairs
-from tstlens.patching.circuits.edge_sets import check_rebuilds, pairs_at_once, run_edge_sets
 from tstlens.patching.circuits.edges import recorded_pairs
 from tstlens.patching.circuits.graph import PARTS, ComponentGraph, Node, component_graph
 from tstlens.patching.circuits.streams import (
     Recorded,
     attention_input,
     carried,
+    check_rebuilds,
     contribution_change,
     heads_z,
     leaving,
+    pairs_at_once,
+    run_edge_sets,
     run_mlp,
     walk,
     written,
 )
-from tstlens.patching.measuring import (
+from tstlens.patching.metrics import (
     MeasureOutput,
     as_metric,
     described,

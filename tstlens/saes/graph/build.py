@@ -15,11 +15,17 @@ from tstlens.errors import ArgumentError, SeriesShapeError
 from tstlens.metrics import name_of
 from tstlens.model import HookedTST
 from tstlens.saes.checks import check_at_least
-from tstlens.saes.graph.effects import Batch, Reference, edges, exact_edges, exact_nodes
-from tstlens.saes.graph.points import Point, points_of
-from tstlens.saes.graph.result import FeatureGraph, FeatureNode
-from tstlens.saes.graph.runs import Runs
-from tstlens.saes.reading.place import on_device
+from tstlens.saes.graph.result import (
+    Batch,
+    FeatureGraph,
+    FeatureNode,
+    Reference,
+    edges,
+    exact_edges,
+    exact_nodes,
+)
+from tstlens.saes.graph.runs import Point, Runs, points_of
+from tstlens.saes.reading.activity import on_device
 from tstlens.shapes import Mask, Series
 
 

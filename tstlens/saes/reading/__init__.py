@@ -7,16 +7,23 @@ activations of every latent over (series, channel, position), so codebooks are r
 
 from __future__ import annotations
 
-from tstlens.saes.reading.activity import Activity, activity_of
-from tstlens.saes.reading.association import ClassAssociation, class_association
+from tstlens.saes.reading.activity import Activity, Window, Windows, activity_of
 from tstlens.saes.reading.build import features
-from tstlens.saes.reading.effects import OutputEffects, output_effects
-from tstlens.saes.reading.intervention import ablate_latent, steer_latent
-from tstlens.saes.reading.latent_effect import LatentEffect
+from tstlens.saes.reading.intervention import (
+    LatentEffect,
+    OutputEffects,
+    ablate_latent,
+    output_effects,
+    steer_latent,
+)
 from tstlens.saes.reading.matching import DictionaryMatch, compare
-from tstlens.saes.reading.properties import PropertyAssociation, property_association
-from tstlens.saes.reading.result import Features
-from tstlens.saes.reading.windows import Window, Windows
+from tstlens.saes.reading.result import (
+    ClassAssociation,
+    Features,
+    PropertyAssociation,
+    class_association,
+    property_association,
+)
 
 __all__ = [
     "Activity",

@@ -1,22 +1,138 @@
-"""Taking one latent away, or adding it: dose response, beside random latents."""
+"""Taking one latent away, or adding it: dose response, beside random latents.
+
+What removing each latent does to the model's output, measured for all latents.
+
+Outputs with more or less of one latent, as plain data.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from tstlens.arguments import checked
 from tstlens.data import TimeSeriesData
 from tstlens.errors import ArgumentError
 from tstlens.model import HookedTST
+from tstlens.results import Result
 from tstlens.saes.checks import check_at_least, check_data
-from tstlens.saes.reading.by_head import by_head
-from tstlens.saes.reading.latent_effect import LatentEffect
-from tstlens.saes.reading.worlds import Worlds
+from tstlens.saes.reading.activity import Worlds, by_head
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class LatentEffect(Result):
+    """Outputs of a model with more or less of one latent.
+
+    Args:
+        kind: ``"ablation"`` or ``"steering"``.
+        latent: which latent.
+        doses: share of the latent's activation removed (ablation), or multiples of ``unit`` added
+            at every position (steering).
+        output: [dose, series, ...] logits [class] or forecasts [channel, horizon].
+        baseline: [series, ...] without the edit.
+        controls: [control, dose, series, ...] the same with other latents.
+        control_latents: which those were.
+        series: indices of the series in the data.
+        outputs: class names, or steps of the forecast.
+        task: ``"class"`` or ``"forecast"``.
+        labels: class index per series, or None.
+        unit: activation that one unit of steering adds; 1 for ablation (a share).
+        hook: where the latent lives.
+        made: how.
+    """
+
+    kind: str
+    latent: int
+    doses: tuple[float, ...]
+    output: Float[Tensor, "dose series *out"]
+    baseline: Tensor
+    controls: Float[Tensor, "control dose series *out"]
+    control_latents: tuple[int, ...]
+    series: Int[Tensor, " series"]
+    outputs: tuple[str, ...]
+    task: str
+    labels: Int[Tensor, " series"] | None
+    unit: float
+    hook: str
+    made: dict[str, Any] = field(default_factory=dict)
+
+    def change(self, measure: str | None = None) -> Float[Tensor, " dose series out"]:
+        """Change per dose, series and class (or step of the forecast, mean over channels).
+
+        Args:
+            measure: ``"probability"`` (the default for classifiers) or ``"logit"``; ``"forecast"``
+                for forecasters.
+
+        Raises:
+            ArgumentError: another measure.
+        """
+        return self._measured(self.output, measure) - self._measured(self.baseline, measure)
+
+    def control_change(
+        self, measure: str | None = None
+    ) -> Float[Tensor, "control dose series out"]:
+        """The same for the control latents."""
+        return self._measured(self.controls, measure) - self._measured(self.baseline, measure)
+
+    def _measured(self, output: Tensor, measure: str | None) -> Tensor:
+        known = ("forecast",) if self.task == "forecast" else ("probability", "logit")
+        measure = known[0] if measure is None else measure
+        if measure not in known:
+            raise ArgumentError(f"expected a measure of {list(known)}, got {measure!r}")
+        if measure == "forecast":
+            return output.double().mean(-2)
+        return output.double().softmax(-1) if measure == "probability" else output.double()
+
+    def to_dataframe(self, measure: str | None = None) -> pd.DataFrame:
+        """One row per dose and class (or forecast step).
+
+        ``change`` is the mean over series with a 95 % t interval (``low``, ``high``);
+        ``control`` the mean over the control latents of their mean change, ``control_low`` and
+        ``control_high`` the least and greatest of these, and ``beyond_controls`` the share of
+        control latents with a smaller mean change in size.
+        """
+        import pandas as pd
+        from scipy.stats import t
+
+        change, control = self.change(measure), self.control_change(measure).mean(2)
+        n = change.shape[1]
+        mean = change.mean(1)
+        error = change.std(1) / n**0.5 if n > 1 else torch.full_like(mean, torch.nan)
+        half = error * float(t.ppf(0.975, max(n - 1, 1)))
+        smaller = (control.abs() < mean.abs()).double().mean(0)
+        index = pd.MultiIndex.from_product(
+            [self.doses, self.outputs],
+            names=["dose", "class" if self.task == "class" else "step"],
+        )
+        columns = {
+            "change": mean,
+            "low": mean - half,
+            "high": mean + half,
+            "control": control.mean(0),
+            "control_low": control.amin(0),
+            "control_high": control.amax(0),
+            "beyond_controls": smaller,
+        }
+        frame = pd.DataFrame({k: v.flatten().numpy() for k, v in columns.items()}, index=index)
+        return frame.reset_index()
+
+    def __repr__(self) -> str:
+        size = self.change().mean(1).abs().amax(1)
+        shown = ", ".join(f"{d:g}: {float(s):.3g}" for d, s in zip(self.doses, size, strict=True))
+        return (
+            f"LatentEffect({self.kind} of latent {self.latent} at {self.hook}, "
+            f"{len(self.series)} series, largest mean change by dose {{{shown}}})"
+        )
 
 
 @checked
@@ -237,4 +353,100 @@ def _result(
         unit=float(unit),
         hook=worlds.place.reads,
         made={"seed": seed, "n_series": len(chosen)},
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class OutputEffects:
+    """Mean change of the output when a latent is taken away.
+
+    Args:
+        task: ``"class"`` or ``"forecast"``.
+        change: [latent, output] mean over the series used, of the logit of each class, or of the
+            forecast at each step (mean over channels, in the units of the output; of quantiles or
+            a distribution the median); NaN for latents that are never active.
+        probability: [latent, class] the same of the probabilities; None for forecasts.
+        size: [latent] root mean square change over series and outputs.
+        n_series: [latent] series used: those where the latent is strongest.
+    """
+
+    task: str
+    change: Float[np.ndarray, "latent output"]
+    probability: Float[np.ndarray, "latent output"] | None
+    size: Float[np.ndarray, " latent"]
+    n_series: Int[np.ndarray, " latent"]
+
+
+def output_effects(
+    model: HookedTST,
+    dictionary: Any,
+    data: TimeSeriesData,
+    *,
+    n_series: int = 8,
+    batch_size: int = 128,
+    progress: bool = False,
+) -> OutputEffects:
+    """The effect on the output of removing one latent's contribution, for every latent.
+
+    Each active latent's term ``activation * direction`` is subtracted from the activation at all
+    positions, in the series where the latent is strongest; the dictionary's error stays in place,
+    and everything downstream is computed anew. So this is a measured effect, on pre-norm and
+    post-norm models alike; it is not a projection of the decoder on the output weights, which
+    would claim that the rest of the model is linear.
+
+    What can mislead: other latents keep the activations of the clean run, and a later layer may
+    make up for the loss; the effect is that of removal, where the latent is strong, not on an
+    average series.
+
+    Args:
+        model: the model.
+        dictionary: its SAE or codebook.
+        data: series to measure on.
+        n_series: series per latent.
+        batch_size: worlds per forward pass.
+        progress: show a progress bar.
+
+    Raises:
+        ArgumentError: n_series below 1.
+    """
+    if n_series < 1:
+        raise ArgumentError(f"expected n_series of at least 1, got {n_series}")
+    worlds = Worlds(model, dictionary, data, batch_size=batch_size)
+    by_series = worlds.latents.unflatten(0, (-1, worlds.rows)).amax((1, 2))  # [series, latent]
+    top = by_series.topk(min(n_series, len(data)), dim=0)
+    use = top.values > 0  # [rank, latent]
+    latents, ranks = use.T.nonzero(as_tuple=True)  # in order of the latent
+    series = top.indices[ranks, latents]
+    forecast = worlds.output.ndim == 3
+    n_out = worlds.output.shape[-1]
+    n_latents = by_series.shape[1]
+    change = torch.zeros(n_latents, n_out, dtype=torch.float64)
+    probability = torch.zeros(n_latents, n_out, dtype=torch.float64)
+    square = torch.zeros(n_latents, dtype=torch.float64)
+    steps = range(0, len(series), batch_size)
+    for start in tqdm(steps, desc="effects", disable=not progress, leave=False):
+        which, latent = series[start : start + batch_size], latents[start : start + batch_size]
+        rows = worlds.row_index(which)
+        per_row = latent.repeat_interleave(worlds.rows)
+        amounts = -worlds.latents[rows].gather(
+            2, per_row[:, None, None].expand(-1, worlds.latents.shape[1], 1)
+        )
+        edited = worlds.outputs(which, amounts[..., 0], latent).double().cpu()
+        before = worlds.output[which].double().cpu()
+        difference = edited - before
+        target = latent.cpu()
+        square.index_add_(0, target, difference.flatten(1).square().mean(1))
+        if forecast:
+            change.index_add_(0, target, difference.mean(1))
+        else:
+            change.index_add_(0, target, difference)
+            probability.index_add_(0, target, edited.softmax(-1) - before.softmax(-1))
+    count = use.sum(0).cpu()
+    mean = torch.where(count > 0, count, torch.nan)
+    return OutputEffects(
+        task="forecast" if forecast else "class",
+        change=(change / mean[:, None]).numpy(),
+        probability=None if forecast else (probability / mean[:, None]).numpy(),
+        size=(square / mean).sqrt().numpy(),
+        n_series=count.numpy(),
     )

@@ -14,8 +14,7 @@ from tstlens.data import TimeSeriesData
 from tstlens.errors import ArgumentError
 from tstlens.model import HookedTST
 from tstlens.results import Result
-from tstlens.saes.reading.activity import Activity, activity_of
-from tstlens.saes.reading.place import directions
+from tstlens.saes.reading.activity import Activity, activity_of, directions
 from tstlens.saes.reading.result import Features
 
 if TYPE_CHECKING:

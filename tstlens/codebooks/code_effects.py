@@ -1,0 +1,413 @@
+"""What forcing or banning codes does to the output, beside random codes as frequent.
+
+What an intervention on codes did, beside the same on random codes as frequent.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from scipy import stats
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from tstlens.arguments import checked, one_per_row
+from tstlens.data import TimeSeriesData
+from tstlens.data.labels import IndexNames, class_index
+from tstlens.errors import ArgumentError, HookError
+from tstlens.metrics import name_of
+from tstlens.model import HookedTST
+from tstlens.model.hooking import require_one_pass
+from tstlens.results import Result
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@dataclass(frozen=True)
+class CodeEffects(Result):
+    """A measure of the output under an intervention on codes, by number of positions.
+
+    Args:
+        values: [dose, series], with the codes that were asked about.
+        controls: [control, dose, series], with random codes about as frequent.
+        baseline: [series], with the codebooks in and nothing intervened on.
+        doses: positions per row that were intervened on (fewer where a row has fewer).
+        measure: what was measured, such as "probability of class 3".
+        action: "force" or "ban".
+        codes: hook point -> group -> codes.
+        control_codes: the same of every control.
+        frequency: share of the places at which a code is active, mean over the codes.
+        control_frequency: [control], the same of every control.
+        made: model, data, seed, and how codes filled up.
+    """
+
+    values: Float[np.ndarray, "dose series"]
+    controls: Float[np.ndarray, "control dose series"]
+    baseline: Float[np.ndarray, " series"]
+    doses: tuple[int, ...]
+    measure: str
+    action: str
+    codes: dict[str, dict[int, list[int]]]
+    control_codes: tuple[dict[str, dict[int, list[int]]], ...]
+    frequency: float
+    control_frequency: Float[np.ndarray, " control"]
+    made: dict[str, Any] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        means = zip(self.doses, self.effect().mean(1), strict=True)
+        by_dose = ", ".join(f"{dose}: {change:+.3g}" for dose, change in means)
+        return (
+            f"CodeEffects({self.action} {self.codes}, {len(self.baseline)} series, change of the "
+            f"{self.measure} by positions {{{by_dose}}}, {len(self.controls)} controls)"
+        )
+
+    def effect(self) -> Float[np.ndarray, "dose series"]:
+        """Change of the measure by the intervention."""
+        return self.values - self.baseline
+
+    def control_effects(self) -> Float[np.ndarray, "control dose series"]:
+        """Change of the measure by the same on every control."""
+        return self.controls - self.baseline
+
+    def summary(self) -> pd.DataFrame:
+        """One row per dose: effect, controls' effect, and tests of the difference.
+
+        Columns: ``effect`` and ``control`` are means over series (and controls); ``d`` is Cohen's
+        d of the paired differences (their mean over their standard deviation; infinite where all
+        are equal, as they are when every position is forced to the same); ``p_series`` is
+        Wilcoxon's signed-rank test of them, two-sided: do series agree that these codes move the
+        measure other than random ones? ``p_codes`` is the share of controls that move it at least
+        as far in the same direction, the codes themselves counted in: are these codes special
+        among codes? It cannot be below 1 / (controls + 1).
+        """
+        import pandas as pd
+
+        rows = []
+        for at, dose in enumerate(self.doses):
+            effect, control = self.effect()[at], self.control_effects()[:, at]
+            difference = effect - control.mean(0)
+            differ = len(difference) > 1 and bool(np.any(difference != 0))
+            sign = 1.0 if effect.mean() >= control.mean() else -1.0
+            as_far = int((sign * control.mean(1) >= sign * effect.mean()).sum())
+            rows.append(
+                {
+                    "dose": dose,
+                    "effect": float(effect.mean()),
+                    "control": float(control.mean()),
+                    "d": _cohens_d(difference),
+                    "p_series": float(stats.wilcoxon(difference)[1]) if differ else float("nan"),  # type: ignore[index]
+                    "p_codes": (1 + as_far) / (1 + len(control)),
+                }
+            )
+        return pd.DataFrame(rows)
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """One row per codes (control -1 is those asked about), dose and series."""
+        import pandas as pd
+
+        stacked = np.concatenate([self.values[None], self.controls])  # [control, dose, series]
+        control, dose, series = np.indices(stacked.shape)
+        return pd.DataFrame(
+            {
+                "control": control.ravel() - 1,
+                "dose": np.asarray(self.doses)[dose.ravel()],
+                "series": series.ravel(),
+                "value": stacked.ravel(),
+                "effect": (stacked - self.baseline).ravel(),
+            }
+        )
+
+
+def _cohens_d(difference: np.ndarray) -> float:
+    mean = float(difference.mean())
+    if len(difference) < 2 or not np.any(difference != 0):
+        return float("nan")
+    spread = float(difference.std(ddof=1))
+    rounding = 1e-6 * float(np.abs(difference).max())
+    return mean / spread if spread > rounding else float(np.copysign(np.inf, mean))
+
+
+ByGroup = dict[str, dict[int, list[int]]]
+Measure = Literal["probability", "log_probability", "forecast"] | Callable[[Tensor], Tensor]
+
+
+@checked
+@torch.no_grad()
+def effects(
+    model: HookedTST,
+    data: TimeSeriesData,
+    codes: Mapping[str, Any],
+    *,
+    action: Literal["force", "ban"] = "force",
+    label: int | str | None = None,
+    measure: Measure | None = None,
+    doses: Sequence[int] | None = None,
+    group: Any = None,
+    head: Any = None,
+    n_controls: int = 20,
+    reference: TimeSeriesData | None = None,
+    others: Literal["keep", "drop"] = "keep",
+    fill: Literal["next", "zero"] = "next",
+    seed: int = 0,
+    batch_size: int = 256,
+    progress: bool = True,
+) -> CodeEffects:
+    """Force (or ban) codes at more and more positions, and do the same with random codes.
+
+    Answers "does this code do what it was found for?": codes that a search found for a class on the
+    training split should move test series towards it, further than codes as frequent that were
+    drawn at random. Positions are drawn at random in every row, never padding, and those of a
+    smaller dose are among those of a larger one.
+
+    What can mislead: many positions of one code are an activation that no series has, so a large
+    dose may move the output for that reason alone, which the controls show; series that are of the
+    class already leave no room, so give the others (``data[data.labels != 3]``); and the paired
+    test over series holds for these codes alone, see :meth:`CodeEffects.summary`.
+
+    Args:
+        model: with codebooks in, switched on.
+        data: series to intervene on; the test split, if the codes were found on the other.
+        codes: hook point -> code, codes, or group -> codes, as for ``model.force_codes``.
+        action: ``"force"`` makes the codes active, ``"ban"`` keeps them from it.
+        label: the class whose probability is measured.
+        measure: ``"probability"`` (the default with ``label``), ``"log_probability"`` (nats),
+            ``"forecast"`` (its mean over channels and steps, the default for a forecaster), or a
+            function from outputs [batch, ...] to [batch].
+        doses: numbers of positions; None for 1, 2, 4 … and all of them.
+        group, head: which tables, as for ``model.force_codes``.
+        n_controls: random sets of codes. Each code is replaced by one of the ``n_controls`` of
+            its own table that are nearest to it in frequency.
+        reference: data that frequencies are counted on, such as the training split; ``data``
+            itself where None, which says little where ``data`` leaves out the class of the codes.
+        others: as for ``model.force_codes``.
+        fill: as for ``model.ban_codes``.
+        seed: of positions and controls.
+        batch_size: series per forward pass.
+        progress: show a progress bar.
+
+    Returns:
+        Values, controls and baseline; ``summary()`` has effect sizes and tests.
+
+    Raises:
+        ArgumentError: nothing to measure, an impossible dose, too few codes for controls, or a
+            trunk that holds mirrored series too.
+        UnknownHookError, HookError: no codebook there, or one that is switched off.
+
+    Example:
+        >>> from tstlens import HookedTST, codebooks, load_dataset
+        >>> model, hook = HookedTST.from_pretrained("japanese-vowels"), "blocks.1.hook_mlp_out"
+        >>> data = load_dataset("JapaneseVowels", split="test")[:20]
+        >>> _ = model.add_codebooks(codebooks.CodebookConfig(n_codes=32), hooks=[hook])
+        >>> found = codebooks.effects(model, data, {hook: 17}, label=3, doses=[1, 25],
+        ...                           n_controls=4, progress=False)
+        >>> found.values.shape, found.controls.shape
+        ((2, 20), (4, 2, 20))
+    """
+    if action not in ("force", "ban"):
+        raise ArgumentError(f"expected action='force' or 'ban', got {action!r}")
+    if n_controls < 1:
+        raise ArgumentError(f"n_controls must be at least 1, got {n_controls}")
+    require_one_pass(model, "to measure what codes do")
+    read, name = _measure(model, measure, label, model.cfg.class_names or data.class_names)
+    asked = model.codes_by_group(codes, group, head)
+    shared_head = head if _shared(model, asked) else None
+    usage = _frequencies(model, data if reference is None else reference, list(asked), batch_size)
+    generator = np.random.default_rng(seed)
+    order, n_observed = _order(model, data, generator, batch_size)
+    steps = _doses(doses, order.shape[1])
+    controls = _controls(asked, usage, n_controls, generator)
+
+    def run(wanted: ByGroup | None, dose: int) -> np.ndarray:
+        parts = []
+        per_series = len(order) // len(data)
+        for start in range(0, len(data), batch_size):
+            end = min(start + batch_size, len(data))
+            series = data.series[start:end].to(model.cfg.device)
+            mask = None if data.mask is None else data.mask[start:end].to(model.cfg.device)
+            rows = slice(start * per_series, end * per_series)
+            where = (order[rows] < dose) & (order[rows] < n_observed[rows, None])
+            if wanted is None:
+                output = model(series, mask=mask)
+                parts.append(one_per_row(read(output), output, "measure"))
+                continue
+            options: dict[str, Any] = {"pos": where, "head": shared_head}
+            context = (
+                model.force_codes(wanted, others=others, **options)
+                if action == "force"
+                else model.ban_codes(wanted, fill, **options)
+            )
+            with context:
+                output = model(series, mask=mask)
+                parts.append(one_per_row(read(output), output, "measure"))
+        return torch.cat(parts).double().cpu().numpy()
+
+    baseline = run(None, 0)
+    total = (1 + len(controls)) * len(steps)
+    with tqdm(total=total, desc=f"{action} codes", unit="run", disable=not progress) as bar:
+        found = []
+        for wanted in [asked, *controls]:
+            by_dose = []
+            for dose in steps:
+                by_dose.append(run(wanted, dose))
+                bar.update()
+            found.append(np.stack(by_dose))
+    return CodeEffects(
+        values=found[0],
+        controls=np.stack(found[1:]),
+        baseline=baseline,
+        doses=steps,
+        measure=name,
+        action=action,
+        codes=asked,
+        control_codes=tuple(controls),
+        frequency=_mean_frequency(asked, usage),
+        control_frequency=np.array([_mean_frequency(one, usage) for one in controls]),
+        made={
+            "model": model.cfg.model_name,
+            "data": " ".join(part for part in (data.name, data.split) if part),
+            "n_series": len(data),
+            "seed": seed,
+            "others" if action == "force" else "fill": others if action == "force" else fill,
+        },
+    )
+
+
+def _measure(
+    model: HookedTST,
+    measure: Measure | None,
+    label: int | str | None,
+    names: Sequence[str] | None = None,
+) -> tuple[Callable[[Tensor], Tensor], str]:
+    if callable(measure):
+        return measure, name_of(measure)
+    n_classes = model.cfg.n_classes
+    kind = measure or ("probability" if n_classes is not None else "forecast")
+    if kind == "forecast":
+        if n_classes is not None:
+            raise ArgumentError("measure='forecast' is for forecasters; give label= for a class")
+        return (lambda output: output.flatten(1).mean(1)), "mean forecast"
+    if kind not in ("probability", "log_probability"):
+        raise ArgumentError(
+            "expected measure to be 'probability', 'log_probability', 'forecast' or a function, "
+            f"got {measure!r}"
+        )
+    outside = isinstance(label, int) and not 0 <= label < (n_classes or 0)
+    if n_classes is None or label is None or outside:
+        raise ArgumentError(
+            f"expected label=, a class in 0..{(n_classes or 1) - 1} to measure the probability of, "
+            f"got {label}"
+        )
+    names = names if names and len(names) == n_classes else IndexNames(n_classes)
+    label = class_index(label, names)
+    log = kind == "log_probability"
+    called = str(label)
+    if names[label] != called:
+        called = f"{names[label]} (label {label})"
+    name = f"{'log ' if log else ''}probability of class {called}{' (nats)' if log else ''}"
+
+    def read(output: Tensor) -> Tensor:
+        chance = output.log_softmax(-1)[:, label]
+        return chance if log else chance.exp()
+
+    return read, name
+
+
+def _shared(model: HookedTST, asked: ByGroup) -> bool:
+    """Whether heads share one table here, so that the k-hot vector has a head axis."""
+    kinds = {model._book(name).shared for name in asked}
+    if len(kinds) > 1:
+        raise ArgumentError(
+            "expected codebooks that all have a table per head, or none; ask about them one by one"
+        )
+    return kinds == {True}
+
+
+def _frequencies(
+    model: HookedTST, data: TimeSeriesData, hooks: list[str], batch_size: int
+) -> dict[str, Tensor]:
+    """Hook point -> [group, code], share of observed places at which a code is active."""
+    found: dict[str, Tensor] = {}
+    places: dict[str, int] = dict.fromkeys(hooks, 0)
+    for start in range(0, len(data), batch_size):
+        batch = slice(start, start + batch_size)
+        mask = None if data.mask is None else data.mask[batch].to(model.cfg.device)
+        with model.watch_codes() as seen:
+            model(data.series[batch].to(model.cfg.device), mask=mask)
+        for name in hooks:
+            if name not in seen:
+                raise HookError(f"the codebook at {name} is switched off; model.set_snapping(True)")
+            snap, keep = seen[name].snap, seen[name].keep
+            counts = model.acts_to_codebooks[name].usage(snap.acts, keep)
+            found[name] = found[name] + counts if name in found else counts
+            places[name] += snap.acts[..., 0].numel() if keep is None else int(keep.sum())
+    return {name: counts.double() / max(places[name], 1) for name, counts in found.items()}
+
+
+def _controls(
+    asked: ByGroup, usage: dict[str, Tensor], n_controls: int, generator: np.random.Generator
+) -> list[ByGroup]:
+    controls: list[ByGroup] = [copy.deepcopy(asked) for _ in range(n_controls)]
+    for hook, groups in asked.items():
+        for group, codes in groups.items():
+            shares = usage[hook][group].cpu().numpy()
+            free = np.setdiff1d(np.arange(len(shares)), codes)
+            if len(free) < n_controls + len(codes) - 1:
+                raise ArgumentError(
+                    f"expected at least {n_controls + len(codes) - 1} other codes at {hook} to "
+                    f"draw {n_controls} controls from, got {len(free)}; ask for fewer controls"
+                )
+            for control in controls:
+                control[hook][group] = []
+            for code in codes:
+                shuffled = generator.permutation(free)
+                nearest = np.argsort(np.abs(shares[shuffled] - shares[code]), kind="stable")
+                pool = shuffled[nearest][: n_controls + len(codes) - 1]
+                for control, first in zip(controls, generator.permutation(n_controls), strict=True):
+                    taken = control[hook][group]
+                    turned = np.roll(pool, -int(first))
+                    taken.append(next(int(other) for other in turned if int(other) not in taken))
+    return controls
+
+
+def _mean_frequency(codes: ByGroup, usage: dict[str, Tensor]) -> float:
+    shares = [
+        float(usage[hook][group, code])
+        for hook, groups in codes.items()
+        for group, wanted in groups.items()
+        for code in wanted
+    ]
+    return float(np.mean(shares))
+
+
+def _order(
+    model: HookedTST, data: TimeSeriesData, generator: np.random.Generator, batch_size: int
+) -> tuple[Tensor, Tensor]:
+    """[row, pos], each position's turn, padding last; and [row], how many are observed."""
+    masks = []
+    for start in range(0, len(data), batch_size):
+        batch = slice(start, start + batch_size)
+        mask = None if data.mask is None else data.mask[batch].to(model.cfg.device)
+        residual, state = model.embed_series(data.series[batch].to(model.cfg.device), mask)
+        everywhere = torch.ones(residual.shape[:2], dtype=torch.bool, device=residual.device)
+        masks.append(everywhere if state.pos_mask is None else state.pos_mask)
+    observed = torch.cat(masks)
+    keys = torch.from_numpy(generator.random(tuple(observed.shape))).to(observed.device)
+    turns = (keys + (~observed).double()).argsort(1).argsort(1)
+    return turns, observed.sum(1)
+
+
+def _doses(doses: Sequence[int] | None, n_pos: int) -> tuple[int, ...]:
+    if doses is None:
+        powers = [2**power for power in range(n_pos.bit_length()) if 2**power < n_pos]
+        return (*powers, n_pos)
+    steps = tuple(sorted({int(dose) for dose in doses}))
+    if not steps or steps[0] < 1 or steps[-1] > n_pos:
+        raise ArgumentError(f"expected doses in 1..{n_pos} positions, got {list(doses)}")
+    return steps

@@ -1,0 +1,203 @@
+"""Codes against the states of regime machines: every measure as a share, beside its controls."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import plotly.graph_objects as go
+
+from tstlens.figures import style
+from tstlens.figures.drawing import draw
+from tstlens.truth.regime_codebooks import RegimeExperiment, RegimeScore
+from tstlens.truth.sae_recovery import Recovery
+
+_KINDS = {
+    "codes": {"color": style.BLUE, "symbol": "circle", "size": 9},
+    "control": {"color": style.MUTED, "symbol": "line-ns-open", "size": 13},
+    "neuron": {"color": style.ORANGE, "symbol": "diamond-open", "size": 9},
+    "tuned": {"color": style.ORANGE, "symbol": "triangle-up-open", "size": 9},
+    "original": {"color": style.INK, "symbol": "circle-open", "size": 9},
+}
+_OUTLINE = {"width": 1, "color": style.PAPER}
+_SAID = {
+    "codes": "codes",
+    "original": "original model",
+    "neuron": "best neuron",
+    "tuned": "same, tuned",
+    "control": "control",
+}
+
+
+@dataclass(frozen=True)
+class _Point:
+    row: str
+    kind: str
+    value: float
+    said: str
+
+
+@draw.register
+def draw_regime_experiment(result: RegimeExperiment, *, title: str | None = "") -> go.Figure:
+    """Mass, mutual information, precision and swaps, one mark per seed, controls beside them.
+
+    Args:
+        result: of :func:`tstlens.truth.regime_experiment`.
+        title: "" for one made from the result, None for none.
+
+    Returns:
+        A plotly figure.
+    """
+    return _drawn(result.scores, result.seeds, title)
+
+
+@draw.register
+def draw_regime_score(result: RegimeScore, *, title: str | None = "") -> go.Figure:
+    """The same for one model; see :func:`draw_regime_experiment`.
+
+    Args:
+        result: of :func:`tstlens.truth.score_regime`.
+        title: "" for one made from the result, None for none.
+
+    Returns:
+        A plotly figure.
+    """
+    return _drawn((result,), (int(result.made.get("machine_seed", 0)),), title)
+
+
+def _drawn(scores: tuple[RegimeScore, ...], seeds: tuple[int, ...], title: str | None) -> go.Figure:
+    by_kind: dict[str, list[tuple[int, _Point]]] = {kind: [] for kind in _KINDS}
+    rows: dict[str, None] = {}
+    for seed, score in zip(seeds, scores, strict=True):
+        for point in _points(score):
+            rows[point.row] = None
+            by_kind[point.kind].append((seed, point))
+    figure = go.Figure()
+    for kind in ("control", "tuned", "neuron", "original", "codes"):
+        points = by_kind[kind]
+        if not points:
+            continue
+        figure.add_scatter(
+            x=[point.value for _, point in points],
+            y=[point.row for _, point in points],
+            mode="markers",
+            marker={**_KINDS[kind], "line": _OUTLINE if kind == "codes" else {"width": 1.8}},
+            opacity=0.9,
+            name=_SAID[kind],
+            hovertext=[
+                f"<b>{point.row}</b>, seed {seed}<br>{point.said}: {point.value:.3f}"
+                for seed, point in points
+            ],
+            hovertemplate="%{hovertext}<extra></extra>",
+        )
+    order = list(rows)
+    figure.update_yaxes(
+        categoryorder="array",
+        categoryarray=order[::-1],
+        range=[-0.6, len(order) - 0.4],
+        zeroline=False,
+    )
+    figure.update_xaxes(range=[-0.02, 1.04], zeroline=False, title={"text": "share, or NMI"})
+    figure.update_layout(
+        legend={
+            "orientation": "h",
+            "y": 0,
+            "yref": "container",
+            "yanchor": "bottom",
+            "x": 0,
+            "xref": "container",
+            "traceorder": "reversed",
+            "font": {"size": 11, "color": style.MUTED},
+        }
+    )
+    hook = scores[0].best_hook
+    best = max(score.states[hook]["all"].nmi for score in scores)
+    low = min(max(one["all"].nmi for one in score.states.values()) for score in scores)
+    shown = f"{low:.2f}" if len(scores) == 1 else f"{low:.2f} to {max(low, best):.2f}"
+    heading = f"Codes and hidden states: NMI {shown}" if title == "" else title
+    several = f"{len(seeds)} machines and models" if len(seeds) > 1 else f"machine {min(seeds)}"
+    subtitle = f"{several}; control: the patch alone (mass, NMI, purity), random codes (swaps)"
+    return style.finish(
+        figure,
+        heading,
+        subtitle,
+        plot_height=24 * len(order) + 10,
+        above=8,
+        below=118,
+        left=style.room_for(order),
+    )
+
+
+def _points(score: RegimeScore) -> Iterator[_Point]:
+    mass = score.mass
+    row = "valid mass"
+    yield _Point(row, "control", mass["patch alone"], "patch alone")
+    if "original" in mass:
+        yield _Point(row, "original", mass["original"], "original model")
+    yield _Point(row, "codes", mass["codebooks"], "through codes")
+    patch = score.references["patch alone"]["all"]
+    for hook, by_positions in score.states.items():
+        row = f"NMI {_short(hook)}"
+        yield _Point(row, "control", patch.nmi, "the patch alone as code")
+        yield _Point(row, "codes", by_positions["all"].nmi, "codes and states")
+    for hook, by_positions in score.states.items():
+        row = f"purity {_short(hook)}"
+        yield _Point(row, "control", patch.purity, "the patch alone as code")
+        yield _Point(row, "codes", by_positions["all"].purity, "codes")
+    for hook in score.states:
+        for together, what in ((True, "state"), (False, "code")):
+            row = f"precision by {what} {_short(hook)}"
+            for name, value in score.precision(hook, together=together).items():
+                kind = {"original": "neuron"}.get(name, name)
+                said = "codes" if kind == "codes" else f"best neuron of the {name} model"
+                yield _Point(row, kind, value, said)
+    for swap in score.swaps:
+        names = [_short(hook) for hook in swap.hooks]
+        row = f"swap {names[0] if len(names) == 1 else 'all'}"
+        yield _Point(row, "control", swap.random, "random codes")
+        note = ", which leaves nothing else" if swap.by_construction else ""
+        yield _Point(row, "codes", swap.success, f"codes of the other state{note}")
+
+
+def _short(hook: str) -> str:
+    """``blocks.1.hook_resid_post`` as ``L1 resid_post``."""
+    return hook.replace("blocks.", "L", 1).replace(".hook_", " ").replace(".attn", " attn")
+
+
+@draw.register
+def draw_recovery(result: Recovery, *, title: str | None = "") -> go.Figure:
+    """How well planted features were found, from 0 to 1, beside random directions.
+
+    Args:
+        result: what :func:`tstlens.truth.recovery` returned.
+        title: "" for one made from the result, None for none.
+
+    Returns:
+        A plotly figure.
+    """
+    rows = [
+        ("mean cosine with the features (MCC)", result.mcc),
+        ("the same of random directions", result.random_mcc),
+        ("latents with a feature of their own", result.uniqueness),
+        ("F1 as detectors", result.f1),
+    ]
+    rows = [(name, value) for name, value in rows if not np.isnan(value)]
+    names = [name for name, _ in rows]
+    figure = go.Figure(
+        go.Bar(
+            y=names,
+            x=[value for _, value in rows],
+            orientation="h",
+            marker={"color": [style.MUTED if "random" in n else style.BLUE for n in names]},
+            text=[f"{value:.3f}" for _, value in rows],
+            textposition="auto",
+            hovertemplate="%{y}: %{x:.4f}<extra></extra>",
+        )
+    )
+    figure.update_yaxes(autorange="reversed")
+    figure.update_xaxes(range=[0, 1.02])
+    heading = "Planted features found" if title == "" else title
+    subtitle = f"{result.n_latents} latents, {result.n_features} planted features"
+    left = style.room_for(names) + 4
+    return style.finish(figure, heading, subtitle, plot_height=38 * len(rows) + 20, left=left)

@@ -1,0 +1,494 @@
+"""Family ``chronos-2``: ``Chronos2Model`` of chronos-forecasting.
+
+| source (chronos.chronos2)                    | here                                              |
+|----------------------------------------------|---------------------------------------------------|
+| ``instance_norm``                            | ``embed.hook_loc``, ``embed.hook_scale``,         |
+|                                              | ``embed.hook_scaled``; carried by ``TrunkState``  |
+| time encoding, patches, masks                | ``embed.hook_times``, ``embed.hook_patches``,     |
+|                                              | ``embed.hook_observed``                           |
+| ``input_patch_embedding``                    | ``embed.block`` (``hook_pre``, ``hook_post``)     |
+| ``shared``: token 1 (REG)                    | ``embed.reg_token``                               |
+| ``encoder.block.{l}``: the input             | ``blocks.{l}.hook_resid_pre``                     |
+| ``layer.0`` time attention (rotary)          | ``ln1``, ``attn``, ``hook_attn_out``              |
+| ``layer.1`` group attention (along the batch)| ``ln2``, ``channel_attn``,                        |
+|                                              | ``hook_channel_attn_out``                         |
+| ``layer.2`` MLP                              | ``ln3``, ``mlp``, ``hook_mlp_out``                |
+| the block's output                           | ``hook_resid_post``                               |
+| ``encoder.final_layer_norm``                 | ``ln_final``                                      |
+| ``output_patch_embedding``                   | ``head.patch_block``, ``head.hook_quantiles``     |
+
+**Groups.** The channels of one series are one group (``group_ids``), and groups do not see each
+other, as ``predict`` does with series of several channels. For channels that are forecast one by
+one convert with ``n_channels=1`` and give them as series. Group attention has no order: its pattern
+is [batch, pos, head, query channel, key channel].
+
+Covered: the whole config with REG token, patches that overlap, series of any length up to the
+context, missing values, padding at the start; ``num_output_patches=`` of horizon, 1 as in the
+source. ``mask`` and NaN are the same thing. Output: [batch, channel, horizon, quantile]. A position
+of which no channel of the group has a sample is nothing that anybody reads; the source computes
+something else there (it lets it attend to the whole batch).
+
+Refused: ``use_reg_token=False`` (fails upstream); series longer than the context (the source cuts
+them without a word); subclasses and changed parts. Future covariates are an argument of the
+source's ``forward`` which is not offered here (a hook at ``embed.hook_patches`` and
+``embed.hook_observed`` can write scaled values into the patches of the horizon); horizons beyond
+``num_output_patches`` are the pipeline's, which feeds quantiles back.
+
+Front end and head of Chronos-2: patches with their times and masks in, quantiles of patches out.
+
+Every channel is scaled by itself (and squashed by arcsinh), and every channel is a row of the
+trunk; the channels of one series are one group, which group attention mixes at each position.
+Positions are the patches of the series, a special token, and the patches of the horizon, of which
+nothing but their place in time is known. Missing values (NaN, or False in the mask: both are the
+same here) are zeros that the patch's mask tells apart; a patch without any observed sample is
+padding to attention.
+
+Source: Ansari et al. 2025, "Chronos-2: From univariate to universal forecasting", arXiv 2510.15821,
+and the package chronos-forecasting.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import einops
+import torch
+from torch import Tensor, nn
+from transformer_lens.hook_points import HookPoint
+
+from tstlens.errors import ArgumentError, UnsupportedSourceError
+from tstlens.model import HookedTST, HookedTSTConfig
+from tstlens.model.norms import watched
+from tstlens.model.parts import ActFn, one_of, positive
+from tstlens.model.state import TrunkState
+from tstlens.shapes import Mask, Output, Residual, Series
+from tstlens.zoo.chronos_bolt import (
+    BoltPatchesConfig,
+    chronos_in_full_precision,
+    location_and_scale,
+)
+from tstlens.zoo.comparing import Tap
+from tstlens.zoo.layers import fill
+from tstlens.zoo.parity import Trial
+from tstlens.zoo.parts import ResidualMLP
+from tstlens.zoo.registry import Built, Family, register
+from tstlens.zoo.t5 import activation, dotted
+from tstlens.zoo.timesfm import per_channel
+from tstlens.zoo.transformers_source import block_weights, class_of, rebuilt, refuse_changed_parts
+
+
+@dataclass(frozen=True)
+class Chronos2PatchesConfig(BoltPatchesConfig):
+    """Chronos-2's front end: what Chronos-Bolt's has, and further:
+
+    Args:
+        n_future: patches of the horizon.
+        time_scale: samples that are one unit of the time that the model is told.
+        arcsinh: whether scaled values are squashed.
+    """
+
+    n_future: int = 1
+    time_scale: int = 1
+    arcsinh: bool = False
+    kind: str = "chronos-2-patches"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        positive("Chronos2PatchesConfig", n_future=self.n_future, time_scale=self.time_scale)
+        if not self.reg_token:
+            raise ArgumentError("Chronos-2 has a special token between context and horizon")
+
+    def n_pos(self, n_time: int) -> int:
+        """Positions: patches of the series, the special token, patches of the horizon."""
+        return self.n_patches(n_time) + 1 + self.n_future
+
+    def time_span(self, pos: int, n_time: int) -> slice:
+        """Samples that position ``pos`` was embedded from; none for those after the series."""
+        if pos >= self.n_patches(n_time):
+            return slice(0, 0)
+        return super().time_span(pos, n_time)
+
+    def build(self, cfg: Any) -> nn.Module:
+        """The front end, with new weights."""
+        return Chronos2Patches(self, cfg.d_model)
+
+
+@dataclass(frozen=True)
+class Chronos2HeadConfig:
+    """Chronos-2's head: from each position of the horizon to quantiles of its patch.
+
+    Args:
+        horizon: steps of the forecast, a whole number of patches.
+        patch_len: steps of one patch.
+        quantiles: levels in 0..1.
+        d_hidden: hidden units.
+        act_fn: their activation.
+        arcsinh: whether scaled values were squashed.
+    """
+
+    horizon: int
+    patch_len: int
+    quantiles: tuple[float, ...]
+    d_hidden: int
+    act_fn: ActFn = "relu"
+    arcsinh: bool = False
+    n_classes: None = None
+    pooling: str = "last"
+    kind: str = "chronos-2-quantiles"
+
+    def __post_init__(self) -> None:
+        positive(
+            "Chronos2HeadConfig",
+            horizon=self.horizon,
+            patch_len=self.patch_len,
+            d_hidden=self.d_hidden,
+        )
+        object.__setattr__(self, "quantiles", tuple(self.quantiles))
+        if not self.quantiles or not all(0 <= level <= 1 for level in self.quantiles):
+            raise ArgumentError(f"quantiles must lie between 0 and 1, got {self.quantiles}")
+        if self.horizon % self.patch_len:
+            raise ArgumentError(
+                f"horizon={self.horizon} is no whole number of patches of {self.patch_len} steps"
+            )
+        one_of("Chronos2HeadConfig.act_fn", self.act_fn, ("relu", "gelu", "gelu_tanh", "silu"))
+
+    def build(self, cfg: Any) -> nn.Module:
+        """The head, with new weights."""
+        return Chronos2Head(self, cfg.d_model)
+
+
+class Chronos2Patches(nn.Module):
+    """From a series to positions, one row per channel.
+
+    A patch goes through the block as its times, its values and its mask (``hook_times``,
+    ``hook_patches``, ``hook_observed``); the patches of the horizon come after those of the series,
+    with values and mask of zero. Writing both there gives the model values it may know.
+    """
+
+    def __init__(self, cfg: Chronos2PatchesConfig, d_model: int) -> None:
+        super().__init__()
+        self.cfg = cfg
+        self.block = ResidualMLP(3 * cfg.patch_len, cfg.d_hidden, d_model, cfg.act_fn)
+        self.reg_token = nn.Parameter(torch.zeros(d_model))
+        self.hook_loc = HookPoint()  # [batch, channel, 1]
+        self.hook_scale = HookPoint()  # [batch, channel, 1]
+        self.hook_scaled = HookPoint()  # [batch, channel, time]
+        self.hook_times = HookPoint()  # [batch, channel, patch, patch_len]
+        self.hook_patches = HookPoint()  # [batch, channel, patch, patch_len]
+        self.hook_observed = HookPoint()  # [batch, channel, patch, patch_len]
+
+    def forward(self, series: Series, mask: Mask | None) -> tuple[Residual, TrunkState]:
+        n_channels = series.shape[1]
+        observed = ~series.isnan()
+        if mask is not None:
+            observed = observed & mask[:, None]
+        loc, scale = location_and_scale(series, observed, self.cfg.flat_scale)
+        loc, scale = self.hook_loc(loc), self.hook_scale(scale)
+        scaled = (torch.where(observed, series, 0.0) - loc) / scale
+        scaled = scaled.arcsinh() if self.cfg.arcsinh else scaled
+        scaled = self.hook_scaled(torch.where(observed, scaled, 0.0))
+        patches = self.cfg.cut(scaled)
+        seen = self.cfg.cut(observed.to(series.dtype))  # [batch, channel, patch, patch_len]
+        n_patches = seen.shape[2]
+        future = (0, 0, 0, self.cfg.n_future)
+        parts = [
+            self._times(n_patches, like=seen),
+            nn.functional.pad(patches, future),
+            nn.functional.pad(seen, future),
+        ]
+        points = (self.hook_times, self.hook_patches, self.hook_observed)
+        if watched(*points):
+            parts = [point(part.clone()) for point, part in zip(points, parts, strict=True)]
+        x = self.block(torch.cat(parts, -1)).flatten(0, 1)  # [row, patch, d_model]
+        token = self.reg_token.expand(len(x), 1, -1)
+        x = torch.cat([x[:, :n_patches], token, x[:, n_patches:]], 1)  # [row, pos, d_model]
+        pos_mask = (seen.sum(-1) > 0).flatten(0, 1)
+        after = pos_mask.new_ones(len(x), 1 + self.cfg.n_future)
+        state = TrunkState(
+            None if bool(pos_mask.all()) else torch.cat([pos_mask, after], 1),
+            n_channels,
+            statistics={"loc": loc.flatten(0, 1), "scale": scale.flatten(0, 1)},
+        )
+        return x, state
+
+    def _times(self, n_patches: int, like: Tensor) -> Tensor:
+        """Times of all patches' samples; the first one of the horizon is 0."""
+        width = self.cfg.patch_len
+        ends = (-n_patches * width, self.cfg.n_future * width)
+        times = torch.arange(*ends, device=like.device, dtype=torch.float32)
+        times = (times / self.cfg.time_scale).to(like.dtype).unflatten(0, (-1, width))
+        return times.expand(*like.shape[:2], -1, -1)
+
+
+class Chronos2Head(nn.Module):
+    """From the positions of the horizon to quantiles [batch, channel, horizon, quantile]."""
+
+    def __init__(self, cfg: Chronos2HeadConfig, d_model: int) -> None:
+        super().__init__()
+        self.cfg = cfg
+        n_out = cfg.patch_len * len(cfg.quantiles)
+        self.patch_block = ResidualMLP(d_model, cfg.d_hidden, n_out, cfg.act_fn)
+        self.hook_future = HookPoint()  # [row, pos, d_model]
+        self.hook_quantiles = HookPoint()  # [batch, channel, horizon, quantile], scaled
+
+    def forward(self, residual: Residual, state: TrunkState) -> Output:
+        loc, scale = per_channel(state, "loc", "scale")
+        n_future = self.cfg.horizon // self.cfg.patch_len
+        out = self.patch_block(
+            self.hook_future(residual[:, -n_future:])
+        )  # [row, pos, quantile * step]
+        by_level = out.unflatten(2, (len(self.cfg.quantiles), -1)).transpose(2, 3).flatten(1, 2)
+        scaled = self.hook_quantiles(by_level.unflatten(0, (-1, state.n_series_channels)))
+        return (scaled.sinh() if self.cfg.arcsinh else scaled) * scale + loc
+
+
+_CLASS = "chronos.chronos2.model.Chronos2Model"
+_CONFIG = "chronos.chronos2.config.Chronos2CoreConfig"
+
+
+def build(
+    source: nn.Module | Mapping[str, Tensor],
+    n_channels: int = 1,
+    num_output_patches: int = 1,
+    config: Mapping[str, Any] | None = None,
+) -> Built:
+    """Convert a Chronos-2 model.
+
+    Args:
+        source: the model (of a pipeline, ``pipeline.model``), or its state dict.
+        n_channels: channels of the series it will be given; they form one group.
+        num_output_patches: patches of the horizon.
+        config: the entries of its ``config.json`` (state dict only, needed there).
+    """
+    if isinstance(source, Mapping):
+        source = rebuilt(source, config, _CLASS, _CONFIG, "chronos-2")
+    elif config is not None:
+        raise ArgumentError("config: a live model knows it itself; leave it out")
+    refuse_changed_parts(source, "chronos.chronos2", "chronos.chronos_bolt")
+    whole: Any = source
+    own, core = whole.chronos_config, whole.config
+    if not own.use_reg_token:
+        raise UnsupportedSourceError(
+            "use_reg_token=False: fails upstream, whose forward counts on the token"
+        )
+    act_fn: Any = activation(core.dense_act_fn, "feed_forward_proj")
+    arcsinh = bool(own.use_arcsinh)
+    cfg = HookedTSTConfig(
+        n_layers=core.num_layers,
+        d_model=core.d_model,
+        n_heads=core.num_heads,
+        d_head=core.d_kv,
+        d_mlp=core.d_ff,
+        embed=Chronos2PatchesConfig(
+            patch_len=own.input_patch_size,
+            stride=own.input_patch_stride,
+            context_length=own.context_length,
+            d_hidden=core.d_ff,
+            act_fn=act_fn,
+            flat_scale=whole.instance_norm.eps,
+            n_future=num_output_patches,
+            time_scale=own.time_encoding_scale,
+            arcsinh=arcsinh,
+        ),
+        head=Chronos2HeadConfig(
+            horizon=num_output_patches * own.output_patch_size,
+            patch_len=own.output_patch_size,
+            quantiles=tuple(own.quantiles),
+            d_hidden=core.d_ff,
+            act_fn=act_fn,
+            arcsinh=arcsinh,
+        ),
+        n_channels=n_channels,
+        act_fn=act_fn,
+        normalization_type="RMS",
+        eps=core.layer_norm_epsilon,
+        final_norm=True,
+        attn_scale=1.0,
+        attn_bias=False,
+        mlp_bias=False,
+        rotary_base=float(core.rope_theta),
+        second_attention="channel",
+        model_name="Chronos-2",
+    )
+    weight = whole.shared.weight
+    model = HookedTST(cfg).to(device=weight.device, dtype=weight.dtype)
+    _fill_model(model, whole)
+    return Built(model, whole, _trials(model), dotted(source))
+
+
+@torch.no_grad()
+def _fill_model(model: HookedTST, source: Any) -> None:
+    fill(model.embed, {"reg_token": source.shared.weight[source.config.reg_token_id]})
+    fill(model.embed, block_weights(source.input_patch_embedding))
+    fill(model.head, block_weights(source.output_patch_embedding, "patch_block"))
+    per_head = partial(einops.rearrange, head=model.cfg.n_heads)
+    for block, layer in zip(model.blocks, source.encoder.block, strict=True):
+        time, group, mlp = layer.layer
+        weights = {f"ln{i + 1}.w": part.layer_norm.weight for i, part in enumerate(layer.layer)}
+        for name, part in (("attn", time.self_attention), ("channel_attn", group.self_attention)):
+            for letter, linear in zip("QKV", (part.q, part.k, part.v), strict=True):
+                weights[f"{name}.W_{letter}"] = per_head(linear.weight, "(head d) m -> head m d")
+            weights[f"{name}.W_O"] = per_head(part.o.weight, "m (head d) -> head d m")
+        weights |= {"mlp.W_in": mlp.mlp.wi.weight.T, "mlp.W_out": mlp.mlp.wo.weight.T}
+        fill(block, weights)
+    fill(model.ln_final, {"w": source.encoder.final_layer_norm.weight})
+
+
+def run(source: Any, series: Tensor, mask: Tensor | None, model: HookedTST) -> Tensor:
+    """The source's quantiles [batch, channel, horizon, quantile], a group for each series."""
+    if mask is not None:
+        series = series.masked_fill(~mask[:, None], torch.nan)
+    n_series, n_channels = series.shape[:2]
+    embed: Any = model.cfg.embed
+    with _as_compared(source, series.dtype):
+        out = source(
+            context=series.flatten(0, 1),
+            group_ids=torch.arange(n_series, device=series.device).repeat_interleave(n_channels),
+            num_output_patches=embed.n_future,
+            output_attentions=series.dtype == torch.float32,
+        ).quantile_preds
+    return out.unflatten(0, (n_series, n_channels)).transpose(2, 3)
+
+
+@contextmanager
+def _as_compared(source: Any, dtype: torch.dtype) -> Iterator[None]:
+    """In float64 all digits count: attention that gives its pattern rounds to float32."""
+    config = source.encoder.block[0].layer[0].self_attention.config
+    before = config._attn_implementation
+    try:
+        if dtype == torch.float64:
+            config._attn_implementation = "sdpa"
+        with chronos_in_full_precision(source, dtype):
+            yield
+    finally:
+        config._attn_implementation = before
+
+
+def _trials(model: HookedTST) -> tuple[Trial, ...]:
+    embed: Any = model.cfg.embed
+    generator = torch.Generator().manual_seed(0)
+    longest = min(embed.context_length, 16 * embed.patch_len)
+    shape = (4, model.cfg.n_channels or 1, longest)
+    normal = torch.randn(shape, generator=generator, dtype=torch.float64)
+    missing, padded, empty = normal.clone(), normal.clone(), normal.clone()
+    missing[torch.rand(shape, generator=generator) < 0.3] = torch.nan
+    for row, before in enumerate((0, 1, longest // 2, longest - 1)):
+        padded[row, :, :before] = torch.nan
+    empty[0] = torch.nan
+    shorter = normal[..., -max(1, longest - embed.patch_len // 2) :].clone()
+    given = [
+        (f"random {list(shape)} times 10 plus 3", 10 * normal + 3),
+        (f"constant {list(shape)}", normal[..., :1].expand(shape).clone()),
+        (f"missing values {list(shape)}", missing),
+        (f"padded at the start {list(shape)}", padded),
+        (f"no whole number of patches {list(shorter.shape)}", shorter),
+        (f"one without observed values {list(shape)}", empty),
+    ]
+
+    def run_source(source: nn.Module, series: Tensor) -> Tensor:
+        return run(source, series, None, model)
+
+    return tuple(Trial(name, (series,), _run_model, run_source) for name, series in given)
+
+
+def _run_model(model: HookedTST, series: Tensor) -> Tensor:
+    return model(series)
+
+
+def taps(source: Any, model: HookedTST) -> list[Tap]:
+    """Where a Chronos-2 model computes our activations (patterns in float32 only)."""
+    n_channels, n_heads = model.cfg.n_channels or 1, model.cfg.n_heads
+    patterns = model.cfg.dtype == torch.float32
+    found = [Tap("hook_embed", "encoder.block.0", of="input", observed_only=True)]
+
+    def per_head(seen: Tensor) -> Tensor:
+        return seen.unflatten(-1, (n_heads, -1))
+
+    def from_groups(seen: Tensor) -> Tensor:  # [pos, row, ...] as [row, pos, ...]
+        return seen.transpose(0, 1)
+
+    def per_head_of_groups(seen: Tensor) -> Tensor:
+        return per_head(from_groups(seen))
+
+    def in_groups(seen: Any) -> Tensor:  # [pos, head, row, row] as [batch, pos, head, query, key]
+        apart = seen.attn_weights.unflatten(3, (-1, n_channels)).unflatten(2, (-1, n_channels))
+        return torch.einsum("phbqbk->bphqk", apart)
+
+    for number in range(model.cfg.n_layers):
+        here, there = f"blocks.{number}", f"encoder.block.{number}"
+        found.append(Tap(f"{here}.hook_resid_pre", there, of="input", observed_only=True))
+        kinds = (
+            ("attn", "hook_attn_out", per_head, _written),
+            ("channel_attn", "hook_channel_attn_out", per_head_of_groups, from_groups),
+        )
+        for layer, (name, out, by_head, by_row) in enumerate(kinds):
+            path = f"{there}.layer.{layer}.self_attention"
+            found += [
+                Tap(f"{here}.{name}.hook_{letter}", f"{path}.{letter}", by_head, observed_only=True)
+                for letter in "qkv"
+            ]
+            found += [
+                Tap(f"{here}.{name}.hook_z", f"{path}.o", by_head, "input", observed_only=True),
+                Tap(f"{here}.{out}", f"{path}.o", by_row, observed_only=True),
+            ]
+        if patterns:
+            for layer, (name, by_row) in enumerate(
+                (("attn", _weights), ("channel_attn", in_groups))
+            ):
+                path = f"{there}.layer.{layer}.self_attention"
+                pattern = f"{here}.{name}.hook_pattern"
+                found.append(Tap(pattern, path, by_row, observed_only=True))
+        mlp = f"{there}.layer.2"
+        found += [
+            Tap(f"{here}.hook_resid_mid_channel", mlp, of="input", observed_only=True),
+            Tap(f"{here}.mlp.hook_pre", f"{mlp}.mlp.wi", observed_only=True),
+            Tap(f"{here}.hook_mlp_out", f"{mlp}.mlp", observed_only=True),
+            Tap(f"{here}.hook_resid_post", mlp, observed_only=True),
+        ]
+    return [
+        *found,
+        Tap("head.hook_future", "output_patch_embedding", of="input"),
+        Tap("head.patch_block.hook_pre", "output_patch_embedding.hidden_layer"),
+    ]
+
+
+def _written(seen: Tensor) -> Tensor:
+    return seen
+
+
+def _weights(seen: Any) -> Tensor:
+    return seen.attn_weights
+
+
+def load(folder: Path) -> nn.Module:
+    """The source from a folder with its ``config.json`` and weights."""
+    return class_of(_CLASS).from_pretrained(str(folder)).eval()
+
+
+def reads(config: Mapping[str, Any]) -> bool:
+    """Whether a ``config.json`` is a Chronos-2 model's."""
+    return _CLASS.rsplit(".", 1)[1] in (config.get("architectures") or ())
+
+
+def recognises(source: nn.Module) -> bool:
+    """Whether a module is chronos-forecasting's own, not a subclass."""
+    return dotted(source) == _CLASS
+
+
+register(
+    Family(
+        name="chronos-2",
+        recognises=recognises,
+        build=build,
+        takes_state_dict=True,
+        run=run,
+        taps=taps,
+        reads=reads,
+        load=load,
+    )
+)
