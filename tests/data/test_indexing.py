@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -45,7 +47,9 @@ NO_INDEX = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("index", NO_INDEX, ids=lambda index: repr(index)[:30])
+@pytest.mark.parametrize(
+    "index", NO_INDEX, ids=lambda index: re.sub(" at 0x.*", "", repr(index))[:30]
+)
 def test_what_is_outside_or_no_index_is_an_index_error_of_ours(index):
     with pytest.raises(RowIndexError) as caught:
         row_indices(index, 5)
