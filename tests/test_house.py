@@ -147,6 +147,24 @@ def test_imports_point_to_the_left():
     assert not against, "a folder imports only from those to its left:\n" + "\n".join(against)
 
 
+def test_the_page_on_the_house_has_its_rooms_in_order(repository):
+    page = (repository / "docs" / "architecture.md").read_text(encoding="utf-8")
+    rows = [row.split("|")[1].strip() for row in page.splitlines() if row.startswith("| ")][1:]
+    drawn = [set(row.split(", ")) for row in rows]
+    assert drawn == [{"base"}, *(rooms - {"conversion"} for rooms in ROOMS)]
+    named = set(re.findall(r"`(\w+)\.py`", page.splitlines()[6]))
+    assert named == BASE
+
+
+def test_what_the_page_on_the_house_names_is_there(repository):
+    page = (repository / "docs" / "architecture.md").read_text(encoding="utf-8")
+    paths = set(re.findall(r"`((?:\w+/)*\w+\.py|(?:\w+/)+)`", page))
+    missing = [
+        path for path in paths if not (PACKAGE / path).exists() and not (repository / path).exists()
+    ]
+    assert paths and not missing
+
+
 def test_the_walk_sees_an_import_that_points_to_the_right(tmp_path, monkeypatch):
     package = tmp_path / "tstlens"
     (package / "data").mkdir(parents=True)
@@ -226,12 +244,17 @@ def test_only_the_command_line_prints():
 
 def loaded_by(statement: str) -> set[str]:
     """The top-level packages that a fresh interpreter has loaded after ``statement``."""
-    code = f"{statement}; import sys; print(' '.join({{m.split('.')[0] for m in sys.modules}}))"
+    names = "' '.join({m.split('.')[0] for m in sys.modules})"
+    return set(printed_by(f"{statement}; import sys; print({names})").split())
+
+
+def printed_by(code: str) -> str:
+    """What a fresh interpreter prints."""
     environment = {**os.environ, "PYTHONPATH": str(PACKAGE.parent)}
     run = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True
     )
-    return set(run.stdout.split())
+    return run.stdout
 
 
 def test_import_tstlens_loads_nothing_heavy():
@@ -249,6 +272,24 @@ def test_import_tstlens_loads_nothing_heavy():
         "transformers",
     }
     assert not heavy & loaded_by("import tstlens")
+
+
+def test_loading_a_model_loads_few_modules():
+    load = "import tstlens; tstlens.HookedTST.from_pretrained('japanese-vowels')"
+    code = f"{load}; import sys; print(sum(name.startswith('tstlens') for name in sys.modules))"
+    assert int(printed_by(code)) <= 38
+
+
+@pytest.mark.parametrize("command", ["--help", "families", "checkpoints"])
+def test_what_only_lists_is_fast(command):
+    code = f"""
+import sys, contextlib, io, tstlens.cli
+sys.argv = ["tstlens", {command!r}]
+with contextlib.suppress(SystemExit), contextlib.redirect_stdout(io.StringIO()):
+    tstlens.cli.main()
+print(" ".join({{"torch", "transformer_lens", "numpy"}} & set(sys.modules)))
+"""
+    assert not printed_by(code).strip()
 
 
 def test_the_rooms_load_data_sets_figures_and_saes_on_first_use():

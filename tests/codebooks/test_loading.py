@@ -133,7 +133,7 @@ def test_a_codebook_in_another_hook_points_folder_is_refused(saved):
 def test_the_shipped_model_scores_what_its_folder_says_and_its_codes_act():
     model = codebooks.load("japanese-vowels")
     train, test = (tstlens.load_dataset("JapaneseVowels", split=s) for s in ("train", "test"))
-    folder = tstlens.model.saving.find_checkpoint("japanese-vowels") / "codebooks"
+    folder = tstlens.model.folders.find_checkpoint("japanese-vowels") / "codebooks"
     recorded = json.loads((folder / "scores.json").read_text())["task"]
     with torch.no_grad():
         right = model(test.series, mask=test.mask).argmax(1) == test.labels

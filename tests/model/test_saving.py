@@ -26,7 +26,7 @@ from tstlens.model import (
     list_checkpoints,
     seal_checkpoint,
 )
-from tstlens.model.saving import checkpoints_folder
+from tstlens.model.folders import checkpoints_folder
 
 PARITY = Parity(1e-7, 2e-7, 1e-5, 1e-15, 2e-15, 1e-10, ("random [8, 3, 12]",), "a.Source")
 
@@ -442,7 +442,7 @@ def test_an_unknown_checkpoint_lists_what_ships(tmp_path, monkeypatch):
     (tmp_path / "gunpoint").mkdir()
     (tmp_path / "gunpoint" / "config.json").write_text("{}")
     (tmp_path / "not-a-model").mkdir()
-    monkeypatch.setattr("tstlens.model.saving.checkpoints_folder", lambda: tmp_path)
+    monkeypatch.setattr("tstlens.model.folders.checkpoints_folder", lambda: tmp_path)
     assert list_checkpoints() == ["gunpoint"]
     with pytest.raises(UnknownCheckpointError, match="did you mean 'gunpoint'.*save_pretrained"):
         HookedTST.from_pretrained("gun-point")

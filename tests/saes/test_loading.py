@@ -135,7 +135,7 @@ def test_shipped_saes_score_what_their_folder_says(hook):
     data = tstlens.load_dataset("JapaneseVowels", split="test")
     sae = saes.load("japanese-vowels", hook)
     scores = saes.score(model, sae, data)
-    folder = tstlens.model.saving.find_checkpoint("japanese-vowels") / "saes" / hook
+    folder = tstlens.model.folders.find_checkpoint("japanese-vowels") / "saes" / hook
     recorded = json.loads((folder / "scores.json").read_text())
     for row, expected in zip(scores.rows, recorded["dictionaries"], strict=True):
         assert row.name == expected["dictionary"]

@@ -195,17 +195,16 @@ def convert(
 @app.command()
 def families() -> None:
     """List the source families that can be converted."""
-    from tstlens.zoo.registry import families as known
+    from tstlens.family_index import FAMILIES
 
-    for name, summary in known().items():
-        print(f"{name:18} {summary}")
+    for name, entry in sorted(FAMILIES.items()):
+        print(f"{name:18} {entry.summary}")
 
 
 @app.command()
 def checkpoints() -> None:
     """List the checkpoints that ship, with their data, accuracy and size."""
-    from tstlens.model import list_checkpoints
-    from tstlens.model.saving import describe_checkpoint, find_checkpoint
+    from tstlens.model.folders import describe_checkpoint, find_checkpoint, list_checkpoints
 
     rows: list[tuple[str, ...]] = [("name", "data", "train", "test", "layers", "heads", "size")]
     for name in list_checkpoints():

@@ -18,7 +18,8 @@ from tstlens.codebooks.scores import CodebookScores, score
 from tstlens.data import load_described
 from tstlens.errors import ArgumentError, UnknownCheckpointError
 from tstlens.model import HookedTST
-from tstlens.model.saving import as_model, find_checkpoint, save_with
+from tstlens.model.folders import find_checkpoint
+from tstlens.model.saving import as_model, save_with
 from tstlens.saes.dictionaries import FOLDER, list_saes
 from tstlens.saes.dictionaries import load as load_dictionary
 

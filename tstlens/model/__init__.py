@@ -13,6 +13,7 @@ from tstlens.lazy import lazy
 if TYPE_CHECKING:
     from tstlens.model.cache import TSTActivationCache
     from tstlens.model.config import HookedTSTConfig
+    from tstlens.model.folders import describe_checkpoint, list_checkpoints
     from tstlens.model.hooked_tst import HookedTST
     from tstlens.model.parity import Parity
     from tstlens.model.parts import (
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
         LinearPatchesConfig,
         PerStepConfig,
     )
-    from tstlens.model.saving import describe_checkpoint, list_checkpoints
     from tstlens.model.state import TrunkState
     from tstlens.model.storage import seal_checkpoint
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -14,15 +13,14 @@ from torch import nn
 from tstlens import family_index, storage
 from tstlens.arguments import checked
 from tstlens.data.validate import usable_device
-from tstlens.errors import ArgumentError, CorruptFileError, DownloadError, UnknownCheckpointError
+from tstlens.errors import ArgumentError, CorruptFileError
 from tstlens.model.config import HookedTSTConfig
+from tstlens.model.folders import CONFIG, find_checkpoint, read_config
 from tstlens.model.parity import Parity
 from tstlens.model.storage import (
-    CONFIG,
     DICTIONARIES,
     check_sizes,
     is_foreign,
-    read_config,
     read_weights,
     write_folder,
 )
@@ -173,57 +171,6 @@ def _check_fit(model: nn.Module, shapes: Mapping[str, tuple[int, ...]], folder: 
             f"the weights in {folder} do not fit the model: {'; '.join(problems)}. If the front "
             "end or the head is a module of your own, pass the same class with the same sizes"
         )
-
-
-def checkpoints_folder() -> Path:
-    """Where the shipped checkpoints lie: in the wheel, or beside the package in a checkout."""
-    package = Path(__file__).resolve().parents[1]
-    installed = package / "checkpoints"
-    return installed if installed.is_dir() else package.parent / "checkpoints"
-
-
-def list_checkpoints() -> list[str]:
-    """Names of the checkpoints that ship with tstlens, for ``HookedTST.from_pretrained``."""
-    folder = checkpoints_folder()
-    if not folder.is_dir():
-        return []
-    return sorted(entry.name for entry in folder.iterdir() if (entry / CONFIG).is_file())
-
-
-def find_checkpoint(name: str | Path) -> Path:
-    """The folder of a shipped checkpoint, a folder on disk, or a downloaded hub repository."""
-    text = str(name)
-    if isinstance(name, str) and text in list_checkpoints():
-        return checkpoints_folder() / text
-    storage.recover(Path(name))
-    with suppress(OSError, ValueError):  # a name that is too long, or holds a NUL, is no folder
-        if Path(name).is_dir():
-            return Path(name)
-    is_hub_id = isinstance(name, str) and text.count("/") == 1 and not text.startswith((".", "/"))
-    if not is_hub_id:
-        raise UnknownCheckpointError(
-            text, list_checkpoints(), "A folder that save_pretrained wrote works too"
-        )
-    return _download(text)
-
-
-def _download(hub_id: str) -> Path:
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(snapshot_download(hub_id, allow_patterns=["*.safetensors", "*.json", "*.md"]))
-    except Exception as error:
-        raise DownloadError(
-            f"{hub_id!r} is neither a folder here nor a checkpoint that ships "
-            f"({', '.join(list_checkpoints())}), and fetching it from the hub failed: "
-            f"{type(error).__name__}; check the name and the network"
-        ) from error
-
-
-@checked
-def describe_checkpoint(name: str | Path) -> dict[str, Any]:
-    """A checkpoint's ``config.json`` without loading its weights."""
-    return read_config(find_checkpoint(name))
 
 
 def as_model(model: HookedTST | str | Path) -> HookedTST:

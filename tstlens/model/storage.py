@@ -19,16 +19,12 @@ from torch import Tensor
 from tstlens import storage
 from tstlens.arguments import checked
 from tstlens.errors import CorruptFileError, StorageError
+from tstlens.model.folders import CONFIG, FORMAT, FORMAT_VERSION, ON_PURPOSE, read_config
 
-CONFIG, WEIGHTS, DICTIONARIES = "config.json", "model.safetensors", "saes"
-FORMAT, FORMAT_VERSION = "tstlens", 1
+WEIGHTS, DICTIONARIES = "model.safetensors", "saes"
 SEAL = "sha256.json"  # the sums of a dictionary that lies in no model's folder
 _OF_DICTIONARIES = ("cfg.json", "sae_weights.safetensors")  # what sae-lens loads
 _SEAL_FORMAT = "tstlens dictionary"
-_ON_PURPOSE = (
-    "fetch or save the model again, or, where the change is meant, record the new sums: "
-    "tstlens.model.seal_checkpoint({folder!r})"
-)
 
 
 def write_folder(
@@ -73,43 +69,6 @@ def _sealed(folder: Path, record: dict[str, Any]) -> dict[str, Any]:
     weights = storage.digest(folder / WEIGHTS)
     record = {**head, "weights_sha256": weights, "files": files, **rest}
     return {**record, "config_sha256": storage.digest_of_json(record)}
-
-
-def read_config(folder: Path, *, check: bool = True) -> dict[str, Any]:
-    """``config.json`` of a model's folder.
-
-    Args:
-        folder: the folder.
-        check: whether it has to say what was recorded.
-
-    Raises:
-        StorageError: there is none.
-        CorruptFileError: it is no JSON, not a tstlens model's, or was altered.
-        ConfigVersionError: a newer tstlens wrote it.
-    """
-    path = folder / CONFIG
-    storage.recover(folder)
-    if not storage.regular(path):
-        raise StorageError(
-            f"expected {CONFIG} in {folder}, found none; is this a folder that "
-            "model.save_pretrained wrote?"
-        )
-    record = storage.read_json(
-        path,
-        "the config of a tstlens model",
-        "fetch or save the model again",
-        format=FORMAT,
-        version=FORMAT_VERSION,
-    )
-    recorded = record.get("config_sha256")
-    said = {name: value for name, value in record.items() if name != "config_sha256"}
-    found = storage.digest_of_json(said)
-    if check and recorded is not None and found != recorded:
-        raise CorruptFileError(
-            f"{path} was altered: the SHA-256 of what it says is {found[:12]}…, it records "
-            f"{str(recorded)[:12]}…; {_ON_PURPOSE.format(folder=str(folder))}"
-        )
-    return record
 
 
 def read_weights(folder: Path, config: dict[str, Any]) -> dict[str, Tensor]:
@@ -201,7 +160,7 @@ def check_dictionary(folder: Path) -> None:
     model = owner_of(folder)
     if model is not None:
         path, files = model / CONFIG, read_config(model).get("files", {})
-        prefix, advice = f"{DICTIONARIES}/{folder.resolve().name}/", _ON_PURPOSE
+        prefix, advice = f"{DICTIONARIES}/{folder.resolve().name}/", ON_PURPOSE
         advice = advice.format(folder=str(model))
     elif storage.regular(folder / SEAL):
         path, prefix = folder / SEAL, ""

@@ -31,7 +31,8 @@ from tstlens.errors import (
     UnknownCheckpointError,
 )
 from tstlens.model import HookedTST
-from tstlens.model.saving import as_model, find_checkpoint
+from tstlens.model.folders import find_checkpoint
+from tstlens.model.saving import as_model
 from tstlens.model.storage import check_dictionary, write_dictionary
 from tstlens.randomness import seeded
 from tstlens.saes.reading import features

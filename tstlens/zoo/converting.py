@@ -28,7 +28,7 @@ from tstlens.errors import (
     TstlensError,
 )
 from tstlens.model import HookedTST
-from tstlens.model.saving import find_checkpoint
+from tstlens.model.folders import find_checkpoint
 from tstlens.randomness import seeded
 from tstlens.zoo import registry
 from tstlens.zoo.comparing import compare
