@@ -90,7 +90,7 @@ def damaged(folder: Path, name: str, content: bytes | None) -> None:
         ("sae_weights.safetensors", None, "expected sae_weights.safetensors in"),
         ("sae_weights.safetensors", b"no", "holds no SAE that sae-lens can load"),
         ("sae_weights.safetensors", "half", "holds no SAE that sae-lens can load"),
-        ("cfg.json", b"{", "holds no SAE that sae-lens can load"),
+        ("cfg.json", b"{", "cfg.json is no JSON that can be read"),
     ],
 )
 @pytest.mark.parametrize("sealed", [False, True])
