@@ -353,7 +353,7 @@ def _error(name: str, hint: Any, value: Any) -> InputError:
     advice = _advice(name, hint, value)
     words = _words(hint, name.rpartition(".")[2])  # a field is named with its class
     message = f"expected {name} as {words}, got {shown(value)}"
-    if hasattr(value, "dtype") and any(_is_bools(option) for option in _options(hint)):
+    if isinstance(value, Tensor) and any(_is_bools(option) for option in _options(hint)):
         message = f"expected a bool mask as {name}, {words}, got {shown(value)}"
     return _error_kind(hint)(message + (f"; {advice}" if advice else ""))
 
@@ -454,7 +454,7 @@ def _advice(name: str, hint: Any, value: Any) -> str:
     name = name.rpartition(".")[2]
     if hasattr(value, "dtype") and "complex" in str(value.dtype):
         return f"take a real representation first, {name}.real or {name}.abs() say"
-    if hasattr(value, "dtype") and any(_is_bools(option) for option in options):
+    if isinstance(value, Tensor) and any(_is_bools(option) for option in options):
         return f"where 1 stands for True, try {name}.bool()"
     if takes_tensor and hasattr(value, "series"):
         return f"try {name}.series"
