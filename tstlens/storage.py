@@ -397,11 +397,12 @@ def staged(folder: Path, what: str, *, keep: bool = True) -> Iterator[Path]:
 
 
 def fill(folder: Path, write: Callable[[Path], Any]) -> None:
-    """Have ``write(scratch)`` write files, and move them into a folder, replacing what is there."""
+    """Have ``write(scratch)`` make a folder of files, and move them into a folder, replacing what is there."""
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".tstlens.fill.", dir=folder) as scratch:
-        write(Path(scratch))
-        for part in sorted(Path(scratch).iterdir()):
+        made = Path(scratch) / "made"  # which the writer makes, as sae-lens does
+        write(made)
+        for part in sorted(made.iterdir()):
             os.chmod(part, 0o644)  # safetensors writes for the owner only
             os.replace(part, folder / part.name)
 

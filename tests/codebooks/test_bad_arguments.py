@@ -69,7 +69,10 @@ def test_configs(options, words):
         (lambda b: b.decode(torch.zeros(5, 7)), r"k-hot vector \[..., latent=16\], got \[5, 7\]"),
         (lambda b: b.ids(torch.zeros(5, 16), keep=torch.ones(5).bool()[:4]), r"keep as bool \[5\]"),
         (lambda b: b.usage(torch.zeros(5, 16), torch.ones(2, 5).bool()), r"keep as bool \[5\]"),
-        (lambda b: b.usage(torch.zeros(5, 16), torch.ones(5)), r"keep, .* got Tensor float32 \[5\].*keep.bool"),
+        (
+            lambda b: b.usage(torch.zeros(5, 16), torch.ones(5)),
+            r"keep, .* got Tensor float32 \[5\].*keep.bool",
+        ),
     ],
 )
 def test_tables(make_book, call, words):

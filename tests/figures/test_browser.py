@@ -84,7 +84,7 @@ def test_the_page_holds_the_numbers_of_the_result(tmp_path):
 
 
 def test_a_page_of_too_many_series_shows_a_sample_of_every_class_and_says_so(tmp_path, monkeypatch):
-    from tstlens.figures.browser import page as payload
+    from tstlens.figures.browser import pages as payload
 
     monkeypatch.setattr(payload, "MOST_SAMPLES", 12 * 2 * 16)
     features = features_of()

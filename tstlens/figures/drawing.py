@@ -25,7 +25,7 @@ from tstlens.storage import write_bytes
 # Rooms that need an extra (sae-lens), or stand after this one: their drawings are imported when a
 # result of theirs comes.
 _LATER = {
-    "tstlens.saes": ("tstlens.figures.features", "tstlens.figures.browser.page"),
+    "tstlens.saes": ("tstlens.figures.features", "tstlens.figures.browser.pages"),
     "tstlens.codebooks": ("tstlens.figures.codebooks", "tstlens.figures.code_browser.write"),
     "tstlens.truth": ("tstlens.truth.figures",),
     "tstlens.truth.regime_codebooks": ("tstlens.truth.dictionary_figures",),

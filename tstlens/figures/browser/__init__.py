@@ -6,6 +6,6 @@
 
 from __future__ import annotations
 
-from tstlens.figures.browser.page import page
+from tstlens.figures.browser.pages import page
 
 __all__ = ["page"]

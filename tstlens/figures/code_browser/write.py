@@ -19,8 +19,8 @@ from tstlens.codebooks.index import CodeIndex
 from tstlens.codebooks.notes import CodeNotes
 from tstlens.codebooks.search import CodeSearch, Rival, Score
 from tstlens.errors import ArgumentError, StorageError
-from tstlens.figures.browser.page import HERE as SHARED
-from tstlens.figures.browser.page import (
+from tstlens.figures.browser.pages import HERE as SHARED
+from tstlens.figures.browser.pages import (
     PADDING,
     activations_of,
     embedded,

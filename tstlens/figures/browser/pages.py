@@ -33,7 +33,7 @@ def page(result: object, path: str | Path, **options: Any) -> Path:
     Args:
         result: what an analysis returned.
         path: the file to write, atomically.
-        **options: of that kind of page; see :func:`tstlens.figures.browser.page.write_features`.
+        **options: of that kind of page; see :func:`tstlens.figures.browser.pages.write_features`.
 
     Returns:
         The path.
