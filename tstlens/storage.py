@@ -397,7 +397,7 @@ def staged(folder: Path, what: str, *, keep: bool = True) -> Iterator[Path]:
 
 
 def fill(folder: Path, write: Callable[[Path], Any]) -> None:
-    """Have ``write(scratch)`` make a folder of files, and move them into a folder, replacing what is there."""
+    """Have ``write(scratch)`` make a folder, and move its files into ``folder``."""
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".tstlens.fill.", dir=folder) as scratch:
         made = Path(scratch) / "made"  # which the writer makes, as sae-lens does
