@@ -360,7 +360,7 @@ def _classes(data: TimeSeriesData, evaluation: Evaluation, max_pairs: int, seed:
                 known.class_names[a],
                 known.class_names[b],
                 min(n, sizes[0] * sizes[1]),
-                seed + number,
+                seed + way,
             )
         )
     pairs = _join(parts, right.to(data.series.device))
