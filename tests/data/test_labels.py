@@ -114,6 +114,7 @@ def test_ids_that_floats_cannot_tell_apart():
         ("ab", "labels as a sequence"),
         (np.eye(3), r"one label per series \[n\], got \[3, 3\].*argmax"),
         (np.ma.array([1, 2], mask=[False, True]), "got a masked one for series 1"),
+        ([1, np.ma.masked], "got a masked one for series 1"),
         ([float("inf")], "names of classes"),
     ],
 )

@@ -162,6 +162,20 @@ def test_classes_are_those_of_both_files(archive):
     assert train.labels.tolist() == [0, 2] and test.labels.tolist() == [0, 1, 2]
 
 
+def test_names_that_come_apart_in_the_header_are_no_classes(archive):
+    archive("Spaces", "1,2:left hand\n1,2:a,b\n", "1,2:a,b\n", True, "left hand a,b")
+    data = load_dataset("Spaces", "train")
+    assert (data.labels.tolist(), data.class_names) == ([1, 0], ("a,b", "left hand"))
+
+
+def test_channels_with_other_time_stamps_are_refused(tmp_path):
+    path = tmp_path / "Late.ts"
+    for second in ("(5,5),(6,6)", "(0,5),(2,6)"):
+        path.write_text(f"@timestamps true\n@classLabel true a\n@data\n(0,1),(1,2):{second}:a\n")
+        with pytest.raises(ArgumentError, match="channels of one series have other time stamps"):
+            read_ts(path)
+
+
 @pytest.mark.parametrize("label", ["malignant", "nan-o", "b'10'", "what?"])
 def test_labels_are_kept_as_written(archive, label):
     archive("Names", f"1,2: {label}\n3,4:other\n", f"1,2:{label} \n", True, f"{label} other")

@@ -18,6 +18,7 @@ from tests.patching.conftest import CONFIGS, randomised
 from tstlens import patching
 from tstlens.data import Pairs
 from tstlens.errors import ArgumentError, CorruptFileError, StorageError, UnknownNameError
+from tstlens.model import HookedTST
 
 GRIDS = [("z", ("layer", "head")), ("mlp_out", ("layer", "pos")), ("series", ("channel",))]
 
@@ -181,6 +182,42 @@ def test_folders_of_something_else_are_refused(tmp_path):
         patching.run_campaign(model, pairs, tmp_path, **options)
     with pytest.raises(StorageError, match=r"expected campaign.json in .*, found none"):
         patching.load_campaign(tmp_path / "nowhere")
+
+
+def test_a_campaign_goes_on_only_with_the_same_forward_pass_and_metrics(tmp_path):
+    model, pairs = model_and_pairs()
+    options = {"grids": GRIDS[:1], "figures": False, "progress": False}
+
+    def first(pairs, function=lambda output: output[:, 0], better="higher"):
+        return patching.Metric.of(function, "first", better=better)
+
+    patching.run_campaign(model, pairs, tmp_path, metrics={"first": first}, **options)
+    others = (
+        lambda pairs: first(pairs, better="lower"),
+        lambda pairs: first(pairs, lambda output: output.std(1)),
+    )
+    for other in others:
+        with pytest.raises(ArgumentError, match="another campaign"):
+            patching.run_campaign(model, pairs, tmp_path, metrics={"first": other}, **options)
+    changed = HookedTST(replace(model.cfg, causal=not model.cfg.causal))
+    changed.load_state_dict(model.state_dict())
+    with pytest.raises(ArgumentError, match="another campaign"):
+        patching.run_campaign(changed, pairs, tmp_path, metrics={"first": first}, **options)
+    model.add_hook("blocks.0.hook_mlp_out", lambda activation, hook: activation * 0)
+    with pytest.raises(ArgumentError, match="without hooks, got some at 'blocks.0.hook_mlp_out'"):
+        patching.run_campaign(model, pairs, tmp_path, metrics={"first": first}, **options)
+
+
+def test_results_under_another_name_are_not_taken_for_that_sweep(tmp_path):
+    model, pairs = model_and_pairs()
+    options = {"grids": GRIDS[:1], "figures": False, "progress": False}
+    patching.run_campaign(model, pairs, tmp_path, **options)
+    one, other = sorted((tmp_path / "results").glob("*.npz"))
+    one.write_bytes(other.read_bytes())
+    again = lambda folder: patching.run_campaign(model, pairs, folder, **options)  # noqa: E731
+    for read in (patching.load_campaign, again):
+        with pytest.raises(CorruptFileError, match="another campaign or grid"):
+            read(tmp_path)
 
 
 def test_a_damaged_file_is_named(tmp_path):

@@ -261,3 +261,20 @@ def test_a_forecaster_s_error_is_better_lower_in_every_analysis():
         assert patching.summary(found[0]).better == better
         circuit = patching.Circuit.from_effects(found[5], top_k=3)
         assert circuit.better == better
+
+
+def test_outputs_that_are_not_finite_are_not_read():
+    from tests.model.conftest import build
+
+    model, series = build(), torch.randn(2, 4, 3, 12)
+    with torch.no_grad():
+        model.W_U.mul_(1e30).mul_(1e30)
+    for analyse in (
+        lambda: patching.lens(model, series[0]),
+        lambda: patching.logit_attribution(model, series[0], 1),
+        lambda: patching.edge_attribution(
+            model, series[0], series[1], lambda output: output[:, 0], progress=False
+        ),
+    ):
+        with pytest.raises(ArgumentError, match="to give finite values, got (nan|-?inf)"):
+            analyse()

@@ -241,11 +241,14 @@ def _entries(raw: Any) -> list[Any]:
     return labels
 
 
-def _unmasked(raw: Any) -> Iterable[Any]:
-    if isinstance(raw, np.ma.MaskedArray) and raw.mask.any():
-        row = int(np.ma.getmaskarray(raw).argmax())
-        raise LabelError(f"expected a label for every series, got a masked one for series {row}")
-    return raw
+def _unmasked(raw: Iterable[Any]) -> list[Any]:
+    labels = list(raw)
+    for row, label in enumerate(labels):
+        if label is np.ma.masked:
+            raise LabelError(
+                f"expected a label for every series, got a masked one for series {row}"
+            )
+    return labels
 
 
 def _written(label: Any, where: str = "") -> str:
@@ -254,7 +257,7 @@ def _written(label: Any, where: str = "") -> str:
         return str(label)
     if isinstance(label, bool | int | np.bool_ | np.integer):
         return str(label)
-    if label is None or type(label).__name__ in ("NAType", "NaTType") or label is np.ma.masked:
+    if label is None or type(label).__name__ in ("NAType", "NaTType"):
         raise LabelError(f"expected a label for every series, got {label}{where}")
     if isinstance(label, float | np.floating):
         if label != label:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from tstlens.data.labels import indices_in
 from tstlens.errors import ArgumentError, CorruptFileError
 
 _FLAGS = ("timestamps", "missing", "univariate", "equallength", "classlabel", "targetlabel")
@@ -24,7 +25,7 @@ class TsFile:
     Args:
         arrays: one [channel, time] per series; NaN for ``?`` and ``NaN``.
         labels: one per series; None where the file says that it has none.
-        class_names: those of the header and of the rows.
+        class_names: of the rows, and of a header that names them all.
     """
 
     arrays: list[np.ndarray]
@@ -72,6 +73,8 @@ def read_ts(path: Path) -> TsFile:
             raise CorruptFileError(f"line {number} of {path}: {error}") from error
     if not arrays:
         raise CorruptFileError(f"expected series after @data in {path}, found none")
+    if None in indices_in(labels, names):  # names with spaces or commas came apart in the header
+        names = []
     return TsFile(arrays, labels if labelled else None, names + labels)
 
 
@@ -136,7 +139,7 @@ def _stamped(line: str, labelled: bool) -> list[str]:
     label = [parts.pop()] if labelled else []
     if not parts or any("(" in entry for entry in label):
         raise ValueError(f"expected (stamp,value) pairs and a label, got {line[:40]!r}")
-    values = []
+    values, first = [], None
     for part in parts:
         stamps, numbers, at = [], [], 0
         while at < len(part):
@@ -147,6 +150,9 @@ def _stamped(line: str, labelled: bool) -> list[str]:
             numbers.append(found[2])
             at = found.end()
         _check_even(stamps)
+        first = stamps if first is None else first
+        if stamps != first:
+            raise _UnevenError("channels of one series have other time stamps; align them first")
         values.append(",".join(numbers))
     return values + label
 

@@ -142,6 +142,9 @@ class CampaignFolder:
         self.identity = found.get("fingerprint")
         return found
 
+    def _identity_of(self, key: Key) -> str:
+        return f"{self.identity} {_stem(key)}"
+
     def has(self, key: Key) -> bool:
         """Whether this unit of work is done."""
         path = self.path / _file(key)
@@ -163,7 +166,7 @@ class CampaignFolder:
             ends = [end if math.isfinite(end) else None for end in result.range]
             described[name]["range"] = ends
         arrays["described"] = np.array(json.dumps(described))
-        arrays["fingerprint"] = np.array(self.identity)
+        arrays["fingerprint"] = np.array(self._identity_of(key))
         buffer = BytesIO()
         np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]
         storage.write_bytes(self.path / _file(key), buffer.getvalue())
@@ -185,8 +188,8 @@ class CampaignFolder:
                     "which campaign it is; where that is in doubt, delete it",
                     stacklevel=3,
                 )
-            elif of != self.identity:
-                raise CorruptFileError(f"{path} is of another campaign; {_AGAIN}")
+            elif of != self._identity_of(key):
+                raise CorruptFileError(f"{path} is of another campaign or grid; {_AGAIN}")
             described = json.loads(str(arrays["described"]))
             return {
                 name: SweepResult(
@@ -223,14 +226,16 @@ def fingerprint(
     model: HookedTST, pairs: Pairs, metrics: Mapping[str, Metric], made: dict[str, Any]
 ) -> str:
     """SHA-256 of everything that the numbers depend on."""
-    digest = hashlib.sha256(json.dumps(made, sort_keys=True).encode())
+    cfg = {**model.cfg.to_dict(), "class_names": None, "model_name": None}
+    digest = hashlib.sha256(json.dumps([made, cfg], sort_keys=True, default=str).encode())
     for name, tensor in sorted(model.state_dict().items()):
         _add(digest, name, tensor)
     for name, value in sorted(vars(pairs).items()):
         if isinstance(value, Tensor):
             _add(digest, name, value)
     for name, metric in metrics.items():
-        digest.update(f"{name} {metric.name} {metric.unit}".encode())
+        digest.update(f"{name} {metric.name} {metric.unit} {metric.better} {metric.range}".encode())
+        digest.update(getattr(getattr(metric.measure, "__code__", None), "co_code", b""))
         for target in metric.targets:
             _add(digest, name, target)
     return digest.hexdigest()
@@ -420,7 +425,8 @@ def run_campaign(
         All results; also readable later with :func:`load_campaign`.
 
     Raises:
-        ArgumentError: a direction that does not exist, or a folder of something else.
+        ArgumentError: a direction that does not exist, a folder of something else, or hooks on the
+            model.
         UnknownNameError: a metric that does not exist.
         CorruptFileError: a file in the folder is damaged.
         UnknownSiteError, UnknownAxisError: a grid that the model does not have.
@@ -441,6 +447,12 @@ def run_campaign(
         torch.Size([6, 2, 4])
     """
     check_pairs(model, pairs.clean, pairs.corrupted, pairs.clean_mask, pairs.corrupted_mask)
+    hooked = [name for name, point in model.hook_dict.items() if point.fwd_hooks or point.bwd_hooks]
+    if hooked:
+        raise ArgumentError(
+            f"expected a model without hooks, got some at {hooked[0]!r}: a folder cannot tell "
+            "later what they did; remove them with model.reset_hooks(including_permanent=True)"
+        )
     grids = campaign_grids(model) if grids is None else grids
     chosen = [(site, tuple(axes)) for site, axes in grids]
     for site, axes in chosen:

@@ -35,7 +35,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from tqdm import tqdm
 
-from tstlens.arguments import checked
+from tstlens.arguments import check_finite, checked
 from tstlens.data.validate import blanked
 from tstlens.errors import ArgumentError, LabelError, SeriesShapeError
 from tstlens.model import HookedTST, TrunkState
@@ -256,6 +256,7 @@ def lens(
         rows = slice(start, start + SERIES_PER_BLOCK)
         seen = None if mask is None else mask[rows]
         stream, state, final = streams(model, series[rows], seen)
+        check_finite(final.flatten(1).T, "the model", start)
         outputs.append(torch.stack([model.unembed(point, state) for point in stream]))
         finals.append(final)
         if by_pos:

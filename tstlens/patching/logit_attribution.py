@@ -19,7 +19,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm import tqdm
 
-from tstlens.arguments import checked
+from tstlens.arguments import check_finite, checked
 from tstlens.data.validate import blanked
 from tstlens.errors import ArgumentError, NonlinearResidualError, UnknownAxisError
 from tstlens.model import HeadConfig, HookedTST
@@ -263,6 +263,7 @@ def logit_attribution(
     values = torch.cat([block.values for block in blocks])
     constant = torch.cat([block.constant for block in blocks])
     output = torch.cat([block.output for block in blocks])
+    check_finite(output.reshape(len(output), -1).T, "the model")
     winners = [block.winner for block in blocks if block.winner is not None]
     error = _check_sum(values, constant, output)
     parts = components(model)

@@ -29,6 +29,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from tstlens.arguments import check_finite
 from tstlens.errors import ArgumentError, HookError, TstlensError
 from tstlens.model import HookedTST, TrunkState
 from tstlens.model.norms import listened_to
@@ -275,6 +276,7 @@ def check_rebuilds(
     Raises:
         TstlensError: the model does something between its components that the graph lacks.
     """
+    check_finite(here.output.flatten(1).T, "the model", None)
     none = torch.zeros(1, len(graph.senders), len(graph.receivers), dtype=torch.bool)
     (rebuilt,) = run_edge_sets(model, graph, here, here, none, memory_mb)
     scale = max(1.0, float(here.output.abs().max()))
