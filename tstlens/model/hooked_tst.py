@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformer_lens.hook_points import HookPoint
 
 from tstlens.arguments import checked
-from tstlens.data.validate import blanked, check_series, usable_device
+from tstlens.data.validate import check_series, usable_device
 from tstlens.errors import ArgumentError, SeriesShapeError, SeriesValueError
 from tstlens.model.cache import TSTActivationCache
 from tstlens.model.codes import SteerableCodes
@@ -225,7 +225,6 @@ class HookedTST(
         """
         series = self.with_covariates(series, covariates)
         self.check_series(series, mask)
-        series = blanked(series, mask)
         if watched(self.hook_series):
             series = self.hook_series(series.clone())  # hooks may edit in place
         embedded, state = self.embed(series, mask)

@@ -41,14 +41,15 @@ def observed(
     """
     along = [axis for axis in ("time", "pos", "query", "key") if axis in place.axes]
     missing = series.isnan()
-    if not along or (mask is None and not bool(missing.any())):
+    if not along or (mask is None and not (along[0] == "time" and bool(missing.any()))):
         return dict.fromkeys(names)
     if along[0] == "time":
         seen = ~missing if mask is None else ~missing & mask[:, None]
         return {name: seen if name == "hook_series" else None for name in names}
     if along[0] == "pos":  # where this is one axis of several, queries and keys are channels
         along = ["pos"]
-    state = model.embed_series(series, mask)[1]
+    # A position whose samples are missing is one that the model reads; padding is not.
+    state = model.embed_series(torch.nan_to_num(series), mask)[1]
     found: Observed = {}
     for name in names:
         whole = None
@@ -80,8 +81,9 @@ def replacing(place: Place, given: Tensor, here: Tensor, seen: Tensor | None) ->
         here: the activation of the run that goes on, [row, ...].
         seen: which entries both runs observed.
     """
-    if seen is None:
-        return given
+    sizes = place.by_series(given).shape
+    if seen is None or any(n not in (1, size) for n, size in zip(seen.shape, sizes, strict=True)):
+        return given  # of a point whose positions are not the trunk's: patches without a token, say
     return torch.where(seen, place.by_series(given), place.by_series(here)).reshape(here.shape)
 
 
