@@ -71,7 +71,7 @@ def arguments(**options: Any) -> dict[str, Any]:
 
 def restated(**options: Any) -> MOMENT:
     torch.manual_seed(0)
-    return scrambled(MOMENT(**arguments(**options)))
+    return scrambled(MOMENT(**arguments(**options)), 0.4)
 
 
 def channels(source: Any) -> dict[str, int]:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from tstlens.errors import ArgumentError, StateDictError, UnsupportedSourceError
 from tstlens.model import HookedTST
+from tstlens.randomness import seeded
 from tstlens.zoo.comparing import Tap
 from tstlens.zoo.layers import check_keys
 
@@ -97,7 +98,8 @@ def rebuild(state: Mapping[str, Tensor], config: Any, architecture: str | None =
         raise StateDictError(f"as a {nearest}: {problems[nearest]}")
     if len(fits) > 1:
         raise ArgumentError(f"these weights fit {' and '.join(fits)}; say which with architecture=")
-    source = getattr(modeling_patchtst, fits[0])(copy.deepcopy(settings))
+    with seeded(0):  # of weights that are overwritten
+        source = getattr(modeling_patchtst, fits[0])(copy.deepcopy(settings))
     weight = next(tensor for tensor in state.values() if tensor.is_floating_point())
     source.to(dtype=weight.dtype).load_state_dict(dict(state))
     return source.eval()
