@@ -295,7 +295,7 @@ def write_set(contents: Mapping[Path, bytes | str]) -> Path:
                     file.flush()
                     os.fsync(file.fileno())
                 os.chmod(part, 0o644)
-        with _at(first, "the file", f"; {_AS_IT_WAS}"):
+        with _at(first, "the file", f"; {_AS_IT_WAS}"), _one_at_a_time(contents):
             for _, place, _ in staged_files[1:]:
                 if place.exists():
                     beside = _beside(place, "was")
@@ -316,6 +316,18 @@ def write_set(contents: Mapping[Path, bytes | str]) -> Path:
                 part.unlink(missing_ok=True)
             os.close(handle)
     return first
+
+
+@contextmanager
+def _one_at_a_time(contents: Mapping[Path, Any]) -> Iterator[None]:
+    """Two writers of a set, in one process or two of one machine, put its files down in turn."""
+    if fcntl is None or len(contents) == 1:
+        yield
+        return
+    name = hashlib.sha256(str(next(iter(contents)).resolve()).encode()).hexdigest()[:16]
+    with open(Path(tempfile.gettempdir()) / f".tstlens-{os.getuid()}-{name}", "w") as turn:
+        fcntl.flock(turn, fcntl.LOCK_EX)
+        yield
 
 
 def tensors_as_bytes(tensors: Mapping[str, Any]) -> bytes:

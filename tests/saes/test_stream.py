@@ -169,7 +169,7 @@ def test_a_cache_of_something_else_is_refused(model, data, make_model, tmp_path)
         with pytest.raises(StorageError, match="activations of another harvest"):
             next(other)
     (tmp_path / "index.json").write_text("{")
-    with pytest.raises(CorruptFileError, match=r"index.json is no index"):
+    with pytest.raises(CorruptFileError, match=r"index.json .* no index"):
         next(ActivationStream(model, data, MLP_OUT, cache=tmp_path))
 
 
@@ -180,7 +180,7 @@ def test_a_killed_harvest_goes_on_where_it_was(tmp_path, repository):
         import os, signal, sys, torch
         torch.set_num_threads(1)
         from tstlens.model import HeadConfig, HookedTST, HookedTSTConfig, PerStepConfig
-        from tstlens.saes import ActivationStream, shards
+        from tstlens.saes import ActivationStream, stream as shards
         model = HookedTST(HookedTSTConfig(n_layers=1, d_model=8, n_heads=2, d_mlp=12, n_channels=3,
             n_time=10, embed=PerStepConfig(), head=HeadConfig("mean", n_classes=4)))
         series = torch.randn(40, 3, 10, generator=torch.Generator().manual_seed(1))

@@ -17,6 +17,7 @@ from sae_lens.synthetic import ActivationGenerator, FeatureDictionary
 
 from tstlens import saes
 from tstlens.errors import ArgumentError, CorruptFileError, StorageError, UnknownNameError
+from tstlens.truth import recovery
 
 MLP_OUT, Z = "blocks.0.hook_mlp_out", "blocks.1.attn.hook_z"
 QUICK = {"d_sae": 16, "steps": 30, "batch_size": 64, "progress": False}
@@ -168,7 +169,7 @@ def test_a_training_killed_while_it_writes_keeps_the_checkpoint_before(tmp_path,
         import os, signal, sys, torch
         torch.set_num_threads(1)
         from tstlens import saes
-        from tstlens.saes import training_folder
+        from tstlens.saes import training as training_folder
         put, n = training_folder.TrainingFolder._put, []
         def killed(self, *args):
             n.append(1)
@@ -242,14 +243,14 @@ def test_planted_features_are_found(capsys):
     x = planted(truth).detach()
     sae = saes.fit(x, d_sae=128, k=4, steps=2000, batch_size=512, normalize="none", progress=False)
     features = planted.feature_vectors.detach()
-    found = truth.recovery(sae, features, x[:5000], truth[:5000])
+    found = recovery(sae, features, x[:5000], truth[:5000])
     with capsys.disabled():
         print(
             f"\nplanted features: mean correlation coefficient {found.mcc:.3f} (random directions "
             f"{found.random_mcc:.3f}), uniqueness {found.uniqueness:.3f}, F1 {found.f1:.3f}"
         )
     assert found.mcc >= 0.9 > found.random_mcc + 0.4
-    exact = truth.recovery(_with_decoder(sae, features), features)
+    exact = recovery(_with_decoder(sae, features), features)
     assert exact.mcc == pytest.approx(1.0) and exact.uniqueness == 1.0
 
 

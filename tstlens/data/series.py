@@ -272,6 +272,7 @@ class TimeSeriesData:
 
         Raises:
             LabelError: a class that the model does not have.
+            SeriesShapeError: series that the model does not take.
 
         Example:
             >>> from types import SimpleNamespace
@@ -280,6 +281,9 @@ class TimeSeriesData:
             >>> data.labels, data.for_model(model).labels
             (tensor([0, 1]), tensor([1, 0]))
         """
+        if self.labels is not None and hasattr(model, "check_series"):
+            mask = None if self.mask is None else self.mask[:1]
+            model.check_series(self.series[:1], mask)  # series of another kind have other classes
         places = None if self.labels is None else places_in(model, self.class_names)
         if places is None or self.labels is None:
             return self
