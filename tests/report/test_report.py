@@ -18,7 +18,13 @@ import torch
 import tstlens
 from tstlens import patching, report
 from tstlens.data import TimeSeriesData
-from tstlens.errors import ArgumentError, LabelError, StorageError, UnknownCheckpointError
+from tstlens.errors import (
+    ArgumentError,
+    LabelError,
+    SeriesShapeError,
+    StorageError,
+    UnknownCheckpointError,
+)
 from tstlens.report.account import Finding, _times_claim
 from tstlens.training import evaluate
 
@@ -248,9 +254,9 @@ def test_what_cannot_be_reported_is_refused(model, data, tmp_path):
     out = tmp_path / "no.html"
     with pytest.raises(ArgumentError, match="does not say which data set.*--data"):
         report.build(model, out)
-    with pytest.raises(LabelError, match="needs the true classes"):
+    with pytest.raises(LabelError, SeriesShapeError, match="needs the true classes"):
         report.build(model, out, data=TimeSeriesData(data.series), progress=False)
-    with pytest.raises(ArgumentError, match="has 3 classes, ItalyPowerDemand has 2"):
+    with pytest.raises(SeriesShapeError, match=r"channel=2, time=24\], got \[1, 1, 24\]"):
         report.build(model, out, data="ItalyPowerDemand", progress=False)
     with pytest.raises(ArgumentError, match="max_pairs of at least 2, got 1"):
         report.build(model, out, data=data, max_pairs=1, progress=False)

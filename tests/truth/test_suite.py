@@ -9,7 +9,7 @@ import torch
 from sklearn.metrics import roc_auc_score
 
 import tstlens.truth.training as recipes
-from tstlens import report, truth
+from tstlens import truth
 from tstlens.errors import ArgumentError, UnknownNameError
 from tstlens.model import HeadConfig, HookedTST, HookedTSTConfig, LinearPatchesConfig
 from tstlens.patching import logit, window_sweep
@@ -136,7 +136,7 @@ def test_every_part_repeats_with_its_seed_and_another_seed_says_something_else(m
         found = truth.truth("small", seeds=[seed], progress=False, **options)
         runs.append(found.to_dataframe().drop(columns="seed"))
     one, again, other = runs
-    assert set(one["question"]) == set(report.suite.build.QUESTIONS)
+    assert set(one["question"]) == set(truth.QUESTIONS)
     assert again.equals(one)
     for question, part in one.groupby("question"):
         assert not part.equals(other[other["question"] == question]), question

@@ -204,9 +204,10 @@ def heat_maps(
         )
         figure.add_trace(trace, row=row, col=column)
         if panel.grey is not None and panel.grey.any():
+            text: Any = trace.text
             over = trace.to_plotly_json() | {
                 "z": np.where(panel.grey, 0.0, np.nan),
-                "text": np.where(panel.grey, trace.text, "") if printed else None,
+                "text": np.where(panel.grey, text, "") if printed else None,
                 "coloraxis": None,
                 "colorscale": [[0, style.ROUNDING], [1, style.ROUNDING]],
                 "showscale": False,

@@ -290,8 +290,8 @@ class CheckedHooks(HookedRootModule):
                 [(point, hook) for name, hook in pairs for point in self.require_live([name])]
                 for pairs in (_pairs(fwd_hooks), _pairs(bwd_hooks))
             )
-            added: Any = (forward, backward)
-            with super().hooks(*added, reset_hooks_end, clear_contexts):
+            added: Any = (forward, backward, reset_hooks_end, clear_contexts)
+            with super().hooks(*added):
                 yield self
 
     @checked

@@ -207,26 +207,6 @@ class _Pinball:
         return loss.flatten(-3).mean(-1)
 
 
-def _logit_difference(output: Tensor, target: Tensor, other: Tensor) -> Tensor:
-    return _class_value(output, target) - _class_value(output, other)
-
-
-def _class_value(
-    output: Tensor, target: Tensor, transform: Callable[..., Tensor] | None = None
-) -> Tensor:
-    if output.ndim < 2 or output.shape[-2] != len(target):
-        raise SeriesShapeError(
-            f"expected logits of {len(target)} series, one per target, got {list(output.shape)}"
-        )
-    n_classes = output.shape[-1]
-    if len(target) and not 0 <= int(target.min()) <= int(target.max()) < n_classes:
-        bad = target[(target < 0) | (target >= n_classes)][0]
-        raise LabelError(f"expected targets in 0..{n_classes - 1}, got {int(bad)}")
-    index = target.to(output.device).long().expand(output.shape[:-1]).unsqueeze(-1)
-    values = output if transform is None else transform(output, dim=-1)
-    return values.gather(-1, index).squeeze(-1)
-
-
 def _check_reference(reference: Tensor) -> None:
     if reference.ndim != 3:
         raise SeriesShapeError(

@@ -398,7 +398,7 @@ def truth(
         progress: show bars.
         **options: question -> arguments in place of the setting's, such as
             ``where={"names": ["low-var"], "n_series": 8}``; see the functions of
-            :mod:`tstlens.report.suite`.
+            :mod:`tstlens.truth.questions`.
 
     Returns:
         A Truth: four tables with intervals over seeds. The same seeds give the same numbers on the
