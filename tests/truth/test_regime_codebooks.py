@@ -7,6 +7,8 @@ import pytest
 import torch
 from scipy.spatial.distance import jensenshannon
 
+pytest.importorskip("sae_lens", reason="codebooks need sae-lens")
+
 from tstlens import truth
 from tstlens.errors import ArgumentError, HookError
 from tstlens.truth.regime import RegimeMachine

@@ -1,10 +1,7 @@
-"""``page``: one name for the HTML page of any result that has one.
+"""The browser page of a dictionary's latents, written atomically.
 
-Numbers as compact text: little-endian arrays in base64, which the page decodes on demand.
-
-What the browser page needs to know of a Features result, small enough for 2,000 latents.
-
-The browser page of a dictionary's latents, written atomically.
+It holds what it needs to know of a Features result as compact text, small enough for 2,000 latents:
+little-endian arrays in base64, which the page decodes on demand.
 """
 
 from __future__ import annotations
@@ -12,7 +9,6 @@ from __future__ import annotations
 import base64
 import html
 import json
-from functools import singledispatch
 from pathlib import Path
 from typing import Any
 
@@ -20,36 +16,10 @@ import numpy as np
 
 from tstlens.data import TimeSeriesData
 from tstlens.errors import ArgumentError, StorageError
-from tstlens.figures.drawing import joined_later
+from tstlens.figures.browser import page
 from tstlens.saes.reading.activity import top_slots
 from tstlens.saes.reading.result import Features
 from tstlens.storage import write_text
-
-
-@singledispatch
-def page(result: object, path: str | Path, **options: Any) -> Path:
-    """Write the HTML page of a result, chosen by its type.
-
-    Args:
-        result: what an analysis returned.
-        path: the file to write, atomically.
-        **options: of that kind of page; see :func:`tstlens.figures.browser.pages.write_features`.
-
-    Returns:
-        The path.
-
-    Raises:
-        ArgumentError: there is no page for this type.
-
-    Example:
-        >>> from tstlens.figures import page
-        >>> page(1.5, "x.html")
-        Traceback (most recent call last):
-        tstlens.errors.ArgumentError: expected a result with a page, got float
-    """
-    if joined_later(result):
-        return page(result, path, **options)
-    raise ArgumentError(f"expected a result with a page, got {type(result).__name__}")
 
 
 _NAMES = {"float32": "f4", "uint32": "u4", "int16": "i2", "uint16": "u2", "uint8": "u1"}
