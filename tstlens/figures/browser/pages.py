@@ -21,7 +21,6 @@ from tstlens.saes.reading.activity import top_slots
 from tstlens.saes.reading.result import Features
 from tstlens.storage import write_text
 
-
 _NAMES = {"float32": "f4", "uint32": "u4", "int16": "i2", "uint16": "u2", "uint8": "u1"}
 
 
