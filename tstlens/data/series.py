@@ -283,7 +283,8 @@ class TimeSeriesData:
         """
         if self.labels is not None and hasattr(model, "check_series"):
             mask = None if self.mask is None else self.mask[:1]
-            model.check_series(self.series[:1], mask)  # series of another kind have other classes
+            one = self.series[:1].to(model.cfg.dtype)  # whoever runs the model says what to cast
+            model.check_series(one, mask)  # series of another kind have other classes
         places = None if self.labels is None else places_in(model, self.class_names)
         if places is None or self.labels is None:
             return self
