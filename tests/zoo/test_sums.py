@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import importlib
+
 import pytest
 
 import tstlens
-from tests.zoo import test_chronos_2, test_chronos_bolt, test_timesfm_25
 
 FAMILIES = {
-    "Chronos-2, channel attention": (test_chronos_2, {"num_output_patches": 2}),
-    "Bolt, encoder and decoder": (test_chronos_bolt, {}),
-    "TimesFM 2.5, norms before and after": (test_timesfm_25, {}),
+    "Chronos-2, channel attention": ("chronos_2", {"num_output_patches": 2}),
+    "Bolt, encoder and decoder": ("chronos_bolt", {}),
+    "TimesFM 2.5, norms before and after": ("timesfm_25", {}),
 }
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_parts_sum_to_the_streams_of_a_converted_model(family):
-    source, options = FAMILIES[family]
+    name, options = FAMILIES[family]
+    # Imported here: without the family's package that module skips, and so does this test.
+    source = importlib.import_module(f"tests.zoo.test_{name}")
+    if not hasattr(source, "make"):
+        pytest.skip(f"{name}'s package is not installed")
     made = source.make().double()
     model = tstlens.convert(made, n_channels=2, **options)
     _, cache = model.run_with_cache(source.series().double())
