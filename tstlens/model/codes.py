@@ -27,7 +27,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from tstlens.arguments import checked
+from tstlens.arguments import Count, checked
 from tstlens.errors import ArgumentError, HookError, SeriesShapeError, UnknownHookError
 from tstlens.model.splicing import Splice, SplicedDictionaries, Watched, width_at
 from tstlens.shapes import Mask, Series
@@ -244,7 +244,7 @@ class CodedModel(SplicedDictionaries):
         mask: Mask | None = None,
         *,
         hooks: str | Sequence[str] | None = None,
-        batch_size: int = 256,
+        batch_size: Count = 256,
     ) -> dict[str, Tensor]:
         """The codes of series, as integers.
 

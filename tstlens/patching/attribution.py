@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from tstlens.arguments import checked, needs_gradients
+from tstlens.arguments import Positive, checked, needs_gradients
 from tstlens.errors import ArgumentError
 from tstlens.metrics import Metric
 from tstlens.model import HookedTST
@@ -368,7 +368,7 @@ def attribution(
     reference_mask: ReferenceMask | None = None,
     clean_mask: PairMask | None = None,
     corrupted_mask: PairMask | None = None,
-    memory_mb: float = 256.0,
+    memory_mb: Positive = 256.0,
     progress: bool = True,
 ) -> SweepResult:
     """What :func:`sweep` would give, estimated from gradients: same sites, axes and result.

@@ -17,7 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from tstlens.arguments import checked
+from tstlens.arguments import Count, Seed, checked
 from tstlens.data import TimeSeriesData
 from tstlens.errors import ArgumentError
 from tstlens.metrics import name_of
@@ -130,7 +130,7 @@ class Clusters(Result):
         return own[np.argsort(distance, kind="stable")]
 
     @checked
-    def medoids(self, n: int = 1) -> pd.DataFrame:
+    def medoids(self, n: Count = 1) -> pd.DataFrame:
         """The ``n`` samples nearest to the middle of every cluster, on the raw series.
 
         Returns:
@@ -228,8 +228,8 @@ def clusters(
     min_cluster_size: int = 5,
     standardise: bool = True,
     n_permutations: int = 500,
-    seed: int = 0,
-    batch_size: int = 128,
+    seed: Seed = 0,
+    batch_size: Count = 128,
     progress: bool = False,
 ) -> Clusters:
     """Group series, positions or latents by what the model makes of them.
@@ -563,8 +563,8 @@ def cluster_effect(
     metric: MeasureOutput | None = None,
     use_error_term: bool | None = None,
     n_draws: int = 20,
-    seed: int = 0,
-    batch_size: int = 256,
+    seed: Seed = 0,
+    batch_size: Count = 256,
     progress: bool = True,
 ) -> ClusterEffect:
     """Ablate a cluster's latents inside the model, or keep them alone, and look at the task.

@@ -19,7 +19,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformer_lens.utilities import get_act_name
 
-from tstlens.arguments import checked
+from tstlens.arguments import Count, checked
 from tstlens.data import TimeSeriesData
 from tstlens.errors import ArgumentError, SeriesShapeError
 from tstlens.model import HookedTST
@@ -170,7 +170,7 @@ def activations(
     data: TimeSeriesData,
     hooks: str | Sequence[str],
     *,
-    batch_size: int = 128,
+    batch_size: Count = 128,
     progress: bool = False,
 ) -> dict[str, Activations]:
     """Activations of every series at some hook points, padding marked.

@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from tstlens.arguments import checked
+from tstlens.arguments import Count, Seed, checked
 from tstlens.data import TimeSeriesData
 from tstlens.errors import ArgumentError, HookError, SeriesShapeError
 from tstlens.metrics import Better, Metric, name_of
@@ -191,8 +191,8 @@ def similarity(
     pool: Pool = "mean",
     debiased: bool = True,
     n_shuffles: int = 5,
-    seed: int = 0,
-    batch_size: int = 128,
+    seed: Seed = 0,
+    batch_size: Count = 128,
     progress: bool = False,
 ) -> Similarity:
     """Linear CKA between layers of one model, or between two models or training seeds.
@@ -362,7 +362,7 @@ def skip_cost(
     data: TimeSeriesData,
     *,
     metric: MeasureOutput | None = None,
-    batch_size: int = 256,
+    batch_size: Count = 256,
     progress: bool = True,
 ) -> SkipCost:
     """Skip every run of successive layers and look at the task.

@@ -21,7 +21,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from tstlens.arguments import checked
+from tstlens.arguments import Count, Draws, Seed, Share, checked
 from tstlens.data import TimeSeriesData
 from tstlens.errors import ArgumentError, LabelError
 from tstlens.model import HookedTST
@@ -520,10 +520,10 @@ def probe(
     strength: float = 1.0,
     n_folds: int = 5,
     n_shuffles: int = 5,
-    level: float = 0.95,
-    n_boot: int = 1000,
-    seed: int = 0,
-    batch_size: int = 128,
+    level: Share = 0.95,
+    n_boot: Draws = 1000,
+    seed: Seed = 0,
+    batch_size: Count = 128,
     n_jobs: int = 1,
     progress: bool = True,
 ) -> ProbeResult:
