@@ -503,8 +503,7 @@ def _advice(name: str, hint: Any, value: Any) -> str:
     words = [
         word for option in options if get_origin(option) is Literal for word in get_args(option)
     ]
-    given = value if isinstance(value, str) else ""
-    if close := difflib.get_close_matches(given, words, n=1):
+    if close := difflib.get_close_matches(shown(value).strip("'"), words, n=1):
         return f"did you mean {close[0]!r}?"
     takes_tensor = any("Tensor" in str(getattr(option, "array_type", option)) for option in options)
     name = name.rpartition(".")[2]

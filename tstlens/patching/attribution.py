@@ -493,8 +493,6 @@ def _check_options(
         raise ArgumentError(
             f"expected steps of 0 (plain gradients) or more (integrated gradients), got {steps!r}"
         )
-    if path not in ("site", "input"):
-        raise ArgumentError(f"path must be 'site' or 'input', got {path!r}")
     if steps and path == "input" and not (isinstance(source, str) and source == "clean"):
         raise ArgumentError(
             "path='input' goes from the corrupted series to the clean one, so source must be "

@@ -26,7 +26,6 @@ from tstlens.probing.extraction import (
     Activations,
     Pool,
     activations,
-    check_pool,
     latents,
     layer_of,
     spliced,
@@ -281,8 +280,7 @@ def clusters(
         >>> found.agreement.p["ari"] < 0.01
         True
     """
-    _check(hook, sae, what, method, n_permutations)
-    check_pool(pool)
+    _check(hook, sae, n_permutations)
     read = {"batch_size": batch_size, "progress": progress}
     if sae is not None:
         found = latents(model, data, sae, **read)
@@ -336,13 +334,9 @@ def clusters(
     )
 
 
-def _check(hook: str | None, sae: Any, what: str, method: str, n_permutations: int) -> None:
+def _check(hook: str | None, sae: Any, n_permutations: int) -> None:
     if (hook is None) == (sae is None):
         raise ArgumentError("give either hook=, or sae= (which knows its hook point)")
-    if what not in ("series", "positions", "latents"):
-        raise ArgumentError(f"expected what to be series, positions or latents, got {what!r}")
-    if method not in ("kmeans", "hdbscan"):
-        raise ArgumentError(f"expected method to be kmeans or hdbscan, got {method!r}")
     if n_permutations < 100:
         raise ArgumentError(f"expected n_permutations of at least 100, got {n_permutations}")
 
@@ -603,8 +597,6 @@ def cluster_effect(
         >>> groups = probing.clusters(model, data, sae=sae, what="latents")  # doctest: +SKIP
         >>> probing.cluster_effect(model, sae, data, groups).to_dataframe()  # doctest: +SKIP
     """
-    if mode not in ("ablate", "keep"):
-        raise ArgumentError(f"expected mode to be 'ablate' or 'keep', got {mode!r}")
     if n_draws < 1:
         raise ArgumentError(f"expected n_draws of at least 1, got {n_draws}")
     if found.what != "latents" or not found.made.get("of_dictionary"):

@@ -25,7 +25,7 @@ from tstlens.arguments import Count, Draws, Seed, Share, checked
 from tstlens.data import TimeSeriesData
 from tstlens.errors import ArgumentError, LabelError
 from tstlens.model import HookedTST
-from tstlens.probing.extraction import Activations, Pool, activations, check_pool, layer_of
+from tstlens.probing.extraction import Activations, Pool, activations, layer_of
 from tstlens.randomness import seeded
 from tstlens.results import Result
 from tstlens.stats import adjusted, by_cluster, mean_interval
@@ -141,8 +141,6 @@ def pipeline(kind: Kind, strength: float, is_class: bool) -> Any:
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
-    if kind not in ("logistic", "ridge"):
-        raise ArgumentError(f"expected kind to be 'logistic' or 'ridge', got {kind!r}")
     if not strength > 0:
         raise ArgumentError(f"expected a strength above 0, got {strength}")
     if kind == "logistic":
@@ -593,7 +591,6 @@ def probe(
         True
     """
     wanted = _check_by(by)
-    check_pool(pool)
     if channels not in ("joined", "each"):
         raise ArgumentError(f"expected channels to be 'joined' or 'each', got {channels!r}")
     if n_shuffles < 1 or n_folds < 2 or not 0 < level < 1 or n_boot < 100:

@@ -145,8 +145,6 @@ def surrogate(
         >>> probing.surrogate(model, data, 3).explanation is None
         True
     """
-    if kind not in ("linear", "tree"):
-        raise ArgumentError(f"expected kind 'linear' or 'tree', got {kind!r}")
     if not isinstance(data, TimeSeriesData):
         raise ArgumentError(f"expected a TimeSeriesData, got {type(data).__name__}")
     check_intervals(0.95, n_boot)
