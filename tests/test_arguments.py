@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
+import inspect
+import pkgutil
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import is_dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_origin
 
 import numpy as np
 import pandas as pd
@@ -12,8 +16,19 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import tstlens
 from tstlens import figures, patching, probing
-from tstlens.arguments import check_slice, checked, one_per_row, shown
+from tstlens.arguments import (
+    Count,
+    Positive,
+    Seed,
+    Share,
+    _hints,
+    check_slice,
+    checked,
+    one_per_row,
+    shown,
+)
 from tstlens.data import Pairs, TimeSeriesData
 from tstlens.errors import ArgumentError, InputError, LabelError, SeriesShapeError, SeriesValueError
 from tstlens.model import HeadConfig, HookedTST, HookedTSTConfig, PerStepConfig
@@ -50,11 +65,13 @@ def everything(
     labels: Labels | int | None = None,
     names: Sequence[str] = (),
     kind: Literal["a", "b"] = "a",
-    n: int = 1,
+    kinds: Sequence[Literal["a", "b"]] = (),
+    way: tuple[Literal["up", "down"], int] | None = None,
+    n: Count = 1,
     shift: int = 0,
-    seed: int = 0,
-    memory_mb: float | None = None,
-    level: float = 0.95,
+    seed: Seed = 0,
+    memory_mb: Positive | None = None,
+    level: Share = 0.95,
     strengths: Sequence[float] = (),
     path: str | Path = "",
     options: Mapping[str, Any] | None = None,
@@ -90,6 +107,13 @@ SERIES = torch.zeros(2, 3, 4)
         ({"names": "z"}, ArgumentError, r"a sequence of names, got 'z'; try names=\('z',\)"),
         ({"names": [1]}, ArgumentError, r"expected names as a sequence of names, got \[1\]"),
         ({"kind": 3}, ArgumentError, "expected kind as 'a' or 'b', got 3"),
+        ({"kind": "aa"}, ArgumentError, "'a' or 'b', got 'aa'; did you mean 'a'"),
+        ({"kinds": ["a", "c"]}, ArgumentError, r"a sequence of 'a' or 'b', got \['a', 'c'\]"),
+        ({"way": ("left", 1)}, ArgumentError, r"a tuple \('up' or 'down', an integer\) or None"),
+        ({"way": ("up", 1, 1)}, ArgumentError, r"got \('up', 1, 1\)"),
+        ({"n": 2**31}, ArgumentError, "at least 1 and of at most 2147483647, got 2147483648"),
+        ({"seed": 10**30}, ArgumentError, "of at most 9223372036854775807, got 1000000000"),
+        ({"seed": 1e30}, ArgumentError, "seed as an integer of at least 0, got 1e"),
         ({"n": 0}, ArgumentError, "expected n as an integer of at least 1, got 0"),
         ({"n": True}, ArgumentError, "expected n as an integer of at least 1, got True"),
         ({"shift": "2"}, ArgumentError, "expected shift as an integer, got '2'"),
@@ -114,6 +138,74 @@ def test_an_argument_of_another_type_is_named(given, error, message):
         everything(**given)
 
 
+ROOMS = [
+    importlib.import_module(found.name)
+    for found in pkgutil.walk_packages(tstlens.__path__, "tstlens.")
+    if found.ispkg
+]
+
+
+def _public_functions() -> dict[str, Callable[..., Any]]:
+    """Public functions, and public methods of public classes, of ours."""
+    found: dict[str, Callable[..., Any]] = {}
+    for room in ROOMS:
+        for name in room.__all__:
+            public = getattr(room, name)
+            if not getattr(public, "__module__", "").startswith("tstlens"):
+                continue
+            parts = {name: public}
+            if isinstance(public, type):
+                lines = [kind for kind in public.__mro__ if kind.__module__.startswith("tstlens")]
+                parts = {
+                    f"{name}.{part}": getattr(value, "__func__", value)
+                    for kind in reversed(lines)
+                    for part, value in vars(kind).items()
+                    if not part.startswith("_") or (part == "__init__" and not is_dataclass(public))
+                }
+            found |= {
+                f"{room.__name__}.{part}": value
+                for part, value in parts.items()
+                if inspect.isfunction(value)
+            }
+    return found
+
+
+def _choices(hint: Any) -> tuple[str, ...]:
+    """Words that the hint of an argument lists."""
+    inside = get_args(hint)
+    if get_origin(hint) is Literal:
+        return inside
+    return tuple(word for part in inside for word in _choices(part))
+
+
+def test_every_public_function_refuses_a_wrong_word_with_the_list_of_right_ones():
+    seen, unchecked = [], []
+    for called, function in _public_functions().items():
+        for name, hint in _hints(function).items():
+            if not (words := _choices(hint)):
+                continue
+            taken = getattr(function, "taken", None)
+            if called == "tstlens.model.HookedTST.forward":
+                continue  # runs in every loop; tests/model/test_requests.py
+            if taken is None:
+                unchecked.append(f"{called}({name}=)")
+                continue
+            with pytest.raises(ArgumentError) as refused:
+                taken(name, "nonsense")
+            assert all(repr(word) in str(refused.value) for word in words), called
+            assert f"expected {name} as" in str(refused.value)
+            seen.append(called)
+    assert not unchecked, "decorate with @checked"
+    assert {"tstlens.patching.sweep", "tstlens.patching.ComponentGraph.sender_at"} <= {*seen}
+    assert len(seen) > 30
+
+
+def test_a_node_of_no_kind_is_refused():
+    graph = patching.ComponentGraph(n_layers=1, n_heads=2)
+    with pytest.raises(ArgumentError, match="'head', 'mlp' or 'output', got 'haed'; .* 'head'?"):
+        graph.sender_at("haed", 0)
+
+
 def test_what_fits_is_let_through(model):
     assert everything(model, SERIES, torch.ones(2, 4).bool(), 1, ["a"], "b") == "ran"
     assert everything(n=np.int64(3), level=np.float32(0.5), strengths=(1, 2.5)) == "ran"
@@ -123,8 +215,8 @@ def test_what_fits_is_let_through(model):
 
 @checked
 def taken(
-    n: int = 1,
-    level: float = 0.5,
+    n: Count = 1,
+    level: Share = 0.5,
     on: bool = True,
     names: Sequence[str] = (),
     strengths: Sequence[float] = (),
@@ -273,7 +365,10 @@ def test_analyses_refuse_what_would_be_guessed_or_spread(model, data):
             "head in 0..1, got 2",
         ),
         (lambda: figures.draw_lens(result), "result as a LensResult, got a SweepResult"),
-        (lambda: figures.over_pairs(result, n_resamples=0), "n_resamples of at least 100"),
+        (
+            lambda: figures.over_pairs(result, n_resamples=0),
+            "as an integer of at least 100",
+        ),
         (lambda: figures.series(a[0], mask=torch.ones(1).bool()), r"a mask \[time=10\], got \[1\]"),
         (lambda: figures.series(a[0], highlight=[7]), r"highlight in 0\.\.1, got 7"),
         (lambda: figures.pair(pairs, 2, class_names=["only one"]), "a name for class 2 too"),

@@ -20,7 +20,7 @@ import pytest
 
 import tstlens
 from tstlens import errors
-from tstlens.lazy import _homes
+from tstlens.lazy import typed_imports
 
 PACKAGE = Path(__file__).resolve().parents[1] / "tstlens"
 
@@ -109,7 +109,7 @@ def room_of_import(dotted: str) -> str | None:
     name = rest.partition(".")[0]
     if first != "tstlens" or not name or name == "__version__":
         return None
-    home = _homes("tstlens").get(name, (None, None))
+    home = typed_imports("tstlens").get(name, (None, None))
     return name if home[1] is None else home[0].split(".")[1]
 
 

@@ -2,19 +2,21 @@
 
 ``@checked`` turns the annotations of a public function into an error that names the argument, what
 was expected, what came and what to do, so that no caller meets torch's or numpy's own words for a
-list where a tensor belongs. Shapes, and most bounds and names, are checked where they are used.
+list where a tensor belongs, and a word that a ``Literal`` does not list is refused with those that
+it does. Shapes, and what depends on another argument, are checked where they are used.
 
-Numbers have to be finite and no booleans; what is called ``seed``, ``n``, ``batch_size``,
-``memory_mb``, ``level`` and so on has the same bounds everywhere; a string is no sequence of names.
-What says the same without a loss is taken as what it says: numpy's numbers and arrays without axes
-as Python's, and, where a sequence belongs, arrays, iterators and views of dictionaries as the
-entries that they hold. Annotations that are not known at run time and parameters without one are
-let through.
+Numbers have to be finite, within the bounds that their annotation gives (``Count``, ``Seed``,
+``Share`` …), and no booleans; a string is no sequence of names. What says the same without a loss
+is taken as what it says: numpy's numbers and arrays without axes as Python's, and, where a sequence
+belongs, arrays, iterators and views of dictionaries as the entries that they hold. Annotations that
+are not known at run time and parameters without one are let through.
 """
 
 from __future__ import annotations
 
+import difflib
 import functools
+import importlib
 import inspect
 import math
 import numbers
@@ -25,27 +27,29 @@ import typing
 import warnings
 from collections.abc import Callable, Iterable, Iterator, KeysView, Mapping, Sequence, ValuesView
 from contextlib import ExitStack
+from dataclasses import asdict
 from pathlib import PurePath
-from typing import Any, Literal, TypeVar, get_args, get_origin
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 
 import numpy as np
 import torch
+from annotated_types import Ge, Gt, Le, Lt
 from torch import Tensor
 
 from tstlens.errors import ArgumentError, InputError, LabelError, SeriesShapeError, SeriesValueError
+from tstlens.lazy import typed_imports
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 Test = Callable[[Any], bool]
 _UNIONS = (typing.Union, types.UnionType)  # noqa: TID251 (X | Y makes either)
 
-# The least that an integer of this name may be; the count of anything needed is 1.
-_LEAST = {
-    "seed": 0,
-    **dict.fromkeys(("n", "k", "n_time", "batch_size", "rows_per_pass", "pairs_at_once"), 1),
-    **dict.fromkeys(("across", "levels", "most", "width"), 1),
-}
-_POSITIVE = ("limits", "memory_mb", "lr", "codebook_lr", "clip_norm")
-_SHARES = ("level", "q")
+MOST = 2**31 - 1  # of anything counted; torch's generators take larger seeds
+Count = Annotated[int, Ge(1), Le(MOST)]
+Amount = Annotated[int, Ge(0), Le(MOST)]
+Draws = Annotated[int, Ge(100), Le(MOST)]  # an interval's ends are noise below
+Seed = Annotated[int, Ge(0), Le(2**63 - 1)]
+Positive = Annotated[float, Gt(0)]
+Share = Annotated[float, Gt(0), Lt(1)]
 
 # What to do about a missing object, by the name of its class.
 _ADVICE = {
@@ -69,7 +73,7 @@ def checked(function: Function) -> Function:
 
     Example:
         >>> @checked
-        ... def top(n: int = 5, seed: int = 0) -> int: return n
+        ... def top(n: Count = 5, seed: Seed = 0) -> int: return n
         >>> top("7")
         Traceback (most recent call last):
         ...
@@ -85,19 +89,15 @@ def checked(function: Function) -> Function:
 
     @functools.cache
     def tests() -> dict[str, tuple[Any, Test]]:
-        hints = _hints(function)
-        hints.pop("return", None)
-        return {name: (hint, _test(hint, name)) for name, hint in hints.items()}
+        return {name: (hint, _test(hint)) for name, hint in _hints(function).items()}
+
+    def taken(name: str, value: Any) -> Any:
+        return _read(name, *tests()[name], value) if name in tests() else value
 
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
-        known, read = tests(), list(args)
-        for place, (name, value) in enumerate(zip(names, args, strict=False)):
-            if name in known:
-                read[place] = _read(name, *known[name], value)
-        for name, value in kwargs.items():
-            if name in known:
-                kwargs[name] = _read(name, *known[name], value)
+        read = [*map(taken, names, args), *args[len(names) :]]
+        kwargs = {name: taken(name, value) for name, value in kwargs.items()}
         if of_pairs:
             given = {**dict(zip(names, read, strict=False)), **kwargs}
             if hasattr(given.get("pairs"), "check_model"):
@@ -111,6 +111,7 @@ def checked(function: Function) -> Function:
                 stack.enter_context(turn)
             return function(*read, **kwargs)
 
+    call.taken = taken  # type: ignore[attr-defined]  # what one argument is taken as, or its error
     return typing.cast(Function, call)
 
 
@@ -234,24 +235,36 @@ def check_fields(record: Any) -> None:
 
 @functools.cache
 def _field_tests(kind: type) -> dict[str, tuple[Any, Test]]:
-    return {name: (hint, _test(hint, name)) for name, hint in _hints(kind).items()}
+    return {name: (hint, _test(hint)) for name, hint in _hints(kind).items()}
 
 
 def _hints(annotated: Any) -> dict[str, Any]:
-    """Resolved annotations, without those that only a type checker knows."""
+    """Resolved annotations of arguments, without those that cannot be known here."""
     plain = inspect.unwrap(annotated)
-    package = sys.modules.get(plain.__module__.rpartition(".")[0])
-    # A name that only a type checker imports may be one that the folder itself offers.
-    rooms = [sys.modules.get(f"tstlens.{name}") for name in ("data", "model")]
-    space = {name: value for room in rooms if room for name, value in vars(room).items()}
-    space |= {**vars(package or types), **vars(sys.modules[plain.__module__])}
-    found = {}
+    space, found = vars(sys.modules[plain.__module__]), {}
     for name, hint in getattr(plain, "__annotations__", {}).items():
-        try:
-            found[name] = eval(hint, space) if isinstance(hint, str) else hint  # our own code
-        except NameError:
-            continue
+        if name != "return":
+            try:
+                # Our own code; a name that only type checkers import is looked up where it is.
+                local = _TypedImports(plain.__module__)
+                found[name] = eval(hint, space, local) if isinstance(hint, str) else hint
+            except NameError:
+                continue
     return found
+
+
+class _TypedImports(dict[str, Any]):
+    """What a module imports under ``if TYPE_CHECKING:``, imported once it is asked for."""
+
+    def __init__(self, module: str) -> None:
+        self.module = module
+
+    def __missing__(self, name: str) -> Any:
+        if name in vars(sys.modules[self.module]):
+            raise KeyError(name)  # nothing of ours: Python goes on to the module's own names
+        home, original = typed_imports(self.module)[name]
+        module = importlib.import_module(home)
+        return module if original is None else getattr(module, original)
 
 
 def _read(name: str, hint: Any, test: Test, value: Any) -> Any:
@@ -286,27 +299,29 @@ def _readings(hint: Any, value: Any) -> Iterator[Any]:
     yield [tuple(entry) if isinstance(entry, list) else entry for entry in value]
 
 
-def _test(hint: Any, name: str = "") -> Test:
+def _test(hint: Any) -> Test:
     """Whether a value is what an annotation says."""
     origin, inside = get_origin(hint), get_args(hint)
     if hint is Any:
         return lambda value: True
     if origin in _UNIONS:
-        options = [_test(option, name) for option in inside]
+        options = [_test(option) for option in inside]
         return lambda value: any(option(value) for option in options)
     if hint is None or hint is type(None):
         return lambda value: value is None
-    if origin is Literal or hint is str:
+    if origin is Literal:
+        return lambda value: isinstance(value, str) and value in inside
+    if origin is Annotated:
+        base, bounds = _test(inside[0]), inside[1:]
+        return lambda value: base(value) and all(_is_within(value, bound) for bound in bounds)
+    if hint is str:
         return lambda value: isinstance(value, str)
     if hint is bool:
         return lambda value: isinstance(value, bool | np.bool_)
     if hint is int:
-        least = _LEAST.get(name, -math.inf)
-        return lambda value: _is_number(value, numbers.Integral) and value >= least
+        return lambda value: _is_number(value, numbers.Integral)
     if hint is float:
-        above = 0 if name in _POSITIVE + _SHARES else -math.inf
-        below = 1 if name in _SHARES else math.inf
-        return lambda value: _is_number(value, numbers.Real) and above < value < below
+        return lambda value: _is_number(value, numbers.Real) and -math.inf < value < math.inf
     if isinstance(hint, type) and hasattr(hint, "array_type"):  # jaxtyping's
         kind: Any = hint.array_type
         if _is_bools(hint):  # integers would pick rows 0 and 1 in place of masking
@@ -334,15 +349,34 @@ def _dtype(value: Any) -> str:
 
 
 def _sequence_test(kind: type, inside: tuple[Any, ...]) -> Test:
-    item = _test(inside[0]) if inside and set(inside[1:]) <= {...} else None
+    fixed = kind is tuple and ... not in inside
+    tests = [_test(one) for one in inside if one is not ...]
 
     def fits(value: Any) -> bool:
         if isinstance(value, str | bytes | Mapping) or not isinstance(value, kind):
             return False
         # An iterator could be read once only: its entries are left to the function.
-        return item is None or isinstance(value, Iterator) or all(item(entry) for entry in value)
+        if not tests or isinstance(value, Iterator):
+            return True
+        if fixed and len(value) != len(tests):
+            return False
+        each = tests if fixed else tests * len(value)
+        return all(test(entry) for test, entry in zip(each, value, strict=False))
 
     return fits
+
+
+def _is_within(value: Any, bound: Any) -> bool:
+    match bound:
+        case Ge(ge=end):
+            return value >= end
+        case Gt(gt=end):
+            return value > end
+        case Le(le=end):
+            return value <= end
+        case Lt(lt=end):
+            return value < end
+    return True
 
 
 def _is_number(value: Any, kind: type) -> bool:
@@ -351,7 +385,7 @@ def _is_number(value: Any, kind: type) -> bool:
 
 def _error(name: str, hint: Any, value: Any) -> InputError:
     advice = _advice(name, hint, value)
-    words = _words(hint, name.rpartition(".")[2])  # a field is named with its class
+    words = _words(hint, value)
     message = f"expected {name} as {words}, got {shown(value)}"
     if isinstance(value, Tensor) and any(_is_bools(option) for option in _options(hint)):
         message = f"expected a bool mask as {name}, {words}, got {shown(value)}"
@@ -373,20 +407,24 @@ def _kind_of_array(hint: Any) -> str:
     return {"Bool": "bool", "Int": "int"}.get(hint.__name__.split("[")[0], "float")
 
 
-def _words(hint: Any, name: str = "") -> str:
-    words = list(dict.fromkeys(word for option in _options(hint) for word in _word(option, name)))
-    return " or ".join(filter(None, [", ".join(words[:-1]), words[-1]]))
+def _words(hint: Any, value: Any = None) -> str:
+    """An annotation in English, as far as the value does not fit it."""
+    words = dict.fromkeys(word for option in _options(hint) for word in _word(option, value))
+    *others, last = words
+    return " or ".join(filter(None, [", ".join(others), last]))
 
 
-def _word(hint: Any, name: str = "") -> list[str]:
-    """An annotation in English: one phrase, or one per choice."""
+def _word(hint: Any, value: Any) -> list[str]:
+    """One phrase, or one per choice."""
     if get_origin(hint) is Literal:
         return [repr(choice) for choice in get_args(hint)]
-    return [_phrase(hint, name)]
+    return [_phrase(hint, value)]
 
 
-def _phrase(hint: Any, name: str) -> str:
+def _phrase(hint: Any, value: Any) -> str:
     origin, inside = get_origin(hint), get_args(hint)
+    if origin is Annotated:
+        return _within_words(_words(inside[0]), inside[1:], value)
     if hint is None or hint is type(None):
         return "None"
     if isinstance(hint, type) and hasattr(hint, "array_type"):
@@ -395,24 +433,36 @@ def _phrase(hint: Any, name: str) -> str:
         kind = _kind_of_array(hint)
         return f"{array} of {kind}s" + (f" [{', '.join(axes)}]" if axes and axes != ["..."] else "")
     if origin in _SEQUENCES:
+        if origin is tuple and len(set(inside)) > 1 and ... not in inside:
+            return f"a tuple ({', '.join(map(_words, inside))})"
         items = _PLURALS.get(inside[0], _words(inside[0])) if inside else "entries"
+        if origin is tuple and ... not in inside:
+            items = f"{len(inside)} {items}"
         return f"a sequence of {items}" if items else "a sequence"
     if origin in (Mapping, dict):
         return "a dict"
     if origin is Callable or hint is Callable:
         return "a function"
-    if hint is int and name in _LEAST:
-        return f"an integer of at least {_LEAST[name]}"
-    if hint is float and name in _POSITIVE:
-        return "a positive number"
-    if hint is float and name in _SHARES:
-        return "a number between 0 and 1"
     if hint in _SINGULARS:
         return _SINGULARS[hint]
     if isinstance(hint, type) and issubclass(hint, PurePath):
         return "a path"
     kind = getattr(hint, "__name__", str(hint))
     return f"{'an' if kind[0] in 'AEIOU' else 'a'} {kind}"
+
+
+def _within_words(kind: str, bounds: tuple[Any, ...], value: Any) -> str:
+    ends: dict[str, Any] = {}
+    for bound in bounds:  # annotated-types': Ge(ge=1), say
+        ends |= asdict(bound)
+    if ends == {"gt": 0}:
+        return "a positive number"
+    if {"gt", "lt"} == ends.keys():
+        return f"a number between {ends['gt']} and {ends['lt']}"
+    if ends.get("le") in (MOST, 2**63 - 1) and not (isinstance(value, int) and value > ends["le"]):
+        del ends["le"]  # goes without saying
+    words = {"ge": "of at least", "gt": "above", "le": "of at most", "lt": "below"}
+    return f"{kind} {' and '.join(f'{words[key]} {end}' for key, end in ends.items())}"
 
 
 _SINGULARS = {
@@ -450,6 +500,11 @@ def _named(value: Any) -> str:
 
 def _advice(name: str, hint: Any, value: Any) -> str:
     options = _options(hint)
+    words = [
+        word for option in options if get_origin(option) is Literal for word in get_args(option)
+    ]
+    if close := difflib.get_close_matches(shown(value).strip("'"), words, n=1):
+        return f"did you mean {close[0]!r}?"
     takes_tensor = any("Tensor" in str(getattr(option, "array_type", option)) for option in options)
     name = name.rpartition(".")[2]
     if hasattr(value, "dtype") and "complex" in str(value.dtype):

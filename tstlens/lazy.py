@@ -24,7 +24,7 @@ def lazy(
         moved: names that are public elsewhere now, and where. They still work, for one release,
             with a DeprecationWarning.
     """
-    module, moved, homes = sys.modules[package], moved or {}, _homes(package)
+    module, moved, homes = sys.modules[package], moved or {}, typed_imports(package)
 
     def getattribute(name: str) -> object:
         if name in moved:
@@ -51,8 +51,8 @@ def lazy(
     return getattribute, directory
 
 
-def _homes(package: str) -> dict[str, tuple[str, str | None]]:
-    """Name -> (module, name in it; None for the module itself), off the package's source."""
+def typed_imports(package: str) -> dict[str, tuple[str, str | None]]:
+    """Names imported for type checkers -> (module, name in it; None for the module itself)."""
     spec = importlib.util.find_spec(package)
     source = getattr(spec and spec.loader, "get_source", lambda _: None)(package)
     homes: dict[str, tuple[str, str | None]] = {}

@@ -53,6 +53,7 @@ class Metric:
             raise ArgumentError(f"measure: expected a function of the output, got {self.measure!r}")
 
     @classmethod
+    @checked
     def of(
         cls,
         function: Callable[[Tensor], Any],
@@ -60,7 +61,7 @@ class Metric:
         *,
         unit: str = "value",
         better: Better | None = None,
-        range: tuple[float, float] = ANY,
+        range: tuple[Any, Any] = ANY,
     ) -> Metric:
         """A function of your own from outputs [pair, ...] to [pair], with what it means.
 

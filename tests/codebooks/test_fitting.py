@@ -260,7 +260,7 @@ def test_a_forecaster_is_fitted_to_its_targets():
         ({"k": 3, "k_start": 2}, "expected k_start >= 3, got 2"),
         ({"epochs": 0}, "epochs must be at least 1, got 0"),
         ({"precision": "float16"}, "precision must be float32 or bfloat16"),
-        ({"begin_from": "zeros"}, "expected one of kmeans, sample, normal to start from"),
+        ({"begin_from": "zeros"}, "begin_from as 'kmeans', 'sample' or 'normal'"),
         ({"n_codes": 500}, "expected at least n_codes=500 activations"),
     ],
 )

@@ -197,7 +197,9 @@ def test_whole_numbers_of_any_kind_are_layers(layer, series, no_shape_checks):
 
 
 def test_a_hook_goes_forward_or_backward(no_shape_checks):
-    with pytest.raises(ArgumentError, match="dir must be one of fwd, bwd, got 'forward'"):
+    with pytest.raises(
+        ArgumentError, match="dir as 'fwd' or 'bwd', got 'forward'; did you mean 'fwd'"
+    ):
         build().add_hook(HOOK, lambda x, hook: x, dir="forward")
 
 

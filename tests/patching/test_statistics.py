@@ -221,7 +221,9 @@ def test_what_cannot_be_summarised_is_said():
         patching.summary(one, torch.zeros(3, dtype=torch.long))
     with pytest.raises(ArgumentError, match="expected level as a number between 0 and 1"):
         patching.summary(one, level=95.0)
-    with pytest.raises(ArgumentError, match="expected n_boot of at least 100, got 10"):
+    with pytest.raises(
+        ArgumentError, match="expected n_boot as an integer of at least 100, got 10"
+    ):
         patching.summary(one, n_boot=10)
     with pytest.raises(ArgumentError, match="a null map over the same sites"):
         patching.summary(one, null=result(np.zeros((4, 2))))

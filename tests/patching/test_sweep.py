@@ -322,7 +322,7 @@ def bad(case: Case, **changes):
         ({"axes": ("layer", "head", "head")}, ArgumentError, "an axis is swept once"),
         ({"axes": ("layer", "slice")}, ArgumentError, "needs n_slices that divides"),
         ({"n_slices": 2}, ArgumentError, "'slice' is not among the axes"),
-        ({"source": "noise"}, ArgumentError, "source must be 'clean', 'zero', 'mean' or series"),
+        ({"source": "noise"}, ArgumentError, "source as 'clean', 'zero', 'mean' or a Tensor"),
         ({"source": "mean"}, ArgumentError, "needs reference="),
         ({"metric": 3}, ArgumentError, "expected metric as a Metric or a function, got 3"),
         ({"metric": lambda out: out.sum()}, ArgumentError, "metric to give one value per series"),

@@ -344,7 +344,7 @@ def test_bad_arguments_say_what_would_do(no_shape_checks):
             SeriesShapeError,
             "expected a background",
         ),
-        ({"unit": "window"}, ArgumentError, "one of patch, time, got 'window'"),
+        ({"unit": "window"}, ArgumentError, "unit as 'patch' or 'time', got 'window'"),
         ({"measure": "mean_forecast"}, ArgumentError, "this model classifies"),
         ({"measure": lambda out: out}, ArgumentError, "one number per series"),
     ):

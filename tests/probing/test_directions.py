@@ -144,7 +144,7 @@ def test_sets_without_a_difference_and_unknown_methods_are_refused(no_shape_chec
     model, (a, _) = tiny(), two_sets()
     with pytest.raises(ArgumentError, match="are they the same series"):
         probing.direction(model, a, a, hook="hook_embed")
-    with pytest.raises(ArgumentError, match="one of mean, median, lda, probe, got 'pca'"):
+    with pytest.raises(ArgumentError, match="'mean', 'median', 'lda' or 'probe', got 'pca'"):
         probing.direction(model, a, a, hook="hook_embed", method="pca")
     with pytest.raises(ArgumentError, match="at least 2 series in each set"):
         probing.direction(model, a, a[:1], hook="hook_embed", method="lda")

@@ -17,7 +17,7 @@ from scipy import stats
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from tstlens.arguments import checked, one_per_row
+from tstlens.arguments import Count, Seed, checked, one_per_row
 from tstlens.data import TimeSeriesData
 from tstlens.data.labels import IndexNames, class_index
 from tstlens.errors import ArgumentError, HookError
@@ -155,8 +155,8 @@ def effects(
     reference: TimeSeriesData | None = None,
     others: Literal["keep", "drop"] = "keep",
     fill: Literal["next", "zero"] = "next",
-    seed: int = 0,
-    batch_size: int = 256,
+    seed: Seed = 0,
+    batch_size: Count = 256,
     progress: bool = True,
 ) -> CodeEffects:
     """Force (or ban) codes at more and more positions, and do the same with random codes.

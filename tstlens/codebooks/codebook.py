@@ -32,7 +32,7 @@ from sae_lens.saes.sae import SAEConfig, SAEMetadata
 from torch import Tensor, nn
 from torch.nn.functional import mse_loss, normalize
 
-from tstlens.arguments import check_fields, checked
+from tstlens.arguments import Count, Seed, check_fields, checked
 from tstlens.data.validate import check_dtype_name, usable_device
 from tstlens.errors import ArgumentError, SeriesShapeError
 
@@ -83,12 +83,12 @@ class CodebookConfig(SAEConfig):
     apply_b_dec_to_input: bool = False
     metadata: Any = field(default_factory=SAEMetadata)  # sae-lens first gives it a dict
     n_codes: int = 256
-    k: int = 1
+    k: Count = 1
     n_groups: int = 1
     similarity: Similarity = "cosine"
     normalize: bool = False
     gradient: GradientMode = "both"
-    seed: int = 0
+    seed: Seed = 0
 
     @classmethod
     def architecture(cls) -> str:
@@ -263,7 +263,7 @@ class Codebook(SAE[CodebookConfig]):
 
     @checked
     @torch.no_grad()
-    def sample(self, activations: Float[Tensor, "... d_in"], seed: int = 0) -> Codebook:
+    def sample(self, activations: Float[Tensor, "... d_in"], seed: Seed = 0) -> Codebook:
         """Make the table of activations drawn without replacement, each over k; in place.
 
         Args:
@@ -289,7 +289,7 @@ class Codebook(SAE[CodebookConfig]):
 
     @checked
     @torch.no_grad()
-    def set_k(self, k: int) -> Codebook:
+    def set_k(self, k: Count) -> Codebook:
         """Change how many codes are active; the table is scaled so that their sum is as before."""
         if not 1 <= k <= self.n_codes:
             raise ArgumentError(f"expected k in 1..{self.n_codes}, got {k}")

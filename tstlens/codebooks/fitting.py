@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from tqdm.auto import trange
 
 from tstlens import storage
-from tstlens.arguments import checked, needs_gradients
+from tstlens.arguments import Count, Positive, Seed, checked, needs_gradients
 from tstlens.codebooks.codebook import Codebook, CodebookConfig, GradientMode, Similarity, Snap
 from tstlens.data import TimeSeriesData
 from tstlens.errors import ArgumentError, HookError
@@ -137,8 +137,8 @@ def start(
     hooks: Iterable[str],
     config: CodebookConfig,
     how: Start = "kmeans",
-    seed: int = 0,
-    batch_size: int = 256,
+    seed: Seed = 0,
+    batch_size: Count = 256,
 ) -> dict[str, Codebook]:
     """Codebooks for several hook points, their tables made of the model's activations.
 
@@ -615,7 +615,7 @@ def fit(
     hooks: Iterable[str],
     *,
     n_codes: int = 256,
-    k: int = 1,
+    k: Count = 1,
     n_groups: int = 0,
     similarity: Similarity = "cosine",
     normalize: bool = False,
@@ -623,10 +623,10 @@ def fit(
     train_model: bool = False,
     target: Tensor | None = None,
     epochs: int = 20,
-    batch_size: int = 32,
+    batch_size: Count = 32,
     accumulate: int = 1,
-    lr: float = 3e-4,
-    codebook_lr: float = 3e-3,
+    lr: Positive = 3e-4,
+    codebook_lr: Positive = 3e-3,
     reconstruction: float = 1.0,
     commitment: float = 0.25,
     begin_from: Start = "kmeans",
@@ -635,8 +635,8 @@ def fit(
     revive: bool = True,
     ema: float | None = None,
     precision: Literal["float32", "bfloat16"] = "float32",
-    clip_norm: float | None = 1.0,
-    seed: int = 0,
+    clip_norm: Positive | None = 1.0,
+    seed: Seed = 0,
     folder: str | Path | None = None,
     progress: bool = True,
 ) -> FittedCodebooks:

@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from tstlens.arguments import checked
+from tstlens.arguments import Count, Seed, checked
 from tstlens.codebooks.book import CodeWindows, IndexedBook, windows_of
 from tstlens.codebooks.scores import (
     ChangedCodes,
@@ -88,8 +88,8 @@ class CodeIndex(PagedResult):
         test_columns: Mapping[str, Any] | None = None,
         spans: Spans | None = None,
         memory: float = 2.0,
-        batch_size: int = 256,
-        seed: int = 0,
+        batch_size: Count = 256,
+        seed: Seed = 0,
         sae_steps: int = 1000,
         progress: bool = True,
     ) -> CodeIndex:
@@ -218,10 +218,10 @@ class CodeIndex(PagedResult):
         unit: Literal["position", "series"] = "position",
         min_recall: float = 0.02,
         min_support: int = 10,
-        n: int = 10,
+        n: Count = 10,
         n_permutations: int = 200,
         min_samples: int = 8,
-        seed: int = 0,
+        seed: Seed = 0,
     ) -> CodeSearch:
         """Codes that are active where something holds, by precision.
 
@@ -262,7 +262,7 @@ class CodeIndex(PagedResult):
         *,
         group: int | None = None,
         head: int | None = None,
-        n: int | None = None,
+        n: Count | None = None,
         per_series: int | None = None,
     ) -> CodeWindows:
         """The raw windows at which a code is active, most similar first.
@@ -296,7 +296,7 @@ class CodeIndex(PagedResult):
         group: int | None = None,
         head: int | None = None,
         by: Literal["overlap", "cosine"] = "overlap",
-        n: int = 10,
+        n: Count = 10,
     ) -> SimilarCodes:
         """Codes like one code; see :func:`similar_codes`."""
         unit = self.book(hook).unit(code, group, head)

@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from tstlens.arguments import checked
+from tstlens.arguments import Count, Seed, checked
 from tstlens.codebooks.book import IndexedBook
 from tstlens.codebooks.codebook import Codebook
 from tstlens.codebooks.fitting import activations, perplexity, start
@@ -119,8 +119,8 @@ def score(
     original: HookedTST | None = None,
     train: TimeSeriesData | None = None,
     sae_steps: int = 1000,
-    seed: int = 0,
-    batch_size: int = 256,
+    seed: Seed = 0,
+    batch_size: Count = 256,
 ) -> CodebookScores:
     """Score the codebooks on a model.
 

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tstlens.arguments import checked
+from tstlens.arguments import Count, checked
 from tstlens.errors import ArgumentError, DownloadError, UnknownDatasetError
 
 if TYPE_CHECKING:
@@ -101,7 +101,7 @@ def recorded_series() -> dict[str, str]:
 def load_forecasting(
     name: str,
     split: str = "test",
-    n_time: int = 208,
+    n_time: Count = 208,
     horizon: int = 52,
     step: int = 1,
 ) -> ForecastWindows:

@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tstlens.arguments import check_fields, checked
+from tstlens.arguments import Count, Seed, check_fields, checked
 from tstlens.data.labels import class_index, places_in
 from tstlens.data.series import TimeSeriesData
 from tstlens.data.validate import blanked, check_series, row_indices, usable_device
@@ -155,7 +155,7 @@ def misclassified_pairs(
     model: Callable[..., Tensor],
     data: TimeSeriesData,
     per_class: int | None = None,
-    batch_size: int = 256,
+    batch_size: Count = 256,
     *,
     equal_lengths: bool = False,
 ) -> Pairs:
@@ -245,8 +245,8 @@ def class_pairs(
     data: TimeSeriesData,
     a: int | str,
     b: int | str,
-    n: int,
-    seed: int = 0,
+    n: Count,
+    seed: Seed = 0,
     *,
     equal_lengths: bool = False,
 ) -> Pairs:
@@ -422,7 +422,7 @@ def corrupt_with_noise(
     channel: Where = None,
     time: Where = None,
     mask: Tensor | None = None,
-    seed: int = 0,
+    seed: Seed = 0,
 ) -> Pairs:
     """Pairs whose corrupted series have the chosen samples replaced by white Gaussian noise.
 

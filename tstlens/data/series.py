@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tstlens.arguments import check_fields, checked
+from tstlens.arguments import Count, check_fields, checked
 from tstlens.data.frames import series_of_frame
 from tstlens.data.labels import IndexNames, as_names, encode_labels, places_in
 from tstlens.data.scaling import Scaling
@@ -159,7 +159,7 @@ class TimeSeriesData:
         labels: Any = None,
         *,
         class_names: Any = None,
-        n_time: int | None = None,
+        n_time: Count | None = None,
         name: str = "",
         split: str = "",
     ) -> TimeSeriesData:

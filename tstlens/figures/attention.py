@@ -11,7 +11,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 from torch import Tensor
 
-from tstlens.arguments import checked
+from tstlens.arguments import Count, checked
 from tstlens.errors import ArgumentError, UnknownNameError
 from tstlens.figures import style
 from tstlens.figures.drawing import draw
@@ -34,7 +34,7 @@ def draw_attention(
     layer: int | None = None,
     head: int | None = None,
     names: Sequence[str] | None = None,
-    across: int | None = None,
+    across: Count | None = None,
     title: str | None = "",
 ) -> go.Figure:
     """Patterns of every head, what each time step receives, or how sharp and far heads look.

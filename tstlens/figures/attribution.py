@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import plotly.graph_objects as go
 
-from tstlens.arguments import checked
+from tstlens.arguments import Count, Positive, checked
 from tstlens.errors import ArgumentError, UnknownNameError
 from tstlens.figures import style
 from tstlens.figures.drawing import draw
@@ -23,9 +23,9 @@ def draw_logit_attribution(
     *,
     kind: str = "map",
     series: int | None = None,
-    most: int = 40,
+    most: Count = 40,
     title: str | None = "",
-    limits: float | None = None,
+    limits: Positive | None = None,
 ) -> go.Figure:
     """What each component wrote to the output: by position as a map, or summed as bars.
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 
-from tstlens.arguments import checked
+from tstlens.arguments import Count, Positive, checked
 from tstlens.errors import ArgumentError, UnknownNameError
 from tstlens.figures import style
 from tstlens.figures.drawing import draw
@@ -44,7 +44,7 @@ class _Line:
 
 @draw.register
 @checked
-def draw_circuit(circuit: Circuit, *, title: str | None = "", levels: int = _LEVELS) -> go.Figure:
+def draw_circuit(circuit: Circuit, *, title: str | None = "", levels: Count = _LEVELS) -> go.Figure:
     """The circuit in layers: time at the bottom, heads and MLPs by layer, the class at the top.
 
     Lines are as wide as the root of their weight; blue improves the metric when the clean
@@ -361,7 +361,7 @@ def _slider(
 @draw.register
 @checked
 def draw_edge_effects(
-    effects: EdgeEffects, *, n: int = 20, title: str | None = "Strongest edges"
+    effects: EdgeEffects, *, n: Count = 20, title: str | None = "Strongest edges"
 ) -> go.Figure:
     """The edges with the largest mean effect: dot and interval over pairs, a tick per pair.
 
@@ -395,7 +395,7 @@ def draw_influence(
     kind: str = "signed",
     pair: int | None = None,
     title: str | None = "",
-    limits: float | None = None,
+    limits: Positive | None = None,
 ) -> go.Figure:
     """Patched heads down, listening heads across; blank where the listener does not come later.
 

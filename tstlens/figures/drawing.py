@@ -18,7 +18,7 @@ from typing import Any
 import plotly.graph_objects as go
 import plotly.io as pio
 
-from tstlens.arguments import checked
+from tstlens.arguments import Count, checked
 from tstlens.errors import ArgumentError
 from tstlens.storage import write_bytes
 
@@ -102,7 +102,7 @@ _BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-sta
 
 
 @checked
-def in_notebooks(width: int = 900) -> str:
+def in_notebooks(width: Count = 900) -> str:
     """Store every figure of a notebook as an interactive one and, if possible, as an image too.
 
     Code hosts show a notebook's images but do not run plotly. Images are drawn by kaleido with a

@@ -12,7 +12,7 @@ import numpy as np
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from tstlens.arguments import checked
+from tstlens.arguments import Positive, checked
 from tstlens.errors import ArgumentError
 from tstlens.figures import style
 from tstlens.figures.drawing import draw
@@ -34,7 +34,7 @@ def draw_input_attribution(
     index: int = 0,
     channels: Sequence[int] | None = None,
     channel_names: Sequence[str] | None = None,
-    limits: float | None = None,
+    limits: Positive | None = None,
     title: str | None = "",
 ) -> go.Figure:
     """One series, a row per channel: its line over the attribution of every unit.

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from tstlens.arguments import checked
+from tstlens.arguments import Draws, Seed, Share, checked
 from tstlens.errors import ArgumentError, UnknownNameError
 from tstlens.patching import SweepResult
 from tstlens.stats import (
@@ -60,9 +60,9 @@ def over_pairs(
     kind: str = "effect",
     *,
     clusters: Sequence[Any] | None = None,
-    level: float = 0.95,
-    n_resamples: int = 2000,
-    seed: int = 0,
+    level: Share = 0.95,
+    n_resamples: Draws = 2000,
+    seed: Seed = 0,
 ) -> Interval:
     """The mean over pairs of every site, with its bootstrap interval.
 

@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float
 from plotly.subplots import make_subplots
 from torch import Tensor
 
-from tstlens.arguments import checked
+from tstlens.arguments import Positive, checked
 from tstlens.data import ForecastWindows, Pairs
 from tstlens.errors import ArgumentError, SeriesShapeError
 from tstlens.figures import style
@@ -39,7 +39,7 @@ def series(
     highlight: Sequence[int] | None = None,
     overlaid: bool | None = None,
     mask: Bool[Tensor, " time"] | None = None,
-    limits: float | None = None,
+    limits: Positive | None = None,
     better: Better | None = None,
 ) -> go.Figure:
     """One series, a line per channel, the effect of every position shaded behind it.
@@ -94,7 +94,7 @@ def pair(
     channel_names: Sequence[str] | None = None,
     highlight: Sequence[int] | None = None,
     overlaid: bool | None = None,
-    limits: float | None = None,
+    limits: Positive | None = None,
     title: str | None = None,
 ) -> go.Figure:
     """Clean and corrupted series of a pair, one above the other on the same time axis.

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 
-from tstlens.arguments import checked
+from tstlens.arguments import Count, checked
 from tstlens.errors import ArgumentError, UnknownNameError
 from tstlens.figures import style
 from tstlens.figures.attribution import title_at_edge
@@ -449,7 +449,7 @@ def draw_separability(result: Separability, *, title: str | None = "") -> go.Fig
 
 @draw.register
 @checked
-def draw_direction(result: Direction, *, most: int = 40, title: str | None = "") -> go.Figure:
+def draw_direction(result: Direction, *, most: Count = 40, title: str | None = "") -> go.Figure:
     """The largest entries of a direction, largest first.
 
     Args:

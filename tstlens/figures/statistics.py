@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 
-from tstlens.arguments import checked
+from tstlens.arguments import Count, Seed, Share, checked
 from tstlens.errors import ArgumentError
 from tstlens.figures import style
 from tstlens.figures.drawing import draw
@@ -29,9 +29,9 @@ from tstlens.stats import mean_known, no_interval
 def draw_summary(
     result: Summary,
     *,
-    n: int = 12,
+    n: Count = 12,
     of: Any = None,
-    q: float = 0.05,
+    q: Share = 0.05,
     title: str | None = "",
 ) -> go.Figure:
     """The n strongest sites: dot and interval, filled where the q-value is at most ``q``.
@@ -329,10 +329,10 @@ def draw_agreement(
 @checked
 def ranking(
     result: SweepResult,
-    n: int = 10,
+    n: Count = 10,
     *,
     clusters: Sequence[Any] | None = None,
-    seed: int = 0,
+    seed: Seed = 0,
     title: str | None = "",
 ) -> go.Figure:
     """The n sites with the largest mean effect: dot and 95 % interval over pairs, a tick per pair.

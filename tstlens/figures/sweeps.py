@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 
-from tstlens.arguments import checked
+from tstlens.arguments import Count, Positive, checked
 from tstlens.errors import ArgumentError
 from tstlens.figures import style
 from tstlens.figures.drawing import draw
@@ -41,9 +41,9 @@ def draw_sweep(
     kind: str = "effect",
     pair: int | None = None,
     title: str | None = "",
-    limits: float | tuple[float, float] | None = None,
+    limits: Positive | tuple[float, float] | None = None,
     clusters: Sequence[Any] | None = None,
-    across: int | None = None,
+    across: Count | None = None,
 ) -> go.Figure:
     """The map of a sweep: bars for one axis, a heat map for two, small multiples for three.
 

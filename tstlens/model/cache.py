@@ -50,6 +50,7 @@ class TSTActivationCache(ActivationCache):
 
     model: Any
 
+    @checked
     def decompose_resid(
         self,
         layer: int | None = None,
@@ -75,8 +76,6 @@ class TSTActivationCache(ActivationCache):
             [component, ..., d_model]. With everything in, rows sum to the stream.
         """
         layer = self._summable("decompose_resid", layer, mlp_input)
-        if mode not in ("all", "mlp", "attn"):
-            raise ArgumentError(f"expected mode as 'all', 'mlp' or 'attn', got {mode!r}")
         parts = self._entering(layer) if incl_embeds else []
         for number in self._layers(layer, mlp_input):
             if mode != "mlp":

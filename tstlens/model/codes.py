@@ -27,7 +27,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from tstlens.arguments import checked
+from tstlens.arguments import Count, checked
 from tstlens.errors import ArgumentError, HookError, SeriesShapeError, UnknownHookError
 from tstlens.model.splicing import Splice, SplicedDictionaries, Watched, width_at
 from tstlens.shapes import Mask, Series
@@ -244,7 +244,7 @@ class CodedModel(SplicedDictionaries):
         mask: Mask | None = None,
         *,
         hooks: str | Sequence[str] | None = None,
-        batch_size: int = 256,
+        batch_size: Count = 256,
     ) -> dict[str, Tensor]:
         """The codes of series, as integers.
 
@@ -478,8 +478,6 @@ class SteerableCodes(CodedModel):
             ...     model.code_ids(torch.randn(1, 12, 25))[hook][0, :8, 0].tolist()
             [17, 17, 17, 17, 17, 17, 17, 17]
         """
-        if others not in ("keep", "drop"):
-            raise ArgumentError(f"expected others='keep' or 'drop', got {others!r}")
         with ExitStack() as stack:
             for book, wanted, where in self._wanted(codes, group, head):
                 if len(wanted) > book.k:
@@ -535,8 +533,6 @@ class SteerableCodes(CodedModel):
             HookError: a codebook that is switched off.
             ArgumentError: no such code, position, group or head; fewer than k codes left.
         """
-        if fill not in ("next", "zero"):
-            raise ArgumentError(f"expected fill='next' or 'zero', got {fill!r}")
         with ExitStack() as stack:
             for book, wanted, where in self._wanted(codes, group, head):
                 if fill == "next" and book.n_codes - len(set(wanted)) < book.k:

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import torch
 
-from tstlens.arguments import check_fields
+from tstlens.arguments import Count, Seed, check_fields
 from tstlens.data.labels import as_names
 from tstlens.errors import ArgumentError, UnknownNameError
 from tstlens.family_index import part_kinds
@@ -103,7 +103,7 @@ class HookedTSTConfig:
     head: HeadConfig | CustomConfig | FamilyPart
     d_head: int | None = None
     n_channels: int | None = None
-    n_time: int | None = None
+    n_time: Count | None = None
     n_ctx: int | None = None
     positions: Positions = "none"
     act_fn: ActFn = "relu"
@@ -131,7 +131,7 @@ class HookedTSTConfig:
     n_decoder_layers: int = 0
     class_names: tuple[str, ...] | None = None
     model_name: str = "HookedTST"
-    seed: int = 0
+    seed: Seed = 0
     use_attn_result: bool = False
     use_split_qkv_input: bool = False
     use_hook_mlp_in: bool = False

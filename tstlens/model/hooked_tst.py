@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformer_lens.hook_points import HookPoint
 
-from tstlens.arguments import checked
+from tstlens.arguments import Count, Seed, checked
 from tstlens.data.validate import check_series, usable_device
 from tstlens.errors import ArgumentError, SeriesShapeError, SeriesValueError
 from tstlens.model.cache import TSTActivationCache
@@ -107,7 +107,7 @@ class HookedTST(
 
     @checked
     @torch.no_grad()
-    def init_weights(self, seed: int = 0) -> None:
+    def init_weights(self, seed: Seed = 0) -> None:
         """Draw the weights anew: normal with variance 1 / inputs, biases zero, norms one.
 
         Modules of the user's own keep theirs.
@@ -351,7 +351,7 @@ class HookedTST(
             )
 
     @checked
-    def n_pos(self, n_time: int) -> int | None:
+    def n_pos(self, n_time: Count) -> int | None:
         """Positions that a series of ``n_time`` samples becomes; None for a custom front end."""
         known = getattr(self.cfg.embed, "n_pos", None)
         return None if known is None else known(n_time)
@@ -365,7 +365,7 @@ class HookedTST(
         return self._time("time_cell", pos, n_time)
 
     @checked
-    def _time(self, kind: str, pos: int, n_time: int | None) -> slice:
+    def _time(self, kind: str, pos: int, n_time: Count | None) -> slice:
         n_time = self.cfg.n_time if n_time is None else n_time
         of_pos: Callable[[int, int], slice] | None = getattr(self.cfg.embed, kind, None)
         if of_pos is None or n_time is None:

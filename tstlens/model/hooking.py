@@ -37,7 +37,6 @@ from transformer_lens.utilities import Slice
 from tstlens.arguments import check_gradients, check_slice, checked, shown
 from tstlens.data.validate import usable_device
 from tstlens.errors import ArgumentError, HookError, UnknownHookError
-from tstlens.model.parts import one_of
 
 Method = TypeVar("Method", bound=Callable[..., Any])
 
@@ -263,7 +262,6 @@ class CheckedHooks(HookedRootModule):
         """
         if not callable(hook):
             raise ArgumentError(f"expected hook as a function of (activation, hook), got {hook!r}")
-        one_of("dir", dir, ("fwd", "bwd"))
         for point in self.require_live([name]):
             super().add_hook(point, hook, dir, is_permanent, level, prepend)
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import torch
 from tqdm import tqdm
 
-from tstlens.arguments import checked
+from tstlens.arguments import Positive, Seed, checked
 from tstlens.data.validate import blanked
 from tstlens.errors import UnknownAxisError
 from tstlens.model import HookedTST
@@ -69,8 +69,8 @@ def ablate(
     n_slices: int | None = None,
     mask: PairMask | None = None,
     reference_mask: ReferenceMask | None = None,
-    seed: int = 0,
-    memory_mb: float = 256.0,
+    seed: Seed = 0,
+    memory_mb: Positive = 256.0,
     progress: bool = True,
 ) -> AblationResult:
     """Take a component away at every point of a grid, one at a time, and see what the metric does.

@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from tstlens.arguments import checked, needs_gradients
+from tstlens.arguments import Positive, checked, needs_gradients
 from tstlens.errors import ArgumentError
 from tstlens.metrics import Metric
 from tstlens.model import HookedTST
@@ -368,7 +368,7 @@ def attribution(
     reference_mask: ReferenceMask | None = None,
     clean_mask: PairMask | None = None,
     corrupted_mask: PairMask | None = None,
-    memory_mb: float = 256.0,
+    memory_mb: Positive = 256.0,
     progress: bool = True,
 ) -> SweepResult:
     """What :func:`sweep` would give, estimated from gradients: same sites, axes and result.
@@ -493,8 +493,6 @@ def _check_options(
         raise ArgumentError(
             f"expected steps of 0 (plain gradients) or more (integrated gradients), got {steps!r}"
         )
-    if path not in ("site", "input"):
-        raise ArgumentError(f"path must be 'site' or 'input', got {path!r}")
     if steps and path == "input" and not (isinstance(source, str) and source == "clean"):
         raise ArgumentError(
             "path='input' goes from the corrupted series to the clean one, so source must be "

@@ -24,7 +24,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from tstlens import storage
-from tstlens.arguments import checked, shown
+from tstlens.arguments import Positive, checked, shown
 from tstlens.data import Pairs
 from tstlens.errors import ArgumentError, CorruptFileError, StorageError, UnknownNameError
 from tstlens.metrics import ANY, Metric
@@ -397,7 +397,7 @@ def run_campaign(
     metrics: Sequence[str] | Mapping[str, MakeMetric] = _DEFAULT_METRICS,
     directions: Sequence[str] = DIRECTIONS,
     figures: bool = True,
-    memory_mb: float = 256.0,
+    memory_mb: Positive = 256.0,
     progress: bool = True,
 ) -> Campaign:
     """Sweep every site of every pair, in both directions, and keep it all in a folder.

@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm import tqdm
 
-from tstlens.arguments import checked
+from tstlens.arguments import Positive, checked
 from tstlens.errors import ArgumentError
 from tstlens.model import HookedTST
 from tstlens.patching.checks import check_pairs, require_two_writers
@@ -127,7 +127,7 @@ def head_influence(
     site: str = "z",
     clean_mask: PairMask | None = None,
     corrupted_mask: PairMask | None = None,
-    memory_mb: float = 256.0,
+    memory_mb: Positive = 256.0,
     progress: bool = True,
 ) -> Influence:
     """How much patching one head's output changes every later head's output.

@@ -19,7 +19,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm import tqdm
 
-from tstlens.arguments import check_finite, checked
+from tstlens.arguments import Count, check_finite, checked
 from tstlens.data.validate import blanked
 from tstlens.errors import ArgumentError, NonlinearResidualError, UnknownAxisError
 from tstlens.model import HeadConfig, HookedTST
@@ -131,7 +131,7 @@ class LogitAttribution(Result):
         )
 
     @checked
-    def top(self, n: int = 5) -> pd.DataFrame:
+    def top(self, n: Count = 5) -> pd.DataFrame:
         """The ``n`` components with the largest mean contribution in size, strongest first."""
         import pandas as pd
 

@@ -20,7 +20,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import log_softmax, softmax
 
-from tstlens.arguments import check_finite, check_slice, checked, numbers_of_rows
+from tstlens.arguments import Share, check_finite, check_slice, checked, numbers_of_rows
 from tstlens.data.labels import IndexNames, class_index
 from tstlens.errors import ArgumentError, LabelError, SeriesShapeError, SeriesValueError
 from tstlens.metrics import ANY, Metric
@@ -112,7 +112,7 @@ def quantile_loss(
     levels: Sequence[float],
     horizon: slice | int | None = None,
     channel: slice | int | None = None,
-    level: float | None = None,
+    level: Share | None = None,
     distribution: Distribution | None = None,
 ) -> Metric:
     """Mean pinball loss of a forecast's quantiles, in units of the output (lower is better).

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from tstlens.arguments import checked
+from tstlens.arguments import Count, checked
 from tstlens.errors import ArgumentError, UnknownAxisError
 from tstlens.metrics import ANY, Better
 from tstlens.results import Result
@@ -143,7 +143,7 @@ class SweepResult(Result):
         return self.effect().std(0, correction=1) / len(self.values) ** 0.5
 
     @checked
-    def top(self, n: int = 5) -> pd.DataFrame:
+    def top(self, n: Count = 5) -> pd.DataFrame:
         """The ``n`` sites whose mean effect is largest in size, strongest first."""
         result = self.mean("pair") if "pair" in self.axes else self
         frame = result.to_dataframe()

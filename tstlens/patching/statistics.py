@@ -20,7 +20,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tstlens.arguments import checked, shown
+from tstlens.arguments import Count, Draws, Seed, Share, checked, shown
 from tstlens.data import Pairs, TimeSeriesData
 from tstlens.data.pairs import observed_alike
 from tstlens.errors import ArgumentError, LabelError
@@ -116,7 +116,7 @@ class Summary(Result):
         return pd.DataFrame(columns, index=index).reset_index()
 
     @checked
-    def discoveries(self, q: float = 0.05) -> pd.DataFrame:
+    def discoveries(self, q: Share = 0.05) -> pd.DataFrame:
         """Rows with a q-value of at most ``q``, largest effect first.
 
         Among them, about this share is expected to be false.
@@ -137,13 +137,13 @@ class Summary(Result):
 def summary(
     result: SweepResult,
     by: Groups | None = None,
-    n_boot: int = 2000,
+    n_boot: Draws = 2000,
     *,
     cluster: Groups | None = None,
-    level: float = 0.95,
-    n_flips: int = 10000,
+    level: Share = 0.95,
+    n_flips: Draws = 10000,
     null: SweepResult | None = None,
-    seed: int = 0,
+    seed: Seed = 0,
 ) -> Summary:
     """Effect, interval, p and q of every site, per class.
 
@@ -337,11 +337,11 @@ class SplitHalf(Result):
 @checked
 def split_half(
     result: SweepResult,
-    k: int = 5,
+    k: Count = 5,
     *,
     n_splits: int = 200,
     cluster: Groups | None = None,
-    seed: int = 0,
+    seed: Seed = 0,
 ) -> SplitHalf:
     """How well two random halves of the series agree on which sites matter.
 
@@ -401,8 +401,8 @@ def split_half(
 def alike_pairs(
     model: Callable[..., Tensor],
     data: TimeSeriesData,
-    n: int = 32,
-    seed: int = 0,
+    n: Count = 32,
+    seed: Seed = 0,
     *,
     equal_lengths: bool = False,
 ) -> Pairs:
@@ -588,7 +588,7 @@ class Agreement(Result):
 
 
 @checked
-def agreement(exact: SweepResult, approximate: SweepResult, k: int = 5) -> Agreement:
+def agreement(exact: SweepResult, approximate: SweepResult, k: Count = 5) -> Agreement:
     """How well one sweep's effects agree with another's, pair by pair.
 
     Answers "may I trust the cheap map?". What can mislead: a high correlation can rest on a few

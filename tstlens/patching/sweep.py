@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from tstlens.arguments import checked
+from tstlens.arguments import Positive, checked
 from tstlens.metrics import Metric
 from tstlens.model import HookedTST
 from tstlens.patching.checks import check_pairs
@@ -56,7 +56,7 @@ def sweep(
     reference_mask: ReferenceMask | None = None,
     clean_mask: PairMask | None = None,
     corrupted_mask: PairMask | None = None,
-    memory_mb: float | None = None,
+    memory_mb: Positive | None = None,
     progress: bool = True,
 ) -> SweepResult:
     """Replace a site at every point of a grid, one at a time, in the corrupted run.

@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from tqdm import tqdm
 
-from tstlens.arguments import checked
+from tstlens.arguments import Positive, checked
 from tstlens.errors import ArgumentError
 from tstlens.metrics import Metric
 from tstlens.model import HookedTST
@@ -51,7 +51,7 @@ def window_sweep(
     ridge: float = RIDGE,
     clean_mask: PairMask | None = None,
     corrupted_mask: PairMask | None = None,
-    memory_mb: float | None = None,
+    memory_mb: Positive | None = None,
     progress: bool = True,
 ) -> SweepResult:
     """The effect of every channel and sample of the series, from windows that hold it.

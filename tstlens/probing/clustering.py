@@ -17,7 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from tstlens.arguments import checked
+from tstlens.arguments import Count, Seed, checked
 from tstlens.data import TimeSeriesData
 from tstlens.errors import ArgumentError
 from tstlens.metrics import name_of
@@ -26,7 +26,6 @@ from tstlens.probing.extraction import (
     Activations,
     Pool,
     activations,
-    check_pool,
     latents,
     layer_of,
     spliced,
@@ -130,7 +129,7 @@ class Clusters(Result):
         return own[np.argsort(distance, kind="stable")]
 
     @checked
-    def medoids(self, n: int = 1) -> pd.DataFrame:
+    def medoids(self, n: Count = 1) -> pd.DataFrame:
         """The ``n`` samples nearest to the middle of every cluster, on the raw series.
 
         Returns:
@@ -228,8 +227,8 @@ def clusters(
     min_cluster_size: int = 5,
     standardise: bool = True,
     n_permutations: int = 500,
-    seed: int = 0,
-    batch_size: int = 128,
+    seed: Seed = 0,
+    batch_size: Count = 128,
     progress: bool = False,
 ) -> Clusters:
     """Group series, positions or latents by what the model makes of them.
@@ -281,8 +280,7 @@ def clusters(
         >>> found.agreement.p["ari"] < 0.01
         True
     """
-    _check(hook, sae, what, method, n_permutations)
-    check_pool(pool)
+    _check(hook, sae, n_permutations)
     read = {"batch_size": batch_size, "progress": progress}
     if sae is not None:
         found = latents(model, data, sae, **read)
@@ -336,13 +334,9 @@ def clusters(
     )
 
 
-def _check(hook: str | None, sae: Any, what: str, method: str, n_permutations: int) -> None:
+def _check(hook: str | None, sae: Any, n_permutations: int) -> None:
     if (hook is None) == (sae is None):
         raise ArgumentError("give either hook=, or sae= (which knows its hook point)")
-    if what not in ("series", "positions", "latents"):
-        raise ArgumentError(f"expected what to be series, positions or latents, got {what!r}")
-    if method not in ("kmeans", "hdbscan"):
-        raise ArgumentError(f"expected method to be kmeans or hdbscan, got {method!r}")
     if n_permutations < 100:
         raise ArgumentError(f"expected n_permutations of at least 100, got {n_permutations}")
 
@@ -563,8 +557,8 @@ def cluster_effect(
     metric: MeasureOutput | None = None,
     use_error_term: bool | None = None,
     n_draws: int = 20,
-    seed: int = 0,
-    batch_size: int = 256,
+    seed: Seed = 0,
+    batch_size: Count = 256,
     progress: bool = True,
 ) -> ClusterEffect:
     """Ablate a cluster's latents inside the model, or keep them alone, and look at the task.
@@ -603,8 +597,6 @@ def cluster_effect(
         >>> groups = probing.clusters(model, data, sae=sae, what="latents")  # doctest: +SKIP
         >>> probing.cluster_effect(model, sae, data, groups).to_dataframe()  # doctest: +SKIP
     """
-    if mode not in ("ablate", "keep"):
-        raise ArgumentError(f"expected mode to be 'ablate' or 'keep', got {mode!r}")
     if n_draws < 1:
         raise ArgumentError(f"expected n_draws of at least 1, got {n_draws}")
     if found.what != "latents" or not found.made.get("of_dictionary"):

@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm import tqdm
 
-from tstlens.arguments import checked, shown
+from tstlens.arguments import Count, Draws, Seed, Share, checked, shown
 from tstlens.data import TimeSeriesData
 from tstlens.errors import ArgumentError, SeriesShapeError
 from tstlens.model import HookedTST
@@ -180,10 +180,10 @@ def deletion_insertion(
     mask: Tensor | None = None,
     n_points: int = 20,
     n_random: int = 10,
-    level: float = 0.95,
-    n_boot: int = 2000,
-    seed: int = 0,
-    rows_per_pass: int = 1024,
+    level: Share = 0.95,
+    n_boot: Draws = 2000,
+    seed: Seed = 0,
+    rows_per_pass: Count = 1024,
     progress: bool = True,
 ) -> DeletionInsertion:
     """How fast the output falls as units are deleted in an attribution's order, and rises as they

@@ -19,14 +19,13 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformer_lens.utilities import get_act_name
 
-from tstlens.arguments import checked
+from tstlens.arguments import Count, checked
 from tstlens.data import TimeSeriesData
 from tstlens.errors import ArgumentError, SeriesShapeError
 from tstlens.model import HookedTST
 from tstlens.model.hooking import require_one_pass
 
 Pool = Literal["mean", "max", "last"]
-POOLS = ("mean", "max", "last")
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -83,7 +82,6 @@ class Activations:
         Raises:
             ArgumentError: another pooling.
         """
-        check_pool(how)
         seen = self.observed[..., None]
         if how == "mean":
             return (self.values * seen).sum(2) / np.maximum(seen.sum(2), 1)
@@ -101,12 +99,6 @@ class Activations:
         sizes = zip(("series", "channel", "pos", "width"), self.values.shape, strict=True)
         shape = ", ".join(f"{name}={size}" for name, size in sizes)
         return f"Activations({self.hook}, {shape})"
-
-
-def check_pool(how: object) -> None:
-    """Raise :class:`ArgumentError` unless there is such a pooling."""
-    if how not in POOLS:
-        raise ArgumentError(f"expected pool to be one of {', '.join(POOLS)}, got {how!r}")
 
 
 def layer_of(hook: str) -> int | None:
@@ -170,7 +162,7 @@ def activations(
     data: TimeSeriesData,
     hooks: str | Sequence[str],
     *,
-    batch_size: int = 128,
+    batch_size: Count = 128,
     progress: bool = False,
 ) -> dict[str, Activations]:
     """Activations of every series at some hook points, padding marked.

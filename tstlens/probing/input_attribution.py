@@ -22,7 +22,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from tqdm import tqdm
 
-from tstlens.arguments import check_gradients, checked
+from tstlens.arguments import Count, Seed, check_gradients, checked
 from tstlens.data import TimeSeriesData
 from tstlens.data.validate import check_series
 from tstlens.errors import ArgumentError, SeriesShapeError, SeriesValueError
@@ -562,9 +562,9 @@ def attribute(
     mask: Tensor | None = None,
     n_steps: int = 64,
     n_samples: int | None = None,
-    seed: int = 0,
-    batch_size: int = 64,
-    rows_per_pass: int = 1024,
+    seed: Seed = 0,
+    batch_size: Count = 64,
+    rows_per_pass: Count = 1024,
     progress: bool = True,
 ) -> InputAttribution:
     """Each channel's and patch's (or sample's) share of the output, against a named baseline.

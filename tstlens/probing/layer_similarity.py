@@ -15,12 +15,12 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from tstlens.arguments import checked
+from tstlens.arguments import Count, Seed, checked
 from tstlens.data import TimeSeriesData
 from tstlens.errors import ArgumentError, HookError, SeriesShapeError
 from tstlens.metrics import Better, Metric, name_of
 from tstlens.model import HookedTST
-from tstlens.probing.extraction import Activations, Pool, activations, check_pool, layer_of
+from tstlens.probing.extraction import Activations, Pool, activations, layer_of
 from tstlens.probing.measures import MeasureOutput, Runs, check_task, score
 from tstlens.results import Result
 from tstlens.stats import mean_interval
@@ -191,8 +191,8 @@ def similarity(
     pool: Pool = "mean",
     debiased: bool = True,
     n_shuffles: int = 5,
-    seed: int = 0,
-    batch_size: int = 128,
+    seed: Seed = 0,
+    batch_size: Count = 128,
     progress: bool = False,
 ) -> Similarity:
     """Linear CKA between layers of one model, or between two models or training seeds.
@@ -235,11 +235,8 @@ def similarity(
         >>> probing.similarity(model, None, TimeSeriesData(torch.randn(9, 12, 25))).values.shape
         (3, 3)
     """
-    if rows not in ("positions", "series"):
-        raise ArgumentError(f"expected rows to be 'positions' or 'series', got {rows!r}")
     if n_shuffles < 1:
         raise ArgumentError(f"expected n_shuffles of at least 1, got {n_shuffles}")
-    check_pool(pool)
     read = {"batch_size": batch_size, "progress": progress}
     of_a = activations(model_a, data, hooks, **read)
     same = model_b is None and hooks_b is None
@@ -362,7 +359,7 @@ def skip_cost(
     data: TimeSeriesData,
     *,
     metric: MeasureOutput | None = None,
-    batch_size: int = 256,
+    batch_size: Count = 256,
     progress: bool = True,
 ) -> SkipCost:
     """Skip every run of successive layers and look at the task.

@@ -21,11 +21,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from tstlens.arguments import checked
+from tstlens.arguments import Count, Draws, Seed, Share, checked
 from tstlens.data import TimeSeriesData
 from tstlens.errors import ArgumentError, LabelError
 from tstlens.model import HookedTST
-from tstlens.probing.extraction import Activations, Pool, activations, check_pool, layer_of
+from tstlens.probing.extraction import Activations, Pool, activations, layer_of
 from tstlens.randomness import seeded
 from tstlens.results import Result
 from tstlens.stats import adjusted, by_cluster, mean_interval
@@ -141,8 +141,6 @@ def pipeline(kind: Kind, strength: float, is_class: bool) -> Any:
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
-    if kind not in ("logistic", "ridge"):
-        raise ArgumentError(f"expected kind to be 'logistic' or 'ridge', got {kind!r}")
     if not strength > 0:
         raise ArgumentError(f"expected a strength above 0, got {strength}")
     if kind == "logistic":
@@ -520,10 +518,10 @@ def probe(
     strength: float = 1.0,
     n_folds: int = 5,
     n_shuffles: int = 5,
-    level: float = 0.95,
-    n_boot: int = 1000,
-    seed: int = 0,
-    batch_size: int = 128,
+    level: Share = 0.95,
+    n_boot: Draws = 1000,
+    seed: Seed = 0,
+    batch_size: Count = 128,
     n_jobs: int = 1,
     progress: bool = True,
 ) -> ProbeResult:
@@ -593,7 +591,6 @@ def probe(
         True
     """
     wanted = _check_by(by)
-    check_pool(pool)
     if channels not in ("joined", "each"):
         raise ArgumentError(f"expected channels to be 'joined' or 'each', got {channels!r}")
     if n_shuffles < 1 or n_folds < 2 or not 0 < level < 1 or n_boot < 100:

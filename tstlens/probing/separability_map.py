@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm import tqdm
 
-from tstlens.arguments import checked
+from tstlens.arguments import Seed, checked
 from tstlens.data import TimeSeriesData
 from tstlens.errors import ArgumentError
 from tstlens.model import HookedTST
@@ -98,7 +98,7 @@ def separability(
     b_mask: Tensor | None = None,
     n_splits: int = 5,
     n_permutations: int = 200,
-    seed: int = 0,
+    seed: Seed = 0,
     progress: bool = True,
 ) -> Separability:
     """How well a linear discriminant tells two sets of series apart, by layer and position.

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tstlens.arguments import checked
+from tstlens.arguments import Count, Draws, Seed, checked
 from tstlens.data import TimeSeriesData
 from tstlens.data.window_properties import window_properties
 from tstlens.errors import ArgumentError
@@ -98,9 +98,9 @@ def surrogate(
     threshold: float = 0.5,
     max_depth: int = 3,
     n_splits: int = 5,
-    n_boot: int = 1000,
-    seed: int = 0,
-    batch_size: int = 512,
+    n_boot: Draws = 1000,
+    seed: Seed = 0,
+    batch_size: Count = 512,
 ) -> Surrogate:
     """A linear model or small tree that predicts the model's output from features of windows.
 
@@ -145,8 +145,6 @@ def surrogate(
         >>> probing.surrogate(model, data, 3).explanation is None
         True
     """
-    if kind not in ("linear", "tree"):
-        raise ArgumentError(f"expected kind 'linear' or 'tree', got {kind!r}")
     if not isinstance(data, TimeSeriesData):
         raise ArgumentError(f"expected a TimeSeriesData, got {type(data).__name__}")
     check_intervals(0.95, n_boot)

@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 from tqdm.auto import tqdm
 
-from tstlens.arguments import checked
+from tstlens.arguments import Count, Share, checked
 from tstlens.data import TimeSeriesData
 from tstlens.data.window_properties import widened, window_properties, windows
 from tstlens.errors import ArgumentError
@@ -277,12 +277,12 @@ def units(
     sae: Any = None,
     predictors: Mapping[str, Predictor] | None = None,
     standard: bool = True,
-    level: float = 0.05,
+    level: Share = 0.05,
     least_r: float = 0.2,
     near_copy: float = 0.7,
     seeds: Sequence[int] = (0, 1, 2, 3, 4),
     spans: Spans | None = None,
-    batch_size: int = 128,
+    batch_size: Count = 128,
     progress: bool = True,
 ) -> Units:
     """Which properties of the input window each hidden unit and each latent follows.

@@ -18,7 +18,7 @@ from torch import Tensor
 
 import tstlens
 from tstlens import storage
-from tstlens.arguments import checked
+from tstlens.arguments import Seed, checked
 from tstlens.data import TimeSeriesData, load_described
 from tstlens.errors import ArgumentError
 from tstlens.model import HookedTST
@@ -34,7 +34,7 @@ def build(
     *,
     data: str | TimeSeriesData | None = None,
     max_pairs: int = 24,
-    seed: int = 0,
+    seed: Seed = 0,
     progress: bool = True,
 ) -> Path:
     """Write a report on a classifier: what decides between its classes, and where it errs.

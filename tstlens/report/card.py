@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from tstlens.arguments import checked
+from tstlens.arguments import Seed, checked
 from tstlens.data import ForecastWindows, Scaling, load_described
 from tstlens.model import HookedTST
 from tstlens.model.saving import save_with
@@ -141,7 +141,7 @@ def make_checkpoint(
     *,
     data: str,
     recipe: dict[str, Any],
-    seed: int,
+    seed: Seed,
     command: str,
     name: str | None = None,
     scaling: str | None = None,

@@ -21,7 +21,7 @@ from sae_lens.saes.standard_sae import StandardSAE, StandardSAEConfig
 from torch import Tensor
 
 from tstlens import storage
-from tstlens.arguments import checked
+from tstlens.arguments import Seed, checked
 from tstlens.data import TimeSeriesData, load_dataset
 from tstlens.data.validate import usable_device
 from tstlens.errors import (
@@ -385,7 +385,7 @@ def browse(
     *,
     title: str | None = None,
     n_windows: int = 9,
-    seed: int = 0,
+    seed: Seed = 0,
     progress: bool = True,
     **options: Any,
 ) -> Path:

@@ -22,7 +22,7 @@ from sae_lens.saes.sae import SAEMetadata
 from sae_lens.saes.topk_sae import TopKSAE, TopKSAEConfig
 from torch import Tensor, nn
 
-from tstlens.arguments import checked
+from tstlens.arguments import Count, Seed, checked
 from tstlens.data import TimeSeriesData
 from tstlens.errors import ArgumentError
 from tstlens.model import HookedTST
@@ -53,9 +53,9 @@ def random_directions(n: int, width: int, seed: int) -> Float[Tensor, "row width
 def random_dictionary(
     sae: SAE[Any],
     activations: Activations,
-    k: int,
+    k: Count,
     *,
-    seed: int = 0,
+    seed: Seed = 0,
     encoder: str = "topk",
 ) -> SAE[Any]:
     """A dictionary of the same size whose directions are random, centred and scaled on the data.
@@ -96,7 +96,7 @@ def random_dictionary(
 
 
 @checked
-def neuron_dictionary(sae: SAE[Any], activations: Activations, k: int) -> SAE[Any]:
+def neuron_dictionary(sae: SAE[Any], activations: Activations, k: Count) -> SAE[Any]:
     """The neurons as a dictionary: the k entries that are furthest from their mean, both signs.
 
     Args:
@@ -269,8 +269,8 @@ def score(
     *,
     target: Tensor | None = None,
     controls: bool = True,
-    seed: int = 0,
-    batch_size: int = 256,
+    seed: Seed = 0,
+    batch_size: Count = 256,
 ) -> Scores:
     """Score a dictionary on data, beside a random dictionary of its size and the neurons.
 

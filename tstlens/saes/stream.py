@@ -31,7 +31,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from tstlens import storage
-from tstlens.arguments import checked
+from tstlens.arguments import Count, Positive, Seed, checked
 from tstlens.data import TimeSeriesData
 from tstlens.data.validate import blanked
 from tstlens.errors import ArgumentError, CorruptFileError, StorageError
@@ -428,10 +428,10 @@ class ActivationStream:
         hook: str | Sequence[str],
         mask: Mask | None = None,
         *,
-        batch_size: int = 1024,
-        seed: int = 0,
+        batch_size: Count = 1024,
+        seed: Seed = 0,
         head: Heads = "joined",
-        memory_mb: float = 512.0,
+        memory_mb: Positive = 512.0,
         cache: str | Path | None = None,
         shard_mb: float | None = None,
         series_per_pass: int | None = None,
@@ -615,7 +615,7 @@ class TensorStream:
     """
 
     @checked
-    def __init__(self, rows: Float[Tensor, "row width"], batch_size: int, seed: int = 0) -> None:
+    def __init__(self, rows: Float[Tensor, "row width"], batch_size: Count, seed: Seed = 0) -> None:
         if rows.ndim != 2 or not len(rows):
             raise ArgumentError(f"expected activations [row, width], got {list(rows.shape)}")
         if not rows.is_floating_point() or not bool(rows.isfinite().all()):

@@ -42,7 +42,7 @@ from tqdm.auto import tqdm
 
 import tstlens
 from tstlens import storage
-from tstlens.arguments import checked, needs_gradients
+from tstlens.arguments import Count, Positive, Seed, checked, needs_gradients
 from tstlens.data import TimeSeriesData
 from tstlens.data.validate import check_dtype_name, usable_device
 from tstlens.errors import ArgumentError, CorruptFileError, StorageError, UnknownNameError
@@ -70,7 +70,7 @@ def training_config(
     *,
     d_out: int | None = None,
     d_sae: int | None = None,
-    k: int | None = None,
+    k: Count | None = None,
     steps: int = 5000,
     normalize: str = "expected_average_only_in",
     device: str | torch.device = "cpu",
@@ -427,14 +427,14 @@ def train(
     hook_out: str | None = None,
     mask: Mask | None = None,
     d_sae: int | None = None,
-    k: int | None = None,
+    k: Count | None = None,
     steps: int = 5000,
-    batch_size: int = 1024,
-    lr: float = 1e-3,
-    seed: int = 0,
+    batch_size: Count = 1024,
+    lr: Positive = 1e-3,
+    seed: Seed = 0,
     normalize: str = "expected_average_only_in",
     head: Heads = "joined",
-    memory_mb: float = 512.0,
+    memory_mb: Positive = 512.0,
     cache: str | Path | None = None,
     checkpoint: str | Path | None = None,
     checkpoint_every: int = 1000,
@@ -579,11 +579,11 @@ def fit(
     d_in: int | None = None,
     d_out: int | None = None,
     d_sae: int | None = None,
-    k: int | None = None,
+    k: Count | None = None,
     steps: int = 5000,
-    batch_size: int = 1024,
-    lr: float = 1e-3,
-    seed: int = 0,
+    batch_size: Count = 1024,
+    lr: Positive = 1e-3,
+    seed: Seed = 0,
     normalize: str = "expected_average_only_in",
     metadata: dict[str, Any] | None = None,
     source: dict[str, Any] | None = None,

@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from tstlens.arguments import check_fields, checked
+from tstlens.arguments import Count, check_fields, checked
 from tstlens.data import check_series
 from tstlens.errors import ArgumentError, SeriesValueError, UnknownNameError
 from tstlens.shapes import Mask, Series
@@ -59,7 +59,7 @@ class ConvTSTConfig:
     """
 
     n_channels: int
-    n_time: int
+    n_time: Count
     n_classes: int
     conv_channels: tuple[int, ...] = (32, 64, 128)
     kernel_sizes: tuple[int, ...] = (5, 3, 3)

@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from tstlens.arguments import checked
+from tstlens.arguments import Count, checked
 from tstlens.data import TimeSeriesData
 from tstlens.data.forecasting import ForecastWindows
 from tstlens.errors import ArgumentError, LabelError, SeriesShapeError
@@ -85,7 +85,7 @@ class Evaluation:
 
 @checked
 def evaluate(
-    model: Callable[..., Tensor], data: TimeSeriesData, batch_size: int = 256
+    model: Callable[..., Tensor], data: TimeSeriesData, batch_size: Count = 256
 ) -> Evaluation:
     """Run a classifier over a data set, in eval mode and without gradients.
 

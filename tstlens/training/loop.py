@@ -38,7 +38,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from tstlens import storage
-from tstlens.arguments import checked, needs_gradients
+from tstlens.arguments import Count, Positive, Seed, checked, needs_gradients
 from tstlens.data import TimeSeriesData
 from tstlens.errors import ArgumentError, LabelError, SeriesValueError, UnknownNameError
 from tstlens.randomness import seeded
@@ -375,14 +375,14 @@ def train(
     val: TimeSeriesData | None = None,
     val_fraction: float = 0.2,
     epochs: int = 100,
-    batch_size: int = 32,
-    lr: float = 1e-3,
+    batch_size: Count = 32,
+    lr: Positive = 1e-3,
     weight_decay: float = 0.01,
     optimizer: str = "adamw",
     schedule: str = "cosine",
     label_smoothing: float = 0.0,
-    clip_norm: float | None = 1.0,
-    seed: int = 0,
+    clip_norm: Positive | None = 1.0,
+    seed: Seed = 0,
     augment: Augment | None = None,
     select: str = "best_val",
     refit: bool = False,

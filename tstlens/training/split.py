@@ -6,14 +6,14 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from tstlens.arguments import checked
+from tstlens.arguments import Seed, checked
 from tstlens.errors import ArgumentError, LabelError
 from tstlens.shapes import Labels
 
 
 @checked
 def stratified_split(
-    labels: Labels, fraction: float, seed: int = 0
+    labels: Labels, fraction: float, seed: Seed = 0
 ) -> tuple[Int[Tensor, " kept"], Int[Tensor, " held"]]:
     """Indices of the series to train on and of those held out, every class in proportion.
 
@@ -56,7 +56,7 @@ def stratified_split(
 
 
 @checked
-def stratified_folds(labels: Labels, n_folds: int, seed: int = 0) -> list[Int[Tensor, " held"]]:
+def stratified_folds(labels: Labels, n_folds: int, seed: Seed = 0) -> list[Int[Tensor, " held"]]:
     """Cut the series into disjoint folds with every class spread evenly over them.
 
     Args:

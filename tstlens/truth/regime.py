@@ -25,7 +25,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from tstlens.arguments import check_fields, checked
+from tstlens.arguments import Count, Seed, check_fields, checked
 from tstlens.data.series import TimeSeriesData
 from tstlens.data.validate import row_indices
 from tstlens.errors import ArgumentError, SeriesShapeError
@@ -276,7 +276,7 @@ class RegimeMachine:
     patch_len: int = 12
     noise: float = 0.2
     edge_probabilities: tuple[float, ...] | None = None
-    seed: int = 0
+    seed: Seed = 0
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -386,7 +386,7 @@ class RegimeMachine:
 
     @checked
     def sample(
-        self, n: int, n_pos: int = 32, *, seed: int = 0, split: str = "train"
+        self, n: Count, n_pos: int = 32, *, seed: Seed = 0, split: str = "train"
     ) -> RegimeSeries:
         """Series of the machine, each from a state of its own drawing.
 

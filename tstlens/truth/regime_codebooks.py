@@ -19,7 +19,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from tstlens.arguments import checked
+from tstlens.arguments import Seed, checked
 from tstlens.codebooks.codebook import Codebook
 from tstlens.codebooks.fitting import FittedCodebooks, fit, start
 from tstlens.codebooks.search import Places, best_rivals
@@ -416,7 +416,7 @@ def score_regime(
     original: HookedTST | None = None,
     n_series: int = 512,
     min_support: int = 20,
-    seed: int = 0,
+    seed: Seed = 0,
 ) -> RegimeScore:
     """Whether codes are the states of the machine that a model learned to forecast.
 
@@ -696,7 +696,7 @@ def regime_model(
     d_model: int = 16,
     n_heads: int = 4,
     d_mlp: int = 64,
-    seed: int = 0,
+    seed: Seed = 0,
 ) -> HookedTST:
     """A small causal transformer, not trained, that says at every position which patch is next.
 
@@ -738,7 +738,7 @@ def fit_regime(
     hooks: Iterable[str] = HOOKS,
     *,
     n_series: int = 6000,
-    seed: int = 0,
+    seed: Seed = 0,
     progress: bool = True,
     **options: Any,
 ) -> FittedCodebooks:

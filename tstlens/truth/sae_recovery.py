@@ -15,7 +15,7 @@ from sae_lens.synthetic import (
 )
 from torch import Tensor
 
-from tstlens.arguments import checked
+from tstlens.arguments import Seed, checked
 from tstlens.errors import ArgumentError
 from tstlens.results import Result
 from tstlens.saes.scoring import random_directions
@@ -60,7 +60,7 @@ def recovery(
     activations: Float[Tensor, "row width"] | None = None,
     feature_activations: Float[Tensor, "row feature"] | None = None,
     *,
-    seed: int = 0,
+    seed: Seed = 0,
 ) -> Recovery:
     """Match a dictionary's decoder with planted feature directions.
 

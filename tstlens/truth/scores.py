@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from tstlens.arguments import checked
+from tstlens.arguments import Seed, Share, checked
 from tstlens.errors import ArgumentError, SeriesShapeError, UnknownNameError
 from tstlens.randomness import seeded
 from tstlens.results import Result
@@ -88,8 +88,8 @@ def score_where(
     cells: Sequence[tuple[int, int]] | None = None,
     sign: str = "absolute",
     top: float | None = None,
-    level: float = 0.95,
-    seed: int = 0,
+    level: Share = 0.95,
+    seed: Seed = 0,
 ) -> WhereScore:
     """Whether an attribution ranks the samples that decide above the others.
 
@@ -293,7 +293,7 @@ def score_states(
     chosen_on: tuple[Tensor, Tensor] | None = None,
     observed: Bool[Tensor, "*place"] | None = None,
     n_shuffles: int = 10,
-    seed: int = 0,
+    seed: Seed = 0,
 ) -> StateScore:
     """Whether discrete codes (or clusters) are the states of the machine behind the series.
 
@@ -423,7 +423,7 @@ def score_features(
     truth: Float[Tensor, "row feature"],
     *,
     n_shuffles: int = 10,
-    seed: int = 0,
+    seed: Seed = 0,
 ) -> FeatureScore:
     """Whether single latents follow the features that were planted.
 

@@ -24,7 +24,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from tstlens.arguments import check_fields, checked
+from tstlens.arguments import Count, Seed, check_fields, checked
 from tstlens.data.series import TimeSeriesData
 from tstlens.data.validate import check_series, row_indices
 from tstlens.errors import ArgumentError, SeriesShapeError, UnknownNameError
@@ -303,7 +303,7 @@ class PlantedTask:
         return replace(self.data, series=self.background)
 
     @checked
-    def transplanted(self, seed: int = 0) -> Series:
+    def transplanted(self, seed: Seed = 0) -> Series:
         """The deciding samples on the backgrounds of other series: same classes, other context.
 
         Args:
@@ -351,12 +351,12 @@ def planted_names() -> list[str]:
 @checked
 def planted(
     name: str,
-    seed: int = 0,
+    seed: Seed = 0,
     *,
     split: str = "train",
     n_train: int = 1000,
     n_test: int = 400,
-    n_time: int | None = None,
+    n_time: Count | None = None,
     n_channels: int | None = None,
     background: str = "narma",
 ) -> PlantedTask:

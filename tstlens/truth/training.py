@@ -35,7 +35,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
-from tstlens.arguments import checked, needs_gradients
+from tstlens.arguments import Count, Positive, Seed, checked, needs_gradients
 from tstlens.errors import ArgumentError, SeriesShapeError, UnknownNameError
 from tstlens.randomness import seeded
 from tstlens.results import Result
@@ -111,7 +111,7 @@ PLANTED_RECIPES: dict[str, PlantedRecipe] = {
 @needs_gradients
 @torch.enable_grad()
 def fit_planted(
-    name: str, seed: int = 0, *, n_test: int = 400, progress: bool = True
+    name: str, seed: Seed = 0, *, n_test: int = 400, progress: bool = True
 ) -> tuple[ConvTST, PlantedTask, Evaluation, TrainingResult]:
     """Train a small transformer on a planted task, to 95 % or more on series it has not seen.
 
@@ -162,7 +162,7 @@ class NextPatchHead(nn.Module):
     """
 
     @checked
-    def __init__(self, d_model: int, d_out: int, seed: int = 0) -> None:
+    def __init__(self, d_model: int, d_out: int, seed: Seed = 0) -> None:
         super().__init__()
         generator = torch.Generator().manual_seed(seed)
         self.W_U = nn.Parameter(torch.randn(d_model, d_out, generator=generator) / d_model**0.5)
@@ -184,9 +184,9 @@ def fit_next_patch(
     n_pos: int = 16,
     target: str = "patch",
     steps: int = 4000,
-    batch_size: int = 64,
-    lr: float = 2e-2,
-    seed: int = 0,
+    batch_size: Count = 64,
+    lr: Positive = 2e-2,
+    seed: Seed = 0,
     progress: bool = True,
 ) -> Float[np.ndarray, " step"]:
     """Train a module in place to say, at every position, what the machine writes next.
@@ -331,7 +331,7 @@ def score_next_patch(
     data: RegimeSeries,
     *,
     target: str = "patch",
-    batch_size: int = 256,
+    batch_size: Count = 256,
 ) -> NextPatchScore:
     """Valid-transition mass of a model's forecasts, by position.
 

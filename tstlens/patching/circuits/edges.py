@@ -44,7 +44,7 @@ from jaxtyping import Bool
 from torch import Tensor
 from tqdm import tqdm
 
-from tstlens.arguments import checked, needs_gradients
+from tstlens.arguments import Count, Positive, checked, needs_gradients
 from tstlens.errors import ArgumentError, SeriesShapeError
 from tstlens.metrics import Metric
 from tstlens.model import HookedTST
@@ -253,7 +253,7 @@ def edge_sweep(
     channels: bool = False,
     clean_mask: PairMask | None = None,
     corrupted_mask: PairMask | None = None,
-    memory_mb: float = 256.0,
+    memory_mb: Positive = 256.0,
     progress: bool = True,
 ) -> EdgeEffects:
     """Patch one edge at a time from the clean into the corrupted run, exactly.
@@ -397,7 +397,7 @@ def edge_attribution(
     channels: bool = False,
     clean_mask: PairMask | None = None,
     corrupted_mask: PairMask | None = None,
-    pairs_at_once: int = 32,
+    pairs_at_once: Count = 32,
     progress: bool = True,
 ) -> EdgeEffects:
     """Estimate the effect of patching each edge, for all edges at once.

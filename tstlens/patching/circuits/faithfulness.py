@@ -22,7 +22,7 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm import tqdm
 
-from tstlens.arguments import checked
+from tstlens.arguments import Positive, Seed, checked
 from tstlens.data import Pairs
 from tstlens.errors import ArgumentError
 from tstlens.metrics import Metric
@@ -159,8 +159,8 @@ def faithfulness(
     fractions: Sequence[float] = FRACTIONS,
     absolute: bool = True,
     n_random: int = 0,
-    seed: int = 0,
-    memory_mb: float = 256.0,
+    seed: Seed = 0,
+    memory_mb: Positive = 256.0,
     progress: bool = True,
 ) -> Faithfulness:
     """How much of the model's behaviour the circuit's scores' strongest edges keep.

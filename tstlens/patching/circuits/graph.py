@@ -21,7 +21,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from tstlens.arguments import checked
+from tstlens.arguments import Count, checked
 from tstlens.errors import ArgumentError, UnknownSiteError
 from tstlens.model import HookedTST
 from tstlens.patching.checks import require_two_writers
@@ -275,7 +275,7 @@ class ComponentGraph:
 @checked
 def component_graph(
     model: HookedTST,
-    n_time: int | None = None,
+    n_time: Count | None = None,
     *,
     positions: bool = True,
     channels: bool = False,

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from tstlens.arguments import checked
+from tstlens.arguments import Positive, checked
 from tstlens.errors import ArgumentError, UnknownSiteError
 from tstlens.metrics import Metric
 from tstlens.model import HookedTST
@@ -69,7 +69,7 @@ def path_patch(
     positions: bool = True,
     clean_mask: PairMask | None = None,
     corrupted_mask: PairMask | None = None,
-    memory_mb: float = 256.0,
+    memory_mb: Positive = 256.0,
     progress: bool = True,
 ) -> SweepResult:
     """Which components tell these receivers something, directly?
@@ -165,7 +165,7 @@ def follow_paths(
     positions: bool = True,
     clean_mask: PairMask | None = None,
     corrupted_mask: PairMask | None = None,
-    memory_mb: float = 256.0,
+    memory_mb: Positive = 256.0,
     progress: bool = True,
 ) -> SweepResult:
     """What does the clean series tell the output along exactly these paths?

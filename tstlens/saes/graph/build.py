@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from tstlens.arguments import checked, needs_gradients
+from tstlens.arguments import Count, Seed, checked, needs_gradients
 from tstlens.data import TimeSeriesData
 from tstlens.errors import ArgumentError, SeriesShapeError
 from tstlens.metrics import name_of
@@ -45,8 +45,8 @@ def feature_graph(
     steps: int = 0,
     n_exact: int = 24,
     n_controls: int = 8,
-    batch_size: int = 128,
-    seed: int = 0,
+    batch_size: Count = 128,
+    seed: Seed = 0,
     progress: bool = True,
 ) -> FeatureGraph:
     """Which latents make the metric what it is, and through which latents of later layers.

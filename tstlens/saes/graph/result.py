@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from tstlens.arguments import checked
+from tstlens.arguments import Count, checked
 from tstlens.errors import ArgumentError
 from tstlens.metrics import Better
 from tstlens.results import Result
@@ -155,7 +155,7 @@ class FeatureGraph(Result):
         return frame.loc[order].reset_index(drop=True)
 
     @checked
-    def top_latents(self, series: int | None = None, n: int = 10) -> pd.DataFrame:
+    def top_latents(self, series: int | None = None, n: Count = 10) -> pd.DataFrame:
         """The latents with the largest estimated effect, in one series or on average.
 
         Args:

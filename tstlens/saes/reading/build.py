@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tstlens.arguments import checked
+from tstlens.arguments import Count, Seed, checked
 from tstlens.data import TimeSeriesData
 from tstlens.model import HookedTST
 from tstlens.model.hooking import require_one_pass
@@ -171,8 +171,8 @@ def features(
     effect_series: int = 8,
     n_permutations: int = 1000,
     spans: Spans | None = None,
-    seed: int = 0,
-    batch_size: int = 128,
+    seed: Seed = 0,
+    batch_size: Count = 128,
     progress: bool = True,
 ) -> Features:
     """What each latent of an SAE responds to in the series, and what it does to the output.

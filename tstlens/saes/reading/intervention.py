@@ -17,7 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from tstlens.arguments import checked
+from tstlens.arguments import Count, Seed, checked
 from tstlens.data import TimeSeriesData
 from tstlens.errors import ArgumentError
 from tstlens.model import HookedTST
@@ -145,8 +145,8 @@ def ablate_latent(
     doses: Sequence[float | int] = (0.25, 0.5, 0.75, 1.0),
     n_controls: int = 8,
     max_series: int | None = None,
-    seed: int = 0,
-    batch_size: int = 128,
+    seed: Seed = 0,
+    batch_size: Count = 128,
 ) -> LatentEffect:
     """What the output would be with less of one latent.
 
@@ -211,8 +211,8 @@ def steer_latent(
     unit: float | int | None = None,
     n_controls: int = 8,
     max_series: int | None = None,
-    seed: int = 0,
-    batch_size: int = 128,
+    seed: Seed = 0,
+    batch_size: Count = 128,
 ) -> LatentEffect:
     """What the output would be with more of one latent, at every position.
 

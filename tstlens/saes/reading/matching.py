@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float, Int
 from scipy.optimize import linear_sum_assignment
 
-from tstlens.arguments import checked
+from tstlens.arguments import Count, Seed, checked
 from tstlens.data import TimeSeriesData
 from tstlens.errors import ArgumentError
 from tstlens.model import HookedTST
@@ -77,8 +77,8 @@ def compare(
     model: HookedTST | None = None,
     data: TimeSeriesData | None = None,
     by: str | None = None,
-    seed: int = 0,
-    batch_size: int = 128,
+    seed: Seed = 0,
+    batch_size: Count = 128,
 ) -> DictionaryMatch:
     """Match the latents of two dictionaries one to one.
 
