@@ -71,7 +71,9 @@ def test_the_page_holds_the_numbers_of_the_index(index, tmp_path):
         share = unpacked(data["table"]["density"])[at]
         assert share == pytest.approx(len(part) / int(index.data.mask.sum()))
         counts = np.bincount(labels[part.series], minlength=3)
-        assert unpacked(data["classTable"]["places"])[3 * at : 3 * at + 3].tolist() == counts.tolist()
+        assert (
+            unpacked(data["classTable"]["places"])[3 * at : 3 * at + 3].tolist() == counts.tolist()
+        )
         if not len(part):
             continue
         windows = index.windows(hook, code, group=group)

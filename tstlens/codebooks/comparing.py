@@ -198,9 +198,9 @@ def changed_codes(index: CodeIndex, series: int, other: int) -> ChangedCodes:
         seen = np.stack([book.observed[at] for at in rows])[:, :, None]
         share = on.sum(1) / np.maximum(seen.sum(1), 1)
         only = (on & ~on[::-1] & seen[::-1]).sum(1)
-        kept = on.any((0, 1))
+        kept = np.flatnonzero(on.any(0).any(0))
         parts.append(np.concatenate([share, only, on.all(0).sum(0)[None]])[:, kept])
-        names += [name for name, keep in zip(book.names(), kept, strict=True) if keep]
+        names += [(book.hook, *book.named(unit)) for unit in kept]
     found = np.concatenate(parts, axis=1)
     order = np.argsort(-np.abs(found[1] - found[0]), kind="stable")
     found = found[:, order]

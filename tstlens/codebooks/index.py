@@ -168,7 +168,7 @@ class CodeIndex(PagedResult):
         model._require_on(splices)
         books = {name: splice.dictionary for name, splice in splices.items()}
         labelled = test is not None and data.labels is not None and test.labels is not None
-        if labelled and data.class_names != test.class_names:
+        if test is not None and labelled and data.class_names != test.class_names:
             raise ArgumentError(
                 f"expected data and test with the same classes, got {list(data.class_names)} and "
                 f"{list(test.class_names)}; give the training set's class_names to the test set"

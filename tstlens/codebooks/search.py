@@ -599,7 +599,7 @@ def _check_test(index: CodeIndex, other: CodeIndex, names: Sequence[str]) -> Non
 def _held(
     index: CodeIndex,
     mask: Any,
-    predicate: Callable[[Any], Any] | None,
+    predicate: Any,
     label: int | str | None,
     min_samples: int,
 ) -> tuple[Bool[np.ndarray, " slot"], bool]:

@@ -125,15 +125,14 @@ def _tables(index: CodeIndex, features: Features) -> dict[str, Any]:
         per_series = activity.n_channels * activity.n_pos
         counts = activity.values.T @ np.repeat(of_series, per_series, axis=0)
         most = np.where(support > 0, counts.max(1), np.nan)
-        frame["class"] = np.where(support > 0, names[counts.argmax(1)], None)
+        frame["class"] = pd.Series(names[counts.argmax(1)]).where(support > 0)
         frame["share"] = most / np.maximum(support, 1)
         by_class = {
             "places": packed(counts, "uint32"),
             "series": packed(in_series.T @ of_series, "uint32"),
         }
     if (found := features.properties) is not None:
-        best = np.array(found.names)[found.best]
-        frame["property"] = np.where(found.confirmed, best, None)
+        frame["property"] = pd.Series(np.array(found.names)[found.best]).where(found.confirmed)
         frame["confirmed"] = found.confirmed
     table = table_of(frame, ("class", "property"))
     return {"table": {**table, "support": packed(support, "uint32")}, "classTable": by_class}
