@@ -317,7 +317,7 @@ def test_what_cannot_be_searched_for_is_refused(no_shape_checks):
         ({}, "one of a predicate, label= and mask="),
         ({"label": 1, "mask": np.zeros(3)}, "none or several"),
         ({"label": 1, "n_permutations": 10}, "at least 100, got 10"),
-        ({"label": 1, "unit": "patch"}, "unit='position' or 'series'"),
+        ({"label": 1, "unit": "patch"}, "unit as 'position' or 'series'"),
         ({"label": 1, "min_recall": 2}, r"min_recall in 0..1, got 2"),
         ({"predicate": lambda w: w.slope > 1e9}, "nothing among 240 observed positions"),
         ({"predicate": lambda w: w.slope < 1e9}, "everything among"),
