@@ -15,7 +15,7 @@ from tstlens.errors import ArgumentError, HookError
 from tstlens.model.attention import Attention, ChannelAttention, CrossAttention
 from tstlens.model.config import HookedTSTConfig
 from tstlens.model.mlp import MLP
-from tstlens.model.norms import NoNorm, listened_to, make_norm, watched
+from tstlens.model.norms import NoNorm, hooked, make_norm, watched
 from tstlens.model.state import TrunkState
 from tstlens.points import Hook
 from tstlens.shapes import Hidden, PerHead, Residual
@@ -201,7 +201,7 @@ class PreNormBlock(Block):
         return resid_mid, self.mlp_norm(self._mlp_input(resid_mid))
 
     def sum_up(self, carried: Residual, mlp_out: Residual, resid_pre: Residual | None) -> Residual:
-        heard = listened_to(self.hook_attn_mlp_sum)
+        heard = hooked(self.hook_attn_mlp_sum)
         unfused = self.cfg.use_attn_mlp_sum and resid_pre is not None
         if not (heard or (unfused and watched(self.hook_attn_mlp_sum))):
             return carried + mlp_out

@@ -27,10 +27,14 @@ def watched(*points: nn.Module) -> bool:
 
 
 def listened_to(*points: nn.Module) -> bool:
+    """Whether somebody reads one of these points, or may: other libraries wrap every module."""
+    return any("forward" in point.__dict__ for point in points) or hooked(*points)
+
+
+def hooked(*points: nn.Module) -> bool:
     """Whether any hook of any kind sits on one of these points, or a dictionary is spliced in."""
     return any(
         "intercepts" in point.__dict__
-        or "forward" in point.__dict__  # put there by another library
         or point._forward_hooks
         or point._backward_hooks
         or point._forward_pre_hooks
