@@ -33,6 +33,20 @@ class Result(ABC):
         return figures.draw(self, **options)
 
 
+class TableResult(Result):
+    """Base of the results whose frame is their rows as they stand."""
+
+    @abstractmethod
+    def _rows(self) -> Any:
+        """What pandas makes a frame of: one dict per row, or one array per column."""
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """The numbers, one row per entry."""
+        import pandas as pd
+
+        return pd.DataFrame(self._rows())
+
+
 class PagedResult(Result):
     """Base of the results that also become an HTML page of their own."""
 

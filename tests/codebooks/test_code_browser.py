@@ -71,7 +71,9 @@ def test_the_page_holds_the_numbers_of_the_index(index, tmp_path):
         share = unpacked(data["table"]["density"])[at]
         assert share == pytest.approx(len(part) / int(index.data.mask.sum()))
         counts = np.bincount(labels[part.series], minlength=3)
-        assert unpacked(data["table"]["places"])[3 * at : 3 * at + 3].tolist() == counts.tolist()
+        assert (
+            unpacked(data["classTable"]["places"])[3 * at : 3 * at + 3].tolist() == counts.tolist()
+        )
         if not len(part):
             continue
         windows = index.windows(hook, code, group=group)
@@ -114,7 +116,7 @@ def test_browse_takes_notes_from_a_file_and_text_cannot_break_out(made, tmp_path
 def test_errors_of_pages(index, tmp_path, no_shape_checks):
     with pytest.raises(StorageError, match="found a folder; name a file in it"):
         index.to_html(tmp_path)
-    with pytest.raises(ArgumentError, match="n_windows of at least 1, got 0"):
+    with pytest.raises(ArgumentError, match="n_windows as an integer of at least 1, got 0"):
         index.to_html(tmp_path / "x.html", n_windows=0)
 
 

@@ -208,7 +208,7 @@ def test_what_is_no_index_is_refused(model, make_book, data, tmp_path, monkeypat
     def broken(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("tstlens.codebooks.index_storage._fill", broken)
+    monkeypatch.setattr("tstlens.codebooks.index._fill", broken)
     with pytest.raises(StorageError, match="could not write the index"):
         index.save(folder)
     assert (folder / "codes.parquet").read_bytes() == before

@@ -129,5 +129,5 @@ def test_an_sae_has_as_many_latents_as_there_are_codes(make_model, make_book, tr
 
 
 def test_no_training_steps_are_refused(fitted, train):
-    with pytest.raises(ArgumentError, match="sae_steps must be at least 1, got 0"):
+    with pytest.raises(ArgumentError, match="sae_steps as an integer of at least 1, got 0"):
         CodeIndex.build(fitted, train, saes="fit", sae_steps=0)

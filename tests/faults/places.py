@@ -95,7 +95,7 @@ def _write_index(folder: Path, seed: int) -> None:
 
 def _read_index(folder: Path) -> Any:
     found = codebooks.CodeIndex.load(folder / "i")
-    return float(found.data.series.sum()), found.books[HOOK].slot.tolist()
+    return float(found.data.series.sum()), found.books[HOOK].values.indices.tolist()
 
 
 def _write_notes(folder: Path, seed: int) -> None:

@@ -131,7 +131,7 @@ def test_errors_of_pages(tmp_path, no_shape_checks):
     features = features_of()
     with pytest.raises(StorageError, match="found a folder; name a file in it"):
         features.to_html(tmp_path)
-    with pytest.raises(ArgumentError, match="n_windows of at least 1, got 0"):
+    with pytest.raises(ArgumentError, match="n_windows as an integer of at least 1, got 0"):
         features.to_html(tmp_path / "x.html", n_windows=0)
     with pytest.raises(ArgumentError, match="expected a result with a page, got SimpleNamespace"):
         figures.page(SimpleNamespace(), tmp_path / "x.html")
@@ -293,8 +293,8 @@ def test_two_thousand_latents_open_quickly(opened):
     assert len(column(page, 0)) == 100
     timed = "(() => { const t = performance.now(); %s; return performance.now() - t; })()"
     sort = page.run(timed % "document.querySelector(\"th[data-key='max'] button\").click()")
-    first = page.run(timed % "openLatent(1234)")
-    again = page.run(timed % "openLatent(77)")
+    first = page.run(timed % "openOne(1234)")
+    again = page.run(timed % "openOne(77)")
     print(f"2,000 latents: sort {sort:.0f} ms, first latent {first:.0f} ms, next {again:.0f} ms")
     assert sort < 2000 and first < 4000 and again < 2000
     assert page.errors == []

@@ -28,18 +28,12 @@ from tstlens.codebooks.codebook import Codebook, CodebookConfig, Snap
 if TYPE_CHECKING:
     from tstlens.codebooks.book import CodeWindows
     from tstlens.codebooks.code_effects import CodeEffects, effects
+    from tstlens.codebooks.comparing import ChangedCodes, CommonCodes, SimilarCodes
     from tstlens.codebooks.fitting import FittedCodebooks, fit, start
-    from tstlens.codebooks.index import CodeIndex
-    from tstlens.codebooks.index_storage import browse
+    from tstlens.codebooks.index import CodeIndex, browse
     from tstlens.codebooks.making import load, make_codebooks
     from tstlens.codebooks.notes import CodeNotes
-    from tstlens.codebooks.scores import (
-        ChangedCodes,
-        CodebookScores,
-        CommonCodes,
-        SimilarCodes,
-        score,
-    )
+    from tstlens.codebooks.scores import CodebookScores, score
     from tstlens.codebooks.search import CodeSearch
     from tstlens.codebooks.search_windows import SearchWindows
 

@@ -1,33 +1,48 @@
-"""Where the codes of one codebook were active: the part of an index that belongs to one hook.
+"""The codes of one codebook over a data set, as the activity of a dictionary that is on or off.
 
-The stretches of raw series under a code, and their mean: its prototype.
+And the stretches of raw series under a code, with their mean: its prototype.
 """
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 
+from tstlens.arguments import Count, checked
 from tstlens.data import TimeSeriesData
 from tstlens.data.window_properties import SHORTEST
 from tstlens.errors import ArgumentError
-from tstlens.results import Result
-from tstlens.saes.reading.activity import Spans
+from tstlens.results import TableResult
+from tstlens.saes.reading.activity import Activity, Spans, top_slots
 
 if TYPE_CHECKING:
     import pandas as pd
 
+    from tstlens.codebooks.index import CodeIndex
+
+Named = tuple[str, int, int | None, int]  # hook, group, head, code
+
+
+def named_code(name: Named) -> str:
+    """A code in words: "17 at blocks.0.hook_mlp_out"."""
+    hook, group, head, code = name
+    where = f" of head {head}" if head is not None else f" of group {group}" if group else ""
+    return f"{code}{where} at {hook}"
+
 
 @dataclass(frozen=True, eq=False, repr=False)
-class IndexedBook:
-    """Every activation of every code of one codebook.
+class IndexedBook(Activity):
+    """The activity of every code of one codebook, and how its latents are named as codes.
 
-    A *unit* is a code of one table at one head: unit = table * n_codes + code, where tables are
-    groups, or (head, group) where heads share one table. A *slot* is a place in the data:
-    slot = (series * n_channels + channel) * n_pos + pos.
+    A latent is a *unit*: a code of one table at one head. unit = table * n_codes + code, where
+    tables are groups, or (head, group) where heads share one table. ``values`` holds, where a code
+    is active, how like it the activation was in the codebook's sense: larger is more alike, and it
+    may be negative. ``observed`` is False where the codebook is bypassed, too.
 
     Args:
         hook: the hook point.
@@ -38,11 +53,6 @@ class IndexedBook:
         k: codes that are active at once in each table.
         kind: similarity that chooses the codes.
         table: [group, code, d_group].
-        start: [unit + 1] where each unit's activations begin in ``slot``.
-        slot: [activation] slots, rising within a unit.
-        similarity: [activation] how like the code the activation was there, in the codebook's
-            sense (larger is more alike).
-        observed: bool [slot]; False at padding and where the codebook is bypassed.
     """
 
     hook: str
@@ -53,44 +63,44 @@ class IndexedBook:
     k: int
     kind: str
     table: Float[np.ndarray, "group code d_group"]
-    start: Int[np.ndarray, " unit1"]
-    slot: Int[np.ndarray, " activation"]
-    similarity: Float[np.ndarray, " activation"]
-    observed: Bool[np.ndarray, " slot"]
+
+    least: ClassVar[float] = -np.inf
 
     @property
     def n_units(self) -> int:
         """Codes, counted once per table and head."""
-        return len(self.start) - 1
+        return self.n_latents
 
     @property
     def support(self) -> Int[np.ndarray, " unit"]:
         """Places at which every unit is active."""
-        return np.diff(self.start)
+        return np.diff(self.values.indptr)
 
-    def unit(self, code: Any, group: Any = None, head: Any = None) -> int:
+    @cached_property
+    def tables(self) -> list[tuple[int, int | None]]:
+        """(group, head) of every table; head is None where codes have none."""
+        tables = range(self.n_units // self.n_codes)
+        if self.shared:
+            return [(table % self.n_groups, table // self.n_groups) for table in tables]
+        per_head = self.n_groups // self.n_heads if self.n_heads else 0
+        return [(table, table // per_head if per_head else None) for table in tables]
+
+    def unit(self, code: int, group: int | None = None, head: int | None = None) -> int:
         """The unit that a code, its group and its head name.
 
         Raises:
             ArgumentError: no such code, or more than one table that could be meant.
         """
-        for name, value, size in (
-            ("code", code, self.n_codes),
-            ("group", group, self.n_groups),
-            ("head", head, self.n_heads or 0),
-        ):
-            if value is None and name != "code":
-                continue
-            if isinstance(value, bool) or not isinstance(value, int | np.integer):
-                raise ArgumentError(f"expected {name} as an integer, got {value!r}")
-            if name == "head" and self.n_heads is None:
-                raise ArgumentError(f"head={head} was given, but codes at {self.hook} have no head")
-            if not 0 <= value < size:
+        if head is not None and self.n_heads is None:
+            raise ArgumentError(f"head={head} was given, but codes at {self.hook} have no head")
+        sizes = {"code": self.n_codes, "group": self.n_groups, "head": self.n_heads or 0}
+        for value, (name, size) in zip((code, group, head), sizes.items(), strict=True):
+            if value is not None and not 0 <= value < size:
                 raise ArgumentError(f"expected {name} in 0..{size - 1} at {self.hook}, got {value}")
         tables = [
             table
-            for table in range(self.n_units // self.n_codes)
-            if group in (None, self.group_of(table)) and head in (None, self.head_of(table))
+            for table, (of_group, of_head) in enumerate(self.tables)
+            if group in (None, of_group) and head in (None, of_head)
         ]
         if len(tables) != 1:
             which = "head=" if self.shared and head is None else "group= or head="
@@ -102,36 +112,32 @@ class IndexedBook:
             )
         return tables[0] * self.n_codes + int(code)
 
-    def group_of(self, table: int) -> int:
-        """The group that a table is of."""
-        return table % self.n_groups if self.shared else table
-
-    def head_of(self, table: int) -> int | None:
-        """The head that a table is at; None where codes have no head."""
-        if self.n_heads is None:
-            return None
-        if self.shared:
-            return table // self.n_groups
-        per_head = self.n_groups // self.n_heads
-        return table // per_head if per_head else None
-
     def named(self, unit: int) -> tuple[int, int | None, int]:
         """(group, head, code) of a unit."""
         table, code = divmod(int(unit), self.n_codes)
-        return self.group_of(table), self.head_of(table), code
+        return *self.tables[table], code
 
-    def slots(self, unit: int) -> tuple[np.ndarray, np.ndarray]:
-        """Slots at which a unit is active, rising, and its similarities there."""
-        at = slice(self.start[unit], self.start[unit + 1])
-        return self.slot[at], self.similarity[at]
+    def names(self) -> list[Named]:
+        """Every unit with its hook point, as tables and pages name codes."""
+        return [(self.hook, *self.named(unit)) for unit in range(self.n_units)]
 
     def matrix(self) -> Any:
         """Sparse [slot, unit] of ones."""
         from scipy.sparse import csc_matrix
 
-        ones = np.ones(len(self.slot), dtype=np.float32)
-        shape = (len(self.observed), self.n_units)
-        return csc_matrix((ones, self.slot, self.start), shape=shape)
+        ones = np.ones(self.values.nnz, dtype=np.float32)
+        parts = (ones, self.values.indices, self.values.indptr)
+        return csc_matrix(parts, shape=self.values.shape)
+
+    def in_series(self) -> Any:
+        """Sparse [series, unit], 1 where a unit is active anywhere in a series."""
+        found = self.matrix()
+        series = self.values.indices // (self.n_channels * self.n_pos)
+        shape = (self.n_series, self.n_units)
+        found = type(found)((found.data, series, self.values.indptr.copy()), shape=shape)
+        found.sum_duplicates()
+        found.data[:] = 1
+        return found
 
     def row(self, unit: int) -> Float[np.ndarray, " d_group"]:
         """The code's entry in its table."""
@@ -140,14 +146,26 @@ class IndexedBook:
 
     def __repr__(self) -> str:
         return (
-            f"IndexedBook({self.hook!r}, {self.n_units} codes, {len(self.slot)} activations at "
-            f"{int(self.observed.sum())} places)"
+            f"IndexedBook({self.hook!r}, {self.n_units} codes, {self.values.nnz} activations at "
+            f"{self.n_observed} places)"
         )
 
 
+def cosines(book: IndexedBook, unit: int) -> Float[np.ndarray, " unit"]:
+    """Between a code's entry and those of all units; NaN for other groups, and without a length."""
+    group, table = book.named(unit)[0], book.table[book.named(unit)[0]]
+    size = np.linalg.norm(table, axis=1)
+    length = size * np.linalg.norm(book.row(unit))
+    of_code = np.where(length > 0, table @ book.row(unit) / np.where(length > 0, length, 1), np.nan)
+    nothing = np.full(book.n_codes, np.nan)
+    return np.concatenate([of_code if one == group else nothing for one, _ in book.tables])
+
+
 @dataclass(frozen=True, eq=False, repr=False)
-class CodeWindows(Result):
+class CodeWindows(TableResult):
     """Raw windows at which a code is active, most similar first.
+
+    ``to_dataframe()`` has one row per window: series, channel, pos, start, stop, similarity, label.
 
     Args:
         hook: hook point of the code.
@@ -198,14 +216,13 @@ class CodeWindows(Result):
         """
         return mean_and_spread(self.values)
 
-    def to_dataframe(self) -> pd.DataFrame:
-        """One row per window: series, channel, pos, start, stop, similarity, label."""
+    def _rows(self) -> pd.DataFrame:
         import pandas as pd
 
         names = ("series", "channel", "pos", "start", "stop", "similarity")
+        label = [self.class_names[one] if one >= 0 else None for one in self.label]
         frame = pd.DataFrame({name: getattr(self, name) for name in names})
-        named = [self.class_names[one] if one >= 0 else None for one in self.label]
-        return frame.assign(label=named).rename_axis("rank")
+        return frame.assign(label=label).rename_axis("rank")
 
     def __repr__(self) -> str:
         shown = ", ".join(
@@ -216,73 +233,67 @@ class CodeWindows(Result):
         return f"CodeWindows(code {self.code} at {self.hook}, {len(self)}: {shown}{more})"
 
 
-def mean_and_spread(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and standard deviation over the first axis, leaving out NaN; NaN where all are."""
-    seen = np.isfinite(values)
-    count = seen.sum(0)
-    total = np.where(seen, values, 0).sum(0)
-    mean = np.where(count > 0, total / np.maximum(count, 1), np.nan)
-    square = (np.where(seen, values - np.nan_to_num(mean), 0) ** 2).sum(0)
-    spread = np.where(count > 0, np.sqrt(square / np.maximum(count, 1)), np.nan)
-    return mean, spread
-
-
-def windows_of(
-    book: IndexedBook,
-    data: TimeSeriesData,
-    spans: Spans,
-    sizes: tuple[int, int],
-    unit: int,
-    n: int | None,
-    per_series: int | None,
+@checked
+def code_windows(
+    index: CodeIndex,
+    hook: str,
+    code: int,
+    *,
+    group: int | None = None,
+    head: int | None = None,
+    n: Count | None = None,
+    per_series: Count | None = None,
 ) -> CodeWindows:
-    """The windows of one code.
+    """The raw windows at which a code is active, most similar first.
 
     Args:
-        book: of the code.
-        data: the series.
-        spans: samples of every position.
-        sizes: rows of the trunk per series, and positions.
-        unit: the code.
-        n: the most similar ones; None for all.
-        per_series: at most so many of one row (series, or series and channel); None for no limit.
+        index: of the codes.
+        hook: hook point of the code.
+        code: its number.
+        group: its group, where there are several.
+        head: its head, where heads have tables of their own or share one.
+        n: so many; None for all.
+        per_series: at most so many of one series (and channel): neighbouring positions see
+            nearly the same samples.
+
+    Raises:
+        UnknownHookError: no such hook point in the index.
+        ArgumentError: no such code, or a group or head that has to be said.
     """
-    n_channels, n_pos = sizes
-    slots, similarity = book.slots(unit)
-    order = np.lexsort((slots, -similarity))
-    if per_series is not None:
-        rows = slots[order] // n_pos
-        by_row = np.argsort(rows, kind="stable")  # keeps the order of similarity within a row
-        firsts = np.searchsorted(rows[by_row], rows[by_row], side="left")
-        nth = np.empty(len(rows), dtype=np.int64)
-        nth[by_row] = np.arange(len(rows)) - firsts
-        order = order[nth < per_series]
-    order = order if n is None else order[:n]
-    row, pos = np.divmod(slots[order].astype(np.int64), n_pos)
-    series, channel = np.divmod(row, n_channels)
-    ends = np.array(spans)[pos].reshape(-1, 2)
-    values, first = cut(data, series, channel if n_channels > 1 else None, pos, spans)
-    labels = np.full(len(order), -1)
-    if data.labels is not None:
-        labels = data.labels.cpu().numpy()[series]
-    group, head, code = book.named(unit)
+    book, data = index.book(hook), index.data
+    unit = book.unit(code, group, head)
+    slots, similarity = book.column(unit)
+    chosen = top_slots(book, unit, n, per_series)
+    series, channel, pos = book.places(chosen)
+    own = channel if book.n_channels > 1 else None
+    values, first = cut(data, series, own, pos, index.spans)
+    ends = np.array(index.spans)[pos].reshape(-1, 2)
+    none = np.full(len(chosen), -1)
+    of_group, of_head, _ = book.named(unit)
     return CodeWindows(
-        hook=book.hook,
+        hook=hook,
         code=code,
-        group=group,
-        head=head,
+        group=of_group,
+        head=of_head,
         series=series,
-        channel=channel if n_channels > 1 else np.full(len(order), -1),
+        channel=none if own is None else own,
         pos=pos,
         start=ends[:, 0],
         stop=ends[:, 1],
-        similarity=similarity[order],
-        label=labels,
+        similarity=similarity[np.searchsorted(slots, chosen)],
+        label=none if data.labels is None else data.labels.cpu().numpy()[series],
         values=values,
         first=first,
         class_names=tuple(data.class_names) if data.labels is not None else (),
         n_places=len(slots),
     )
+
+
+def mean_and_spread(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation over the first axis, leaving out NaN; NaN where all are."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # of slices that are all NaN
+        return np.nanmean(values, axis=0), np.nanstd(values, axis=0)
 
 
 def width_of(spans: Spans, shortest: int = SHORTEST) -> int:

@@ -1,44 +1,61 @@
 """``CodeIndex``: every activation of every code over a data set, to look up and to search.
 
-Building a :class:`~tstlens.codebooks.CodeIndex`: one pass over the series, batch by batch.
+Built in one pass over the series, batch by batch. On disk it is a folder, whole or not there at
+all: ``codes.parquet`` has every activation of every code; ``arrays.safetensors`` the series, tables
+and what codes are compared with; ``index.json`` the rest, with the SHA-256 of both. The index of
+the test split is the folder ``test`` inside.
+
+``browse``: from a model and its data to the page of its codes, in one call.
 """
 
 from __future__ import annotations
 
+import copy
+import json
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
 from jaxtyping import Float
+from scipy.sparse import csc_matrix, csr_matrix, hstack, vstack
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from tstlens.arguments import Count, Seed, checked
-from tstlens.codebooks.book import CodeWindows, IndexedBook, windows_of
-from tstlens.codebooks.scores import (
-    ChangedCodes,
-    CommonCodes,
-    SimilarCodes,
-    changed_codes,
-    common_codes,
-    similar_codes,
-)
-from tstlens.codebooks.search import CodeSearch
+from tstlens import storage
+from tstlens.arguments import Count, Positive, Seed, checked
+from tstlens.codebooks.book import IndexedBook, code_windows
+from tstlens.codebooks.comparing import changed_codes, common_codes, similar_codes
+from tstlens.codebooks.notes import CodeNotes
+from tstlens.codebooks.search import search_codes
+from tstlens.codebooks.search_windows import RESERVED
 from tstlens.data import TimeSeriesData
-from tstlens.errors import ArgumentError, HookError, SeriesShapeError, UnknownHookError
+from tstlens.data.scaling import Scaling
+from tstlens.errors import (
+    ArgumentError,
+    CorruptFileError,
+    HookError,
+    SeriesShapeError,
+    StorageError,
+    UnknownHookError,
+)
 from tstlens.model import HookedTST
 from tstlens.model.hooking import require_one_pass
 from tstlens.results import PagedResult
-from tstlens.saes.reading.activity import Spans, cells_of, on_device, spans_of
+from tstlens.saes.checks import check_data
+from tstlens.saes.reading.activity import Activity, Spans, cells_of, on_device, spans_of
+from tstlens.saes.reading.result import (
+    FEWEST,
+    Features,
+    property_association,
+    window_properties,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
-
-    from tstlens.model import HookedTST
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -74,6 +91,12 @@ class CodeIndex(PagedResult):
     test: CodeIndex | None = None
     made: dict[str, Any] = field(default_factory=dict)
 
+    search = search_codes
+    windows = code_windows
+    similar = similar_codes
+    changes = changed_codes
+    common = common_codes
+
     @staticmethod
     @checked
     def build(
@@ -81,16 +104,16 @@ class CodeIndex(PagedResult):
         data: TimeSeriesData,
         *,
         test: TimeSeriesData | None = None,
-        hooks: Sequence[str] | None = None,
+        hooks: str | Sequence[str] | None = None,
         saes: Iterable[Any] | Literal["fit"] = (),
         neurons: bool = True,
         columns: Mapping[str, Any] | None = None,
         test_columns: Mapping[str, Any] | None = None,
         spans: Spans | None = None,
-        memory: float = 2.0,
+        memory: Positive = 2.0,
         batch_size: Count = 256,
         seed: Seed = 0,
-        sae_steps: int = 1000,
+        sae_steps: Count = 1000,
         progress: bool = True,
     ) -> CodeIndex:
         """Run series through a model with codebooks and keep where every code is active.
@@ -138,23 +161,28 @@ class CodeIndex(PagedResult):
             >>> len(index.search(label=1, n_permutations=100)) > 0
             True
         """
-
-        return build_index(
-            model,
-            data,
-            test=test,
-            hooks=hooks,
-            saes=saes,
-            neurons=neurons,
-            columns=columns,
-            test_columns=test_columns,
-            spans=spans,
-            memory=memory,
-            batch_size=batch_size,
-            seed=seed,
-            sae_steps=sae_steps,
-            progress=progress,
-        )
+        require_one_pass(model, "to index its codes")
+        if not model.acts_to_codebooks:
+            raise HookError("no codebook is on the model: model.add_codebook(codebook, hook=...)")
+        splices = model._code_splices(hooks)
+        model._require_on(splices)
+        books = {name: splice.dictionary for name, splice in splices.items()}
+        labelled = test is not None and data.labels is not None and test.labels is not None
+        if test is not None and labelled and data.class_names != test.class_names:
+            raise ArgumentError(
+                f"expected data and test with the same classes, got {list(data.class_names)} and "
+                f"{list(test.class_names)}; give the training set's class_names to the test set"
+            )
+        if saes == "fit":
+            saes = _fitted(model, data, books, sae_steps, seed, progress)
+        others = saes if isinstance(saes, dict) else _saes_by_hook(books, saes)
+        found: CodeIndex | None = None
+        for split, known in ((test, test_columns), (data, columns)):
+            if split is not None:
+                run = _Run(model, split, list(books), others, neurons, memory)
+                run.over(batch_size, progress)
+                found = run.index(known, spans, found)
+        return found  # type: ignore[return-value]
 
     @checked
     def save(self, folder: str | Path) -> Path:
@@ -166,9 +194,17 @@ class CodeIndex(PagedResult):
         Raises:
             StorageError: the place is a file, holds something else, or cannot be written.
         """
-        from tstlens.codebooks.index_storage import save_index
-
-        return save_index(self, Path(folder))
+        folder = Path(folder)
+        place = folder.resolve()
+        storage.check_folder(folder, "the index")
+        if place.is_dir() and any(place.iterdir()) and not (place / CONFIG).is_file():
+            raise StorageError(
+                f"{place} holds something else than an index, and would be replaced as a whole; "
+                "choose a folder of its own"
+            )
+        with storage.staged(folder, "the index", keep=False) as staging:
+            _fill(staging, self)
+        return folder
 
     @staticmethod
     @checked
@@ -180,9 +216,18 @@ class CodeIndex(PagedResult):
             CorruptFileError: a file is truncated or altered.
             ConfigVersionError: a newer tstlens wrote it.
         """
-        from tstlens.codebooks.index_storage import load_index
-
-        return load_index(Path(folder))
+        folder = Path(folder)
+        storage.recover(folder)
+        record = _record(folder)
+        for name in (CODES, ARRAYS):
+            path = folder / name
+            if not storage.regular(path):
+                raise CorruptFileError(
+                    f"expected {name} in {folder}, found none; save the index again"
+                )
+            storage.check_digest(path, record["sha256"].get(name), CONFIG, "save the index again")
+        with storage.reading(folder, "holds no whole index", "save the index again"):
+            return _assembled(folder, record, storage.read_tensors(folder / ARRAYS))
 
     @property
     def hooks(self) -> tuple[str, ...]:
@@ -205,118 +250,39 @@ class CodeIndex(PagedResult):
             raise UnknownHookError(hook, self.books, "Only these are in the index")
         return self.books[hook]
 
-    @checked
-    def search(
-        self,
-        predicate: Callable[[Any], Any] | None = None,
-        *,
-        label: int | str | None = None,
-        mask: Any | None = None,
-        test: CodeIndex | Literal["split"] | None = None,
-        test_mask: Any | None = None,
-        hooks: str | Sequence[str] | None = None,
-        unit: Literal["position", "series"] = "position",
-        min_recall: float = 0.02,
-        min_support: int = 10,
-        n: Count = 10,
-        n_permutations: int = 200,
-        min_samples: int = 8,
-        seed: Seed = 0,
-    ) -> CodeSearch:
-        """Codes that are active where something holds, by precision.
+    def features(self, *, seed: int = 0) -> Features:
+        """All codes as the latents of one dictionary that are on or off, hook point by hook point.
 
-        One of ``predicate`` (a function of windows to bool: ``lambda w: w.slope > 0.1``), ``label``
-        (a class, index or name) and ``mask`` (bool [series, pos]) says what is looked for. Codes
-        are picked on this index and reported on other series, beside the most precise neuron, the
-        SAE latent and shuffled series.
-
-        Args, returns and what can mislead: :func:`tstlens.codebooks.search.search_codes`.
-
-        Example:
-            >>> index.search(label="3", n=5)  # doctest: +SKIP
-        """
-        from tstlens.codebooks.search import search_codes
-
-        return search_codes(
-            self,
-            predicate,
-            label=label,
-            mask=mask,
-            test=test,
-            test_mask=test_mask,
-            hooks=hooks,
-            unit=unit,
-            min_recall=min_recall,
-            min_support=min_support,
-            n=n,
-            n_permutations=n_permutations,
-            min_samples=min_samples,
-            seed=seed,
-        )
-
-    @checked
-    def windows(
-        self,
-        hook: str,
-        code: int,
-        *,
-        group: int | None = None,
-        head: int | None = None,
-        n: Count | None = None,
-        per_series: int | None = None,
-    ) -> CodeWindows:
-        """The raw windows at which a code is active, most similar first.
+        With the properties of the window that each follows, where there are enough series.
 
         Args:
-            hook: hook point of the code.
-            code: its number.
-            group: its group, where there are several.
-            head: its head, where heads have tables of their own or share one.
-            n: so many; None for all.
-            per_series: at most so many of one series (and channel): neighbouring positions see
-                nearly the same samples.
-
-        Raises:
-            UnknownHookError: no such hook point in the index.
-            ArgumentError: no such code, or a group or head that has to be said.
+            seed: of the halves of the series that pick and confirm a property.
         """
-        for name, value in (("n", n), ("per_series", per_series)):
-            if value is not None and (isinstance(value, bool) or value < 1):
-                raise ArgumentError(f"expected {name} of at least 1, got {value!r}")
-        book = self.book(hook)
-        unit, sizes = book.unit(code, group, head), (self.n_channels, self.n_pos)
-        return windows_of(book, self.data, self.spans, sizes, unit, n, per_series)
+        import pandas as pd
 
-    @checked
-    def similar(
-        self,
-        hook: str,
-        code: int,
-        *,
-        group: int | None = None,
-        head: int | None = None,
-        by: Literal["overlap", "cosine"] = "overlap",
-        n: Count = 10,
-    ) -> SimilarCodes:
-        """Codes like one code; see :func:`similar_codes`."""
-        unit = self.book(hook).unit(code, group, head)
-        return similar_codes(self.books, hook, unit, by=by, n=n)
-
-    @checked
-    def changes(self, series: int, other: int) -> ChangedCodes:
-        """Codes that differ between two series; see :func:`changed_codes`."""
-        return changed_codes(self, series, other)
-
-    @checked
-    def common(
-        self,
-        series: Sequence[int] | None = None,
-        *,
-        label: int | str | None = None,
-        at_least: float = 1.0,
-    ) -> CommonCodes:
-        """Codes that the series of a set share; see :func:`common_codes`."""
-        return common_codes(self, series, label=label, at_least=at_least)
+        books = self.books.values()
+        values: Any = hstack([book.matrix() for book in books], format="csc")
+        observed = np.logical_or.reduce([book.observed for book in books])
+        activity = Activity(values, observed, len(self.data), self.n_channels, self.n_pos)
+        properties = None
+        if len(self.data) >= FEWEST:
+            of_windows = window_properties(self.data, activity, self.spans)
+            properties = property_association(activity, of_windows, seed=seed)
+        return Features(
+            activity=activity,
+            data=self.data,
+            spans=self.spans,
+            cells=self.cells,
+            directions=np.zeros((activity.n_latents, 1)),
+            classes=None,
+            properties=properties,
+            effects=None,
+            monosemanticity=pd.DataFrame(),
+            outputs=(),
+            hook=", ".join(self.books),
+            name="codes",
+            made=self.made,
+        )
 
     def to_dataframe(self) -> pd.DataFrame:
         """One row per activation: hook, group, head, code, series, channel, pos, start, stop.
@@ -325,17 +291,14 @@ class CodeIndex(PagedResult):
         """
         import pandas as pd
 
-        from tstlens.codebooks.index_storage import rows_of
-
         parts = [
-            pd.DataFrame({"hook": book.hook, **rows})
+            pd.DataFrame({"hook": book.hook, **_activations(self, book)})
             for book in self.books.values()
-            for rows in rows_of(self, book)
         ]
         return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
 
     def __len__(self) -> int:
-        return sum(len(book.slot) for book in self.books.values())
+        return sum(book.values.nnz for book in self.books.values())
 
     def __repr__(self) -> str:
         test = "" if self.test is None else f", test={len(self.test.data)} series"
@@ -343,60 +306,6 @@ class CodeIndex(PagedResult):
             f"CodeIndex({len(self)} activations of {self.n_units} codes at {len(self.books)} hook "
             f"points, {len(self.data)} series{test})"
         )
-
-
-RESERVED = frozenset(  # names that windows have already
-    name
-    for names in (
-        ("level", "slope", "curvature", "peak", "trough", "range", "variance", "frequency", "low"),
-        ("middle", "high", "values", "distance", "series", "label", "channels", "of", "start"),
-        ("stop", "pos"),
-    )
-    for name in names
-)
-
-
-def build_index(
-    model: HookedTST,
-    data: TimeSeriesData,
-    *,
-    test: TimeSeriesData | None,
-    hooks: Sequence[str] | None,
-    saes: Any,
-    neurons: bool,
-    columns: Mapping[str, Any] | None,
-    test_columns: Mapping[str, Any] | None,
-    spans: Spans | None,
-    memory: float,
-    batch_size: int,
-    seed: int,
-    sae_steps: int,
-    progress: bool,
-) -> CodeIndex:
-    """What :meth:`CodeIndex.build` does."""
-    if batch_size < 1:
-        raise ArgumentError(f"batch_size must be at least 1, got {batch_size}")
-    if sae_steps < 1:
-        raise ArgumentError(f"sae_steps must be at least 1, got {sae_steps}")
-    require_one_pass(model, "to index its codes")
-    books = model.acts_to_codebooks
-    if hooks is not None:
-        names = [hooks] if isinstance(hooks, str) else list(hooks)
-        model._code_splices(names)
-        books = {name: books[name] for name in names}
-    if test is not None and data.labels is not None and test.labels is not None:
-        _check_classes(data, test)
-    if saes == "fit":
-        saes = _fitted(model, data, books, sae_steps, seed, progress)
-    others = saes if isinstance(saes, dict) else _saes_by_hook(books, saes)
-    made: list[CodeIndex] = []
-    for split, known in ((test, test_columns), (data, columns)):
-        if split is None:
-            continue
-        run = _Run(model, split, list(books), others, neurons, memory, spans)
-        run.over(batch_size, progress)
-        made.append(run.index(known, made[0] if made else None))
-    return made[-1]
 
 
 class _Run:
@@ -410,45 +319,37 @@ class _Run:
         saes: dict[str, Any],
         neurons: bool,
         memory: float,
-        spans: Spans | None,
     ) -> None:
-        if not len(data):
-            raise ArgumentError("data: expected at least one series, got none")
-        if not hooks:
-            raise HookError("no codebook is on the model: model.add_codebook(codebook, hook=...)")
-        model._require_on(model._code_splices(hooks))
+        check_data(data)
         self.model, self.data, self.hooks, self.saes = model, data, hooks, saes
-        self.memory, self.given_spans = memory, spans
+        self.memory, self.keep_inputs = memory, neurons
         self.hidden = _hidden(model, hooks) if neurons else []
-        self.keep_inputs = neurons
-        self.active: dict[str, list[np.ndarray]] = {hook: [] for hook in hooks}
-        self.similar: dict[str, list[np.ndarray]] = {hook: [] for hook in hooks}
+        self.active: dict[str, list[csr_matrix]] = {hook: [] for hook in hooks}
         self.observed: dict[str, list[np.ndarray]] = {hook: [] for hook in hooks}
         self.dense: dict[str, np.ndarray] = {}
-        self.latents: dict[str, list[Any]] = {hook: [] for hook in saes}
-        self.axes: dict[str, int] = {}  # heads that share one table
+        self.latents: dict[str, list[csr_matrix]] = {hook: [] for hook in saes}
+        self.heads: dict[str, int] = {}  # that share one table
         self.n_channels = self.n_pos = 0
 
     @torch.no_grad()
     def over(self, batch_size: int, progress: bool) -> None:
         starts = range(0, len(self.data), batch_size)
-        inputs = [f"{hook}.hook_sae_input" for hook in self.hooks]
-        wanted = [*inputs, *self.hidden] if self.keep_inputs or self.saes else []
+        inputs = {hook: f"{hook}.hook_sae_input" for hook in self.hooks}
+        wanted = [*inputs.values(), *self.hidden] if self.keep_inputs or self.saes else []
         for start in tqdm(starts, desc="codes", disable=not progress, leave=False):
             series, mask = on_device(self.model, self.data[start : start + batch_size])
             with self.model.watch_codes() as seen:
                 _, cache = self.model.run_with_cache(series, mask=mask, names_filter=wanted)
-            for hook in self.hooks:
-                self._take(hook, seen[hook], start, len(series))
-            for hook, name in zip(self.hooks, inputs, strict=True):
+            for hook, name in inputs.items():
+                self._take(hook, seen[hook], len(series))
                 if hook in self.saes:
-                    self._take_latents(hook, cache[name], start)
+                    self.latents[hook].append(self._latents(hook, cache[name]))
                 if self.keep_inputs:
                     self._take_dense(hook, cache[name], start)
             for name in self.hidden:
                 self._take_dense(name, cache[name], start)
 
-    def _take(self, hook: str, watched: Any, start: int, n_series: int) -> None:
+    def _take(self, hook: str, watched: Any, n_series: int) -> None:
         acts, similar, keep = watched.snap.acts, watched.snap.similarities, watched.keep
         if acts.ndim < 3:
             raise HookError(
@@ -456,7 +357,7 @@ class _Run:
                 "hooks= without it"
             )
         if acts.ndim == 4:
-            self.axes[hook] = acts.shape[2]
+            self.heads[hook] = acts.shape[2]
         sizes = len(acts) // n_series, acts.shape[1]
         if not self.n_pos:
             self.n_channels, self.n_pos = sizes
@@ -466,51 +367,39 @@ class _Run:
                 f"at {self.hooks[0]} at {self.n_pos} of {self.n_channels}; index them one by one: "
                 "hooks=[...]"
             )
-        places = acts.shape[:2]
         if keep is None:
-            keep = torch.ones(places, dtype=torch.bool, device=acts.device)
+            keep = torch.ones(acts.shape[:2], dtype=torch.bool, device=acts.device)
         keep = keep.flatten(2).any(-1) if keep.ndim > 2 else keep
-        acts = acts.flatten(2) * keep[..., None]
-        at = acts.flatten(0, 1).nonzero()  # [activation, (slot, unit)]
-        values = similar.flatten(2).flatten(0, 1)[at[:, 0], at[:, 1]]
-        at[:, 0] += start * self.n_channels * self.n_pos
-        self.active[hook].append(at.to(torch.int32).cpu().numpy())
-        self.similar[hook].append(values.float().cpu().numpy())
+        active = (acts.flatten(2) * keep[..., None]).flatten(0, 1)  # [slot, unit]
+        row, unit = active.nonzero().cpu().numpy().T
+        values = similar.flatten(2).flatten(0, 1).float().cpu().numpy()[row, unit]
+        self.active[hook].append(csr_matrix((values, (row, unit)), shape=active.shape))
         self.observed[hook].append(keep.flatten().cpu().numpy())
 
-    def _slots(self) -> int:
-        return len(self.data) * self.n_channels * self.n_pos
-
-    def _rows(self, name: str, activation: Tensor) -> Tensor:
+    def _take_dense(self, name: str, activation: Tensor, start: int) -> None:
         rows = activation.flatten(2) if activation.ndim > 3 else activation
         if rows.ndim != 3 or rows.shape[1] != self.n_pos:
             raise SeriesShapeError(
                 f"expected [row, pos={self.n_pos}, ...] at {name}, got {list(activation.shape)}; "
                 "leave neurons out: neurons=False"
             )
-        return rows
-
-    def _take_dense(self, name: str, activation: Tensor, start: int) -> None:
-        rows = self._rows(name, activation).flatten(0, 1).float().cpu().numpy()
+        part = rows.flatten(0, 1).float().cpu().numpy()
+        per_series = self.n_channels * self.n_pos
         if name not in self.dense:
+            shape = len(self.data) * per_series, part.shape[1]
             taken = sum(one.nbytes for one in self.dense.values())
-            needed = (taken + 4 * self._slots() * rows.shape[1]) / 2**30
+            needed = (taken + 4 * shape[0] * shape[1]) / 2**30
             if needed > self.memory:
                 raise ArgumentError(
                     f"neurons of {len(self.dense) + 1} places need {needed:.2g} GiB, more than "
                     f"memory={self.memory:g}; give neurons=False, fewer series or hooks, or a "
                     "larger memory="
                 )
-            self.dense[name] = np.zeros((self._slots(), rows.shape[1]), dtype=np.float32)
-        first = start * self.n_channels * self.n_pos
-        self.dense[name][first : first + len(rows)] = rows
+            self.dense[name] = np.zeros(shape, dtype=np.float32)
+        self.dense[name][start * per_series :][: len(part)] = part
 
-    def _take_latents(self, hook: str, activation: Tensor, start: int) -> None:
-        from scipy.sparse import csr_matrix
-
-        del start
+    def _latents(self, hook: str, activation: Tensor) -> csr_matrix:
         sae = self.saes[hook]
-        weights = next(iter(sae.parameters()))
         given = activation.flatten(2)  # heads side by side, as a codebook of all heads reads them
         if getattr(sae.cfg, "d_in", None) != given.shape[-1]:
             raise SeriesShapeError(
@@ -519,21 +408,19 @@ class _Run:
             )
         if getattr(sae, "hook_z_reshaping_mode", False):  # sae-lens joins them itself
             given = given.unflatten(2, (self.model.cfg.n_heads, -1))
-        latents = sae.encode(given.to(weights)).flatten(0, 1).float().cpu().numpy()
-        self.latents[hook].append(csr_matrix(latents))
+        latents = sae.encode(given.to(next(iter(sae.parameters()))))
+        return csr_matrix(latents.flatten(0, 1).float().cpu().numpy())
 
-    def index(self, columns: Mapping[str, Any] | None, test: CodeIndex | None) -> CodeIndex:
-        from scipy.sparse import vstack
-
-        spans = spans_of(self.model, self.n_pos, self.data.n_time, self.given_spans)
-        given = self.given_spans is not None
-        cells = spans if given else cells_of(self.model, self.n_pos, self.data.n_time)
-        data = self.data
+    def index(
+        self, columns: Mapping[str, Any] | None, spans: Spans | None, test: CodeIndex | None
+    ) -> CodeIndex:
+        data, n_time = self.data, self.data.n_time
+        cells = spans_of(self.model, self.n_pos, n_time, spans)
         return CodeIndex(
             books={hook: self._book(hook) for hook in self.hooks},
             data=_plain(data),
-            spans=spans,
-            cells=cells,
+            spans=cells,
+            cells=cells if spans is not None else cells_of(self.model, self.n_pos, n_time),
             n_channels=self.n_channels,
             n_pos=self.n_pos,
             neurons=dict(self.dense),
@@ -551,24 +438,22 @@ class _Run:
     def _book(self, hook: str) -> IndexedBook:
         place = self.model._book(hook)
         codebook = self.model.acts_to_codebooks[hook]
-        tables = self.axes.get(hook, 1) * codebook.n_groups
-        at = np.concatenate(self.active.pop(hook))
-        similar = np.concatenate(self.similar.pop(hook))
-        order = np.argsort(at[:, 1], kind="stable")  # slots rise within a unit
-        counts = np.bincount(at[:, 1], minlength=tables * codebook.n_codes)
+        values: Any = vstack(self.active.pop(hook), format="csc")
+        values.sort_indices()
         return IndexedBook(
+            values=values,
+            observed=np.concatenate(self.observed.pop(hook)),
+            n_series=len(self.data),
+            n_channels=self.n_channels,
+            n_pos=self.n_pos,
             hook=hook,
             n_codes=codebook.n_codes,
             n_groups=codebook.n_groups,
-            n_heads=self.axes.get(hook) or place.n_heads,
+            n_heads=self.heads.get(hook) or place.n_heads,
             shared=place.shared,
             k=codebook.k,
             kind=str(codebook.cfg.similarity),
             table=codebook.table.detach().float().cpu().numpy(),
-            start=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
-            slot=at[order, 0],
-            similarity=similar[order],
-            observed=np.concatenate(self.observed.pop(hook)),
         )
 
 
@@ -615,14 +500,6 @@ def _columns(
     return columns
 
 
-def _check_classes(data: TimeSeriesData, test: TimeSeriesData) -> None:
-    if data.class_names != test.class_names:
-        raise ArgumentError(
-            f"expected data and test with the same classes, got {list(data.class_names)} and "
-            f"{list(test.class_names)}; give the training set's class_names to the test set"
-        )
-
-
 def _saes_by_hook(books: Mapping[str, Any], saes: Iterable[Any]) -> dict[str, Any]:
     found = {}
     for sae in saes:
@@ -648,8 +525,6 @@ def _fitted(
 
     The other codebooks stay in: behind them activations are not those of the model alone.
     """
-    import copy
-
     from tstlens.codebooks.scores import fitted_saes
 
     found: dict[str, Any] = {}
@@ -657,6 +532,228 @@ def _fitted(
         host = copy.deepcopy(model)
         head = host._spliced[hook].head
         host.reset_saes(hook)
-        given: dict[str, Any] = {"heads": {} if head is None else {hook: head}}
-        found |= fitted_saes(host, data, {hook: book}, steps, seed, progress=progress, **given)
+        heads = {} if head is None else {hook: head}
+        found |= fitted_saes(host, data, {hook: book}, steps, seed, heads=heads, progress=progress)
     return found
+
+
+# ---------------------------------------------------------------- on disk
+
+FORMAT, VERSION = "tstlens code index", 1
+CODES, ARRAYS, CONFIG, TEST = "codes.parquet", "arrays.safetensors", "index.json", "test"
+_GROUP_ROWS = 1_000_000  # activations per row group of the Parquet file
+_BOOK = ("hook", "n_codes", "n_groups", "n_heads", "shared", "k", "kind", "n_units")
+
+
+def _activations(index: CodeIndex, book: IndexedBook) -> dict[str, np.ndarray]:
+    """Columns, a row per activation, by unit and slot."""
+    spans = np.array(index.spans, dtype=np.int32).reshape(-1, 2)
+    named = [(g, -1 if h is None else h, c) for _, g, h, c in book.names()]
+    names = np.repeat(np.array(named, dtype=np.int32).reshape(-1, 3), book.support, axis=0)
+    series, channel, pos = (one.astype(np.int32) for one in book.places(book.values.indices))
+    return {
+        **dict(zip(("group", "head", "code"), names.T, strict=True)),
+        "series": series,
+        "channel": channel if index.n_channels > 1 else np.full_like(channel, -1),
+        "pos": pos,
+        "start": spans[pos, 0],
+        "stop": spans[pos, 1],
+        "similarity": book.values.data.astype(np.float32),
+    }
+
+
+def _fill(staging: Path, index: CodeIndex) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as parquet
+
+    kinds = [pa.field(name, pa.int32()) for name in ("group", "head", "code", "series", "channel")]
+    kinds += [pa.field(name, pa.int32()) for name in ("pos", "start", "stop")]
+    schema = pa.schema([("hook", pa.string()), *kinds, ("similarity", pa.float32())])
+    with parquet.ParquetWriter(staging / CODES, schema) as writer:
+        for book in index.books.values():
+            hook = pa.repeat(pa.scalar(book.hook, pa.string()), book.values.nnz)
+            rows = pa.table({"hook": hook, **_activations(index, book)}, schema=schema)
+            writer.write_table(rows, row_group_size=_GROUP_ROWS)
+    storage.write_tensors(staging / ARRAYS, _arrays(index))
+    data = index.data
+    record = {
+        "format": FORMAT,
+        "format_version": VERSION,
+        "sha256": {name: storage.digest(staging / name) for name in (CODES, ARRAYS)},
+        "books": [{name: getattr(book, name) for name in _BOOK} for book in index.books.values()],
+        "spans": [list(span) for span in index.spans],
+        "cells": [list(cell) for cell in index.cells],
+        "n_channels": index.n_channels,
+        "n_pos": index.n_pos,
+        "neurons": list(index.neurons),  # in order: the first of equally good rivals is named
+        "saes": {name: list(values.shape) for name, values in index.saes.items()},
+        "data": {
+            "name": data.name,
+            "split": data.split,
+            "class_names": list(data.class_names),
+            "scaling": None if data.scaling is None else asdict(data.scaling),
+        },
+        "test": index.test is not None,
+        "made": index.made,
+    }
+    plain = json.loads(storage.json_text(record, "an index's made="))
+    record = {**plain, "record_sha256": storage.digest_of_json(plain)}
+    storage.write_text(staging / CONFIG, storage.json_text(record, CONFIG))
+    if index.test is not None:
+        (staging / TEST).mkdir()
+        _fill(staging / TEST, index.test)
+
+
+def _arrays(index: CodeIndex) -> dict[str, Tensor]:
+    data = index.data
+    found: dict[str, Any] = {"series": data.series, "labels": data.labels, "mask": data.mask}
+    for hook, book in index.books.items():
+        found |= {f"table/{hook}": book.table, f"observed/{hook}": book.observed}
+    found |= {f"neurons/{name}": values for name, values in index.neurons.items()}
+    found |= {f"columns/{name}": values for name, values in index.columns.items()}
+    for name, values in index.saes.items():
+        found |= {f"saes/{name}/{part}": getattr(values, part) for part in _SPARSE}
+    return {
+        name: one if isinstance(one, Tensor) else torch.from_numpy(np.ascontiguousarray(one))
+        for name, one in found.items()
+        if one is not None
+    }
+
+
+_SPARSE = ("data", "indices", "indptr")
+
+
+def _record(folder: Path) -> dict[str, Any]:
+    path = folder / CONFIG
+    if not storage.regular(path):
+        raise StorageError(
+            f"expected {CONFIG} in {folder}, found none; is this a folder that index.save wrote?"
+        )
+    record = storage.read_json(
+        path,
+        "the record of a code index",
+        "save the index again",
+        format=FORMAT,
+        version=VERSION,
+    )
+    recorded = record.pop("record_sha256", None)  # None in an index of an older tstlens
+    if recorded is not None and recorded != storage.digest_of_json(record):
+        raise CorruptFileError(f"{path} was altered; save the index again")
+    if not isinstance(record.get("sha256"), dict):
+        raise CorruptFileError(f"{path} records no SHA-256; save the index again")
+    return record
+
+
+def _assembled(folder: Path, record: dict[str, Any], arrays: dict[str, Tensor]) -> CodeIndex:
+    def part(prefix: str) -> dict[str, np.ndarray]:
+        return {
+            name.removeprefix(prefix): value.numpy()
+            for name, value in arrays.items()
+            if name.startswith(prefix)
+        }
+
+    said = record["data"]
+    scale = said["scaling"]
+    if scale is not None:
+        scale = Scaling(scale["kind"], tuple(scale["mean"]), tuple(scale["std"]))
+    data = TimeSeriesData(
+        arrays["series"],
+        arrays.get("labels"),
+        tuple(said["class_names"]),
+        mask=arrays.get("mask"),
+        name=said["name"],
+        split=said["split"],
+        scaling=scale,
+    )
+    sizes = len(data), record["n_channels"], record["n_pos"]
+    neurons = part("neurons/")
+    saes = {
+        name: csc_matrix(tuple(map(part(f"saes/{name}/").get, _SPARSE)), shape=tuple(shape))
+        for name, shape in record["saes"].items()
+    }
+    return CodeIndex(
+        books={one["hook"]: _read_book(folder, one, arrays, sizes) for one in record["books"]},
+        data=data,
+        spans=tuple((a, b) for a, b in record["spans"]),
+        cells=tuple((a, b) for a, b in record["cells"]),
+        n_channels=sizes[1],
+        n_pos=sizes[2],
+        neurons={name: neurons[name] for name in record.get("neurons", neurons)},
+        saes=saes,
+        columns=part("columns/"),
+        test=CodeIndex.load(folder / TEST) if record["test"] else None,
+        made=record["made"],
+    )
+
+
+def _read_book(
+    folder: Path, said: dict[str, Any], arrays: dict[str, Tensor], sizes: tuple[int, int, int]
+) -> IndexedBook:
+    import pyarrow.parquet as parquet
+
+    n_units, hook = said.pop("n_units"), said["hook"]
+    table, observed = arrays[f"table/{hook}"].numpy(), arrays[f"observed/{hook}"].numpy()
+    n_tables = (said["n_heads"] or 1) if said["shared"] else 1
+    if (said["n_groups"], said["n_codes"]) != table.shape[:2] or not (
+        0 <= n_units <= n_tables * table.size and n_tables <= 4096
+    ):
+        raise ValueError(f"the sizes of {hook} are not those of its table {table.shape}")
+    rows = parquet.read_table(folder / CODES, filters=[("hook", "=", hook)])
+    names = ("group", "head", "code", "series", "channel", "pos")
+    at = {name: rows[name].to_numpy().astype(np.int64) for name in names}
+    of = at["head"] * said["n_groups"] + at["group"] if said["shared"] else at["group"]
+    slot = (at["series"] * sizes[1] + np.maximum(at["channel"], 0)) * sizes[2] + at["pos"]
+    place = (slot, of * said["n_codes"] + at["code"])
+    values: Any = csc_matrix((rows["similarity"].to_numpy(), place), shape=(len(observed), n_units))
+    values.sort_indices()
+    return IndexedBook(values, observed, *sizes, **said, table=table)
+
+
+@checked
+def browse(
+    model: HookedTST,
+    data: TimeSeriesData,
+    path: str | Path,
+    *,
+    test: TimeSeriesData | None = None,
+    notes: CodeNotes | str | Path | None = None,
+    title: str | None = None,
+    n_windows: Count = 9,
+    progress: bool = True,
+    **options: Any,
+) -> Path:
+    """Write a page on which every code of a model can be looked up, seen and written about.
+
+    Every code has its prototype (mean and spread of its windows in the units of the series), its
+    windows on the raw series, the classes that it is active in, the searches that found it with
+    precision and recall, the codes like it, and a note of yours. Notes are kept by the browser and
+    exported as JSON, which ``notes=`` takes in again. Everything is inside the file.
+
+    Args:
+        model: with its codebooks on.
+        data: series to index, the training split if ``test`` is the other.
+        path: the file to write.
+        test: series that the searches' precision and recall are of; without it a half of ``data``
+            that the search did not pick on.
+        notes: to show, or a file of them.
+        title: heading of the page.
+        n_windows: windows per code.
+        progress: show progress bars.
+        **options: of :meth:`CodeIndex.build`.
+
+    Returns:
+        The path.
+
+    Raises:
+        HookError: no codebook is on the model.
+        StorageError: the place is a folder, or cannot be written.
+
+    Example:
+        >>> from tstlens import codebooks, load_dataset
+        >>> model = codebooks.load("japanese-vowels")  # doctest: +SKIP
+        >>> train = load_dataset("JapaneseVowels", split="train")  # doctest: +SKIP
+        >>> codebooks.browse(model, train, "codes.html")  # doctest: +SKIP
+    """
+    storage.check_file(Path(path))
+    index = CodeIndex.build(model, data, test=test, progress=progress, **options)
+    return index.to_html(path, notes=notes, title=title, n_windows=n_windows)

@@ -1,30 +1,27 @@
 """Which codes are active where something holds: picked on one split, reported on another.
 
-Counting codes against what is searched for: on one split, and with it dealt out at random.
-
-What a search among codes found, beside neurons, latents and shuffled data.
-
-The best neuron and the best SAE latent at the recall of a code.
+Codes are counted against what is searched for on one split, and with it dealt out at random; beside
+each stand the best neuron and the best SAE latent at its recall.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
-from jaxtyping import Bool, Float
+from annotated_types import Ge, Le
+from jaxtyping import Bool, Float, Int
 
+from tstlens.arguments import Count, Draws, Seed, checked
 from tstlens.codebooks.book import IndexedBook
 from tstlens.codebooks.search_windows import SearchWindows, evaluated
 from tstlens.data.labels import class_index
 from tstlens.errors import ArgumentError, LabelError, SeriesShapeError
-from tstlens.results import Result
+from tstlens.results import TableResult
 
 if TYPE_CHECKING:
-    import pandas as pd
-
     from tstlens.codebooks.index import CodeIndex
 
 
@@ -108,14 +105,19 @@ class FoundCode:
     @property
     def name(self) -> str:
         """The code in words, such as "code 17 at blocks.0.hook_mlp_out"."""
-        head = f" of head {self.head}" if self.head is not None else ""
-        many = self.several_groups and self.head is None
-        return f"code {self.code}{f' of group {self.group}' if many else head} at {self.hook}"
+        group = f" of group {self.group}" if self.several_groups else ""
+        where = group if self.head is None else f" of head {self.head}"
+        return f"code {self.code}{where} at {self.hook}"
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class CodeSearch(Result):
+class CodeSearch(TableResult):
     """Codes by precision on the training split, with their scores on the other.
+
+    ``to_dataframe()`` has one row per code, in order. ``precision``, ``recall`` and ``support`` are
+    of the test split, ``train_precision`` … of the other; ``p`` and ``null`` are of shuffled data.
+    ``neuron`` and ``latent`` name the best rivals at the code's recall on the training split, with
+    their precision and recall on the test split.
 
     Args:
         codes: found codes, most precise (on the training split) first.
@@ -154,16 +156,7 @@ class CodeSearch(Result):
             )
         return self.codes[0]
 
-    def to_dataframe(self) -> pd.DataFrame:
-        """One row per code, in order.
-
-        ``precision``, ``recall`` and ``support`` are of the test split, ``train_precision`` … of
-        the other; ``p`` and ``null`` are of shuffled data. ``neuron`` and ``latent`` name the
-        best rivals at the code's recall on the training split, with their precision and recall on
-        the test split.
-        """
-        import pandas as pd
-
+    def _rows(self) -> list[dict[str, Any]]:
         rows = []
         for one in self.codes:
             row: dict[str, Any] = {
@@ -176,13 +169,12 @@ class CodeSearch(Result):
                 "p": one.p,
                 "null": one.null,
             }
-            for kind in ("neuron", "latent"):
-                rival: Rival | None = getattr(one, kind)
+            for kind, rival in (("neuron", one.neuron), ("latent", one.latent)):
+                test = Score(np.nan, np.nan, 0) if rival is None else rival.test
                 row[kind] = None if rival is None else f"{rival.place}[{rival.index}]"
-                row[f"{kind}_precision"] = np.nan if rival is None else rival.test.precision
-                row[f"{kind}_recall"] = np.nan if rival is None else rival.test.recall
+                row[f"{kind}_precision"], row[f"{kind}_recall"] = test.precision, test.recall
             rows.append(row)
-        return pd.DataFrame(rows)
+        return rows
 
     def __len__(self) -> int:
         return len(self.codes)
@@ -318,133 +310,103 @@ BLOCK = 2_000_000  # entries of a block of permutations
 
 @dataclass
 class Side:
-    """One split: where the predicate holds and codes are active, counted."""
+    """One split: where the predicate holds and codes are active, counted; codes of all hooks."""
 
     index: CodeIndex
     books: dict[str, IndexedBook]
-    holds: np.ndarray  # bool [slot]
+    holds: Bool[np.ndarray, " slot"]
     series: np.ndarray
     unit: str
 
     def __post_init__(self) -> None:
-        index = self.index
+        index, books = self.index, self.books.values()
         self.shape = len(index.data), index.n_channels * index.n_pos
         member = np.zeros(len(index.data), dtype=bool)
         member[self.series] = True
         self.member = np.repeat(member, self.shape[1])
-        books = self.books.values()
         self.observed = np.logical_or.reduce([book.observed for book in books])
-        self.matrices = {hook: self._matrix(book) for hook, book in self.books.items()}
-        self.inside = {hook: self._units(book.observed) for hook, book in self.books.items()}
-        self.counts: dict[str, tuple[np.ndarray, np.ndarray, int]] = {}
-        for hook in self.books:
-            hits = self._hits(self.holds[:, None], hook)
-            right = np.asarray(self.matrices[hook].T @ hits)[:, 0]
-            inside = self.inside[hook].astype(np.float32)
-            active = np.asarray(self.matrices[hook].T @ inside)
-            self.counts[hook] = right, active, int(hits.sum())
+        by_series = self.unit == "series"
+        self.matrices = [book.in_series() if by_series else book.matrix() for book in books]
+        inside = [self._units(book.observed).astype(np.float32) for book in books]
+        active = [m.T @ kept for m, kept in zip(self.matrices, inside, strict=True)]
+        self.active = np.concatenate(active)  # [code]
+        self.right, self.there = (one[:, 0] for one in self.counted(self.holds[:, None]))
         places = self.places()
         there, all_places = int(places.hits[places.inside].sum()), int(places.inside.sum())
         self.base_rate = there / all_places if all_places else float("nan")
         if there in (0, all_places):
             which = "nothing" if there == 0 else "everything"
+            what = "series" if by_series else "positions"
             raise ArgumentError(
-                f"{which} among {all_places} observed {self._word()} fits what was asked for, so "
+                f"{which} among {all_places} observed {what} fits what was asked for, so "
                 "no code can mark it; ask for something else"
             )
 
-    def _word(self) -> str:
-        return "positions" if self.unit == "position" else "series"
+    def counted(
+        self, holds: Bool[np.ndarray, "slot permutation"]
+    ) -> tuple[Float[np.ndarray, "code permutation"], Float[np.ndarray, "code permutation"]]:
+        """Where each code is active and the predicate holds, and where it holds at all."""
+        right, there = [], []
+        for matrix, book in zip(self.matrices, self.books.values(), strict=True):
+            hits = self._units(holds & book.observed[:, None]).astype(np.float32)
+            right.append(matrix.T @ hits)
+            there.append(np.broadcast_to(hits.sum(0), right[-1].shape))
+        return np.concatenate(right), np.concatenate(there)
 
-    def _matrix(self, book: IndexedBook) -> Any:
-        matrix = book.matrix()
+    def _units(self, slots: Bool[np.ndarray, "slot ..."]) -> Bool[np.ndarray, "unit ..."]:
+        """Slots of this split, or series that have one."""
+        kept = (slots.T & self.member).T
         if self.unit == "position":
-            return matrix
-        from scipy.sparse import csc_matrix
-
-        code = np.repeat(np.arange(book.n_units), book.support)
-        pairs = np.unique(code * np.int64(self.shape[0]) + book.slot // self.shape[1])
-        column, row = np.divmod(pairs, self.shape[0])
-        ones = np.ones(len(pairs), dtype=np.float32)
-        return csc_matrix((ones, (row, column)), shape=(self.shape[0], book.n_units))
-
-    def _units(self, slots: np.ndarray) -> np.ndarray:
-        """bool [unit], slots of this split that count, or series that have one."""
-        kept = slots & self.member
-        return kept if self.unit == "position" else np.asarray(kept.reshape(self.shape).any(1))
-
-    def _hits(self, holds: np.ndarray, hook: str) -> np.ndarray:
-        """float [unit, permutation], 1 where the predicate holds and it counts."""
-        kept = holds & (self.books[hook].observed & self.member)[:, None]
-        if self.unit == "series":
-            kept = kept.reshape(*self.shape, -1).any(1)
-        return np.asarray(kept, dtype=np.float32)
+            return kept
+        return np.asarray(kept.reshape(*self.shape, *slots.shape[1:]).any(1))
 
     def places(self) -> Places:
         """The units that rivals are compared on."""
-        inside = self._units(self.observed)
-        if self.unit == "position":
-            return Places(self.holds & inside, inside, None, self.shape[0])
-        held = (self.holds & self.observed).reshape(self.shape).any(1)
-        return Places(held & inside, inside, self.observed, self.shape[0])
+        observed = None if self.unit == "position" else self.observed
+        hits = self._units(self.holds & self.observed)
+        return Places(hits, self._units(self.observed), observed, self.shape[0])
 
-    def number(self, hook: str, unit: int) -> int:
-        """A code among all of them."""
-        names = list(self.books)
-        return sum(self.books[one].n_units for one in names[: names.index(hook)]) + unit
+    def ranked(self, min_recall: float, min_support: int) -> Int[np.ndarray, " code"]:
+        """Codes of enough support and recall, most precise first."""
+        with np.errstate(divide="ignore", invalid="ignore"):
+            precision, recall = self.right / self.active, self.right / self.there
+        good = (self.active >= min_support) & (recall >= min_recall) & (self.right > 0)
+        kept = np.flatnonzero(good)
+        return kept[np.lexsort((kept, -recall[kept], -precision[kept]))]
 
-    def score(self, hook: str, unit: int) -> Score:
-        right, active, there = self.counts[hook]
-        return score_of(int(right[unit]), int(active[unit]), there)
+    def score(self, code: int) -> Score:
+        """Of one code, by its number among those of all hooks."""
+        return score_of(*(int(one[code]) for one in (self.right, self.active, self.there)))
 
-    def shuffled(self, n_permutations: int, generator: np.random.Generator) -> Shuffled:
-        """Counts of all codes with the predicate's places dealt out to the series at random."""
-        deal = Dealer(self.index, self.holds, self.observed, self.series)
-        block = max(1, BLOCK // len(self.holds))
-        right: list[np.ndarray] = []
-        there: list[np.ndarray] = []
-        for first in range(0, n_permutations, block):
-            size = min(block, n_permutations - first)
-            dealt = np.stack([deal.one(generator) for _ in range(size)], axis=1)
-            by_hook = [self._hits(dealt, hook) for hook in self.books]
-            counts = zip(self.matrices.values(), by_hook, strict=True)
-            right.append(np.concatenate([np.asarray(m.T @ hits) for m, hits in counts]))
-            sizes = [book.n_units for book in self.books.values()]
-            totals = [
-                hits.sum(0)[None].repeat(n, 0) for hits, n in zip(by_hook, sizes, strict=True)
-            ]
-            there.append(np.concatenate(totals))
-        return Shuffled(np.concatenate(right, 1), np.concatenate(there, 1))
-
-
-@dataclass
-class Shuffled:
-    """Counts under shuffling, of every code."""
-
-    right: np.ndarray  # [unit, permutation]
-    there: np.ndarray  # [unit, permutation]
-
-    def against(
-        self, active: np.ndarray, right: np.ndarray, min_support: int
+    def shuffled(
+        self, n_permutations: int, min_support: int, generator: np.random.Generator
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Precision and recall [unit, permutation], and p [unit] after the maximum of all codes.
+        """With the predicate's places dealt out to the series at random.
 
         Precisions are standardised by each code's own mean and spread under shuffling before the
         maximum is taken, since a code of few places, or of few series, is precise by luck more
         easily than one of many.
+
+        Returns:
+            Precision and recall [code, permutation], and p [code] after the maximum of all codes.
         """
-        many = active >= min_support
-        precision = np.where(many[:, None], self.right / np.maximum(active, 1)[:, None], 0)
-        recall = self.right / np.maximum(self.there, 1)
+        deal = Dealer(self.index, self.holds, self.observed, self.series)
+        size, parts = max(1, BLOCK // len(self.holds)), []
+        for first in range(0, n_permutations, size):
+            block = range(first, min(first + size, n_permutations))
+            parts.append(self.counted(np.stack([deal.one(generator) for _ in block], axis=1)))
+        right, there = (np.concatenate(one, axis=1) for one in zip(*parts, strict=True))
+        many, places = self.active >= min_support, np.maximum(self.active, 1)
+        precision = np.where(many[:, None], right / places[:, None], 0)
         mean, spread = precision.mean(1), precision.std(1)
         usable = many & (spread > 1e-9)
         scale = np.where(usable, spread, 1)
-        found = np.where(usable, (right / np.maximum(active, 1) - mean) / scale, 0)
+        found = np.where(usable, (self.right / places - mean) / scale, 0)
         highest = np.where(usable[:, None], (precision - mean[:, None]) / scale[:, None], -np.inf)
         highest = highest.max(0)
         at_least = (highest[None] >= found[:, None] - 1e-9).sum(1)
         p = np.where(usable, (1 + at_least) / (1 + len(highest)), 1.0)
-        return precision, recall, p
+        return precision, right / np.maximum(there, 1), p
 
 
 class Dealer:
@@ -475,12 +437,10 @@ class Dealer:
         return found.ravel()
 
 
-FEWEST_PERMUTATIONS = 100
-
-
+@checked
 def search_codes(
     index: CodeIndex,
-    predicate: Callable[[Any], Any] | None,
+    predicate: Callable[[Any], Any] | None = None,
     *,
     label: int | str | None = None,
     mask: Any = None,
@@ -488,12 +448,12 @@ def search_codes(
     test_mask: Any = None,
     hooks: str | Sequence[str] | None = None,
     unit: Literal["position", "series"] = "position",
-    min_recall: float = 0.02,
-    min_support: int = 10,
-    n: int = 10,
-    n_permutations: int = 200,
-    min_samples: int = 8,
-    seed: int = 0,
+    min_recall: Annotated[float, Ge(0), Le(1)] = 0.02,
+    min_support: Count = 10,
+    n: Count = 10,
+    n_permutations: Draws = 200,
+    min_samples: Count = 8,
+    seed: Seed = 0,
 ) -> CodeSearch:
     """Rank codes by how precisely they mark a class, a regime or a property of the window.
 
@@ -546,11 +506,9 @@ def search_codes(
     """
     if sum(given is not None for given in (predicate, label, mask)) != 1:
         raise ArgumentError("expected one of a predicate, label= and mask=, got none or several")
-    _check(unit, min_recall, min_support, n, n_permutations)
     names = list(index.books) if hooks is None else [hooks] if isinstance(hooks, str) else hooks
     books = {name: index.book(name) for name in names}
-    other = index.test if test is None else None if test == "split" else test
-    other = None if isinstance(other, str) else other
+    other = index.test if test is None else None if isinstance(test, str) else test
     if mask is not None and other is not None and test_mask is None:
         raise ArgumentError(
             "the index has a test split, so give its mask too: test_mask=, or test='split' to "
@@ -569,34 +527,34 @@ def search_codes(
     train = Side(index, books, holds, train_series, unit)
     report_books = {name: report.book(name) for name in names}
     tested = Side(report, report_books, report_holds, test_series, unit)
-    found = _ranked(train, min_recall, min_support)
-    chosen = [(hook, code) for _, hook, code in found[:n]]
-    recalls = [train.score(hook, code).recall for hook, code in chosen]
-    shuffled, of = train.shuffled(n_permutations, generator), train.number
-    active, right = (np.concatenate([one[i] for one in train.counts.values()]) for i in (1, 0))
-    precision, recall, p = shuffled.against(active, right, min_support)
+    found = train.ranked(min_recall, min_support)
+    chosen = [int(code) for code in found[:n]]
+    recalls = [train.score(code).recall for code in chosen]
+    precision, recall, p = train.shuffled(n_permutations, min_support, generator)
     null = [np.where(recall >= one - 1e-9, precision, 0).max(0) for one in recalls]
-    rivals = {}
-    for kind, signs in (("neurons", (1, -1)), ("saes", (1,))):
-        values = getattr(index, kind), getattr(report, kind)
-        rivals[kind] = best_rivals(
-            values[0], signs, train.places(), recalls, values[1], tested.places()
+    neurons, latents = (
+        best_rivals(values, signs, train.places(), recalls, others, tested.places())
+        for values, others, signs in (
+            (index.neurons, report.neurons, (1, -1)),
+            (index.saes, report.saes, (1,)),
         )
+    )
+    named = [name for book in books.values() for name in book.names()]
     codes = []
-    for at, (hook, code) in enumerate(chosen):
-        group, head, number = books[hook].named(code)
+    for at, code in enumerate(chosen):
+        hook, group, head, number = named[code]
         codes.append(
             FoundCode(
                 hook=hook,
                 code=number,
                 group=group,
                 head=head,
-                train=train.score(hook, code),
-                test=tested.score(hook, code),
-                p=float(p[of(hook, code)]),
+                train=train.score(code),
+                test=tested.score(code),
+                p=float(p[code]),
                 null=float(np.quantile(null[at], 0.95)),
-                neuron=rivals["neurons"][at],
-                latent=rivals["saes"][at],
+                neuron=neurons[at],
+                latent=latents[at],
                 several_groups=books[hook].n_groups > 1,
                 shared=books[hook].shared,
             )
@@ -623,19 +581,6 @@ def search_codes(
     )
 
 
-def _check(unit: str, min_recall: float, min_support: int, n: int, n_permutations: int) -> None:
-    if unit not in ("position", "series"):
-        raise ArgumentError(f"expected unit='position' or 'series', got {unit!r}")
-    if not 0 <= min_recall <= 1:
-        raise ArgumentError(f"expected min_recall in 0..1, got {min_recall}")
-    if min_support < 1 or n < 1:
-        raise ArgumentError(f"expected min_support and n of at least 1, got {min_support} and {n}")
-    if n_permutations < FEWEST_PERMUTATIONS:
-        raise ArgumentError(
-            f"expected n_permutations of at least {FEWEST_PERMUTATIONS}, got {n_permutations}"
-        )
-
-
 def _check_test(index: CodeIndex, other: CodeIndex, names: Sequence[str]) -> None:
     for name in names:
         if name not in other.books or not np.array_equal(
@@ -654,7 +599,7 @@ def _check_test(index: CodeIndex, other: CodeIndex, names: Sequence[str]) -> Non
 def _held(
     index: CodeIndex,
     mask: Any,
-    predicate: Callable[[Any], Any] | None,
+    predicate: Any,
     label: int | str | None,
     min_samples: int,
 ) -> tuple[Bool[np.ndarray, " slot"], bool]:
@@ -675,8 +620,6 @@ def _held(
             )
         array = array if array.ndim == 3 else array[:, None]
         return np.broadcast_to(array, shape).ravel(), True
-    if not callable(predicate):
-        raise ArgumentError(f"expected a function of window, got {predicate!r}")
     windows = SearchWindows(index.data, index.spans, index.n_channels, index.columns, min_samples)
     return evaluated(predicate, windows)
 
@@ -705,17 +648,3 @@ def _said(index: CodeIndex, predicate: Callable[[Any], Any] | None, label: Any) 
         return "the mask"
     name = getattr(predicate, "__name__", "predicate")
     return "the predicate" if name == "<lambda>" else name
-
-
-def _ranked(side: Side, min_recall: float, min_support: int) -> list[tuple[float, str, int]]:
-    """(precision, hook, unit), best first."""
-    found = []
-    for hook, counts in side.counts.items():
-        right, active, there = counts
-        with np.errstate(divide="ignore", invalid="ignore"):
-            precision, recall = right / active, right / there
-        good = np.flatnonzero((active >= min_support) & (recall >= min_recall) & (right > 0))
-        found += [(float(precision[u]), float(recall[u]), hook, int(u)) for u in good]
-    order = list(side.counts)
-    found.sort(key=lambda one: (-one[0], -one[1], order.index(one[2]), one[3]))
-    return [(precision, hook, unit) for precision, _, hook, unit in found]

@@ -18,6 +18,7 @@ from tstlens.saes.reading.activity import Spans
 _SHARED = ("level", "slope", "variance", *(name for name, _, _ in BANDS))
 _OWN = ("curvature", "peak", "trough", "range", "frequency")
 _PLACE = ("series", "channels", "pos", "start", "stop", "label")
+RESERVED = frozenset((*_SHARED, *_OWN, *_PLACE, "values", "distance", "of"))  # no column's name
 
 
 class OneByOne(Exception):

@@ -11,10 +11,11 @@ import numpy as np
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from tstlens.codebooks.book import CodeWindows
+from tstlens.codebooks.book import CodeWindows, Named
 from tstlens.codebooks.code_effects import CodeEffects
+from tstlens.codebooks.comparing import ChangedCodes, CommonCodes, SimilarCodes
 from tstlens.codebooks.index import CodeIndex
-from tstlens.codebooks.scores import ChangedCodes, CodebookScores, CommonCodes, Named, SimilarCodes
+from tstlens.codebooks.scores import CodebookScores
 from tstlens.codebooks.search import CodeSearch
 from tstlens.errors import ArgumentError
 from tstlens.figures import style
@@ -240,7 +241,7 @@ def draw_code_index(result: CodeIndex, *, title: str | None = "") -> go.Figure:
     """
     figure = go.Figure()
     for at, book in enumerate(result.books.values()):
-        share = np.sort(book.support / max(int(book.observed.sum()), 1))[::-1]
+        share = np.sort(book.support / max(int(book.n_observed), 1))[::-1]
         share = share[share > 0]
         figure.add_scatter(
             x=np.arange(1, len(share) + 1),

@@ -26,7 +26,7 @@ from tstlens.storage import write_bytes
 # result of theirs comes.
 _LATER = {
     "tstlens.saes": ("tstlens.figures.features", "tstlens.figures.browser.pages"),
-    "tstlens.codebooks": ("tstlens.figures.codebooks", "tstlens.figures.code_browser.write"),
+    "tstlens.codebooks": ("tstlens.figures.codebooks", "tstlens.figures.browser.codes"),
     "tstlens.truth": ("tstlens.truth.figures",),
     "tstlens.truth.regime_codebooks": ("tstlens.truth.dictionary_figures",),
     "tstlens.truth.sae_recovery": ("tstlens.truth.dictionary_figures",),

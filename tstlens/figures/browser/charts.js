@@ -57,6 +57,33 @@ function linePath(values, x, y) {
   return path;
 }
 
+// Two digits, for ticks.
+function brief(value) {
+  return String(Number(value.toPrecision(2))).replace("-", "−");
+}
+
+// Mean and spread of a code's windows in one channel, from `before` samples before the position.
+function prototypeChart(mean, spread, overall, before) {
+  const width = 200, height = 112, left = 40, right = 4, top = 6, bottom = height - 16, last = mean.length - 1;
+  const there = [...mean.keys()].filter(t => !Number.isNaN(mean[t]));
+  let low = Math.min(overall, ...there.map(t => mean[t] - spread[t])), high = Math.max(overall, ...there.map(t => mean[t] + spread[t]));
+  if (!(high > low)) { low -= 1; high += 1; }
+  const x = t => left + Math.min(Math.max(last ? t / last : 0.5, 0), 1) * (width - left - right);
+  const y = v => top + (high - v) / (high - low) * (bottom - top), middle = y(overall);
+  const svg = make("svg", {viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": "prototype of one channel"});
+  if (before > 0) {
+    const from = x(before - 0.5), to = x(last - before + 0.5);
+    svg.append(make("rect", {class: "window", x: from, y: top, width: Math.max(to - from, 1), height: bottom - top}));
+  }
+  const edge = sign => there.map(t => `${x(t).toFixed(1)} ${y(mean[t] + sign * spread[t]).toFixed(1)}`);
+  if (there.length) svg.append(make("path", {class: "band", d: `M${[...edge(1), ...edge(-1).reverse()].join("L")}Z`}));
+  svg.append(make("line", {class: "middle", x1: left, x2: width - right, y1: middle, y2: middle}),
+    make("path", {class: "line strong", d: linePath(mean, x, y)}),
+    make("text", {x: left - 4, y: y(high) + 8, class: "tick end"}, brief(high)), make("text", {x: left - 4, y: y(low), class: "tick end"}, brief(low)),
+    make("text", {x: x(before), y: height - 3, class: "tick"}, "0"), make("text", {x: width - right, y: height - 3, class: "tick end"}, `+${last - before}`));
+  return svg;
+}
+
 // Bars from a zero line; entries are {name, value, text, title}.
 function bars(entries, signed) {
   const longest = key => Math.max(...entries.map(e => Math.min(e[key].length, 30)));
@@ -102,7 +129,7 @@ function mapRows(profile) {
 function heatMap(latent, profile) {
   const rows = mapRows(profile), largest = array(DATA.heat.largest)[latent];
   const canvas = make("canvas", {width: DATA.pos, height: rows.length, class: "map", role: "img",
-    "aria-label": `activation of latent ${latent} over ${rows.length} series and ${DATA.pos} positions`});
+    "aria-label": `activation of ${NOUN} ${nameOf(latent)} over ${rows.length} series and ${DATA.pos} positions`});
   const context = canvas.getContext("2d"), image = context.createImageData(DATA.pos, rows.length);
   rows.forEach((entry, i) => {
     for (let pos = 0; pos < DATA.pos; pos++) {

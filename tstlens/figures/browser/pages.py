@@ -1,7 +1,7 @@
-"""The browser page of a dictionary's latents, written atomically.
+"""The browser page of a dictionary's latents, and what it shares with that of codes; atomic.
 
-It holds what it needs to know of a Features result as compact text, small enough for 2,000 latents:
-little-endian arrays in base64, which the page decodes on demand.
+A page holds what it needs to know of a result as compact text, small enough for thousands of
+latents: little-endian arrays in base64, which it decodes on demand.
 """
 
 from __future__ import annotations
@@ -9,17 +9,20 @@ from __future__ import annotations
 import base64
 import html
 import json
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
+from tstlens.arguments import Count, Seed, checked
+from tstlens.codebooks.notes import CodeNotes
 from tstlens.data import TimeSeriesData
-from tstlens.errors import ArgumentError, StorageError
 from tstlens.figures.browser import page
-from tstlens.saes.reading.activity import top_slots
+from tstlens.saes.reading.activity import Activity, top_slots
 from tstlens.saes.reading.result import Features
-from tstlens.storage import write_text
+from tstlens.storage import check_file, write_text
 
 _NAMES = {"float32": "f4", "uint32": "u4", "int16": "i2", "uint16": "u2", "uint8": "u1"}
 
@@ -49,56 +52,74 @@ N_NEIGHBOURS = 6
 PADDING = -32768  # what stands for a padded sample
 
 
-def payload(features: Features, n_windows: int, seed: int = 0) -> dict[str, Any]:
-    """Everything on the page as JSON values.
+def payload(
+    features: Features, n_windows: int, seed: int, ranked: Activity | None = None
+) -> dict[str, Any]:
+    """What the pages of latents and of codes have in common, as JSON values.
 
     Args:
         features: the result.
         n_windows: strongest windows per latent.
         seed: of the sample of series, where not all fit.
+        ranked: the activity that windows are ranked by; its own where None.
     """
     data, activity = features.data, features.activity
     shown = shown_series(features, seed)
     series, low, step = quantised(data, shown)
-    n_rows = activity.n_channels
     names = list(data.class_names) if data.labels is not None else []
     labels = None if data.labels is None else data.labels.cpu().numpy()
-    mono = features.monosemanticity
     return {
-        "name": features.name,
-        "hook": features.hook,
+        "model": str(features.made.get("model") or ""),
         "dataset": data.name,
-        "split": data.split,
-        "latents": activity.n_latents,
-        "active": int((activity.density > 0).sum()),
-        "l0": round(float(activity.l0), 3),
-        "positions": activity.n_observed,
+        "rowCount": activity.n_latents,
         "total": len(data),
         "series": [int(index) for index in shown],
         "labels": None if labels is None else [int(labels[index]) for index in shown],
         "classes": names,
         "counts": None if labels is None else np.bincount(labels, minlength=len(names)).tolist(),
         "channels": data.n_channels,
-        "rows": n_rows,
+        "rows": activity.n_channels,
         "time": data.n_time,
         "pos": activity.n_pos,
         "spans": [list(span) for span in features.spans],
         "cells": [list(cell) for cell in features.cells],
         "raw": {"values": series, "low": low, "step": step, "padding": PADDING},
-        "table": _table(features),
-        "properties": properties_of(features),
-        "neighbours": _neighbours(features),
+        "properties": _properties(features),
+        "heat": _activations(activity, shown),
+        "windows": _windows(ranked or activity, shown, n_windows),
+        "windowLength": None if features.properties is None else features.properties.window_length,
+    }
+
+
+def about(data: TimeSeriesData, *parts: str) -> str:
+    """The line below a page's title: the data, then what else there is to say."""
+    said = [f"{data.name} {data.split}".strip(), f"{len(data)} series", *parts]
+    return " · ".join(filter(None, said))
+
+
+def _of_latents(features: Features) -> dict[str, Any]:
+    """What only the page of latents has."""
+    activity, mono = features.activity, features.monosemanticity
+    active = f"{int((activity.density > 0).sum())} of {activity.n_latents} latents active"
+    return {
+        "noun": "latent",
+        "about": about(features.data, active, f"{activity.l0:.3g} per position"),
+        "hooks": [
+            {
+                "name": features.hook,
+                "units": activity.n_latents,
+                "positions": activity.n_observed,
+            }
+        ],
+        "table": table_of(features.table(), ("class", "property", "moves")),
+        "similar": _neighbours(features),
         "effects": _effects(features),
         "classTable": _classes(features),
-        "heat": activations_of(features, shown),
-        "windows": _windows(features, shown, n_windows),
         "mono": {
             "names": [str(name) for name in mono.index],
             "columns": [str(name) for name in mono.columns],
             "values": [[_finite(value) for value in row] for row in mono.to_numpy(dtype=float)],
         },
-        "windowLength": None if features.properties is None else features.properties.window_length,
-        "permutations": None if features.classes is None else features.classes.n_permutations,
     }
 
 
@@ -136,61 +157,72 @@ def quantised(data: TimeSeriesData, shown: np.ndarray) -> tuple[dict, list[float
     return packed(whole, "int16"), low.tolist(), step.tolist()
 
 
-def _table(features: Features) -> dict[str, Any]:
-    frame = features.table()
+def table_of(frame: Any, words: Iterable[str] = ()) -> dict[str, Any]:
+    """The columns of a frame, packed; those of words as the words and the number of each."""
     out: dict[str, Any] = {}
     for name in frame.columns:
-        column = frame[name]
-        if name in ("class", "property", "moves"):
-            known = sorted({str(value) for value in column.dropna()})
-            at = {value: index for index, value in enumerate(known)}
-            missing = column.isna()
-            codes = [
-                65535 if gone else at[str(value)]
-                for value, gone in zip(column, missing, strict=True)
-            ]
-            out[name] = {"words": known, "codes": packed(np.array(codes), "uint16")}
+        if name in words:
+            codes, known = pd.factorize(frame[name].astype("string"), sort=True)
+            codes = packed(np.where(codes < 0, 65535, codes), "uint16")
+            out[name] = {"words": known.tolist(), "codes": codes}
         else:
-            out[name] = packed(column.to_numpy(dtype=float), "float32")
+            out[name] = packed(frame[name].to_numpy(dtype=float), "float32")
     return out
 
 
-def properties_of(features: Features) -> dict[str, Any] | None:
+def _properties(features: Features) -> dict[str, Any] | None:
     """The properties that a latent goes with, as the page draws them; None where not computed."""
     found = features.properties
     if found is None:
         return None
     count = min(N_PROPERTIES, len(found.names))
     order = np.argsort(-np.nan_to_num(np.abs(found.r)), axis=1, kind="stable")[:, :count]
-    take = {name: np.take_along_axis(getattr(found, name), order, 1) for name in ("r", "q")}
-    heldout = np.take_along_axis(found.r_heldout, order, 1)
+    numbers = {"r": found.r, "q": found.q, "heldout": found.r_heldout}
     return {
         "names": list(found.names),
         "count": count,
         "which": packed(order, "uint16"),
-        "r": packed(take["r"], "float32"),
-        "q": packed(take["q"], "float32"),
-        "heldout": packed(heldout, "float32"),
+        **{
+            name: packed(np.take_along_axis(values, order, 1), "float32")
+            for name, values in numbers.items()
+        },
     }
 
 
 def _neighbours(features: Features) -> dict[str, Any]:
-    norm = np.linalg.norm(features.directions, axis=1, keepdims=True)
-    unit = features.directions / np.where(norm > 0, norm, 1)
-    count = min(N_NEIGHBOURS, len(unit) - 1)
-    which = np.zeros((len(unit), count), dtype=np.int64)
-    cosine = np.zeros((len(unit), count))
-    for start in range(0, len(unit) if count else 0, 512):
-        part = unit[start : start + 512] @ unit.T
-        part[np.arange(len(part)), start + np.arange(len(part))] = -np.inf
-        top = np.argsort(-part, axis=1, kind="stable")[:, :count]
-        which[start : start + 512] = top
-        cosine[start : start + 512] = np.take_along_axis(part, top, 1)
+    unit = features._unit()
+
+    def cosines(part: slice) -> np.ndarray:
+        return unit[part] @ unit.T
+
+    which, cosine = most_alike(cosines, len(unit), N_NEIGHBOURS)
     return {
-        "count": count,
+        "count": which.shape[1],
         "which": packed(which, "uint32"),
         "cosine": packed(cosine, "float32"),
     }
+
+
+def most_alike(
+    likeness: Callable[[slice], np.ndarray], n: int, most: int, chunk: int = 512
+) -> tuple[np.ndarray, np.ndarray]:
+    """The others that each of ``n`` is most like, and how like, largest first; [n, most].
+
+    Args:
+        likeness: of a slice of them to all, [slice, n].
+        n: of them.
+        most: to keep of each; fewer where there are fewer others.
+        chunk: at a time.
+    """
+    most = min(most, n - 1)
+    which, how = np.zeros((n, most), dtype=np.int64), np.zeros((n, most))
+    for start in range(0, n if most else 0, chunk):
+        at = slice(start, min(start + chunk, n))
+        part = likeness(at)
+        part[np.arange(len(part)), start + np.arange(len(part))] = -np.inf
+        which[at] = np.argsort(-part, axis=1, kind="stable")[:, :most]
+        how[at] = np.take_along_axis(part, which[at], 1)
+    return which, how
 
 
 def _effects(features: Features) -> dict[str, Any] | None:
@@ -228,17 +260,15 @@ def _classes(features: Features) -> dict[str, Any] | None:
     }
 
 
-def activations_of(features: Features, shown: np.ndarray) -> dict[str, Any]:
+def _activations(activity: Activity, shown: np.ndarray) -> dict[str, Any]:
     """Activations of the shown series by latent, as 8-bit shares of the latent's largest."""
-    activity = features.activity
     per_series = activity.n_channels * activity.n_pos
     slots = (shown[:, None] * per_series + np.arange(per_series)).ravel()
     whole = len(shown) == activity.n_series
     values: Any = activity.values if whole else activity.values.tocsr()[slots].tocsc()
     values.sort_indices()
-    counts = np.diff(values.indptr)
+    column = np.repeat(np.arange(values.shape[1]), np.diff(values.indptr))
     largest = np.zeros(values.shape[1])
-    column = np.repeat(np.arange(values.shape[1]), counts)
     np.maximum.at(largest, column, values.data)
     share = values.data / np.where(largest > 0, largest, 1)[column]
     padded = np.flatnonzero(~activity.observed[slots])
@@ -251,16 +281,15 @@ def activations_of(features: Features, shown: np.ndarray) -> dict[str, Any]:
     }
 
 
-def _windows(features: Features, shown: np.ndarray, n: int) -> dict[str, Any]:
+def _windows(activity: Activity, shown: np.ndarray, n: int) -> dict[str, Any]:
     """The strongest rows of the shown series: slot among them, and activation."""
-    activity = features.activity
     per_series = activity.n_channels * activity.n_pos
     place = np.full(activity.n_series, -1)
     place[shown] = np.arange(len(shown))
     whole = len(shown) == activity.n_series
     starts, slots, strength = [0], [], []
     for latent in range(activity.n_latents):
-        found = top_slots(activity, latent, n if whole else activity.n_series * activity.n_channels)
+        found = top_slots(activity, latent, n if whole else None)
         found = found[place[found // per_series] >= 0][:n]
         own, values = activity.column(latent)
         strength.append(values[np.searchsorted(own, found)])
@@ -278,30 +307,34 @@ def _finite(value: float) -> float | None:
 
 
 HERE = Path(__file__).parent
-SCRIPTS = ("data.js", "charts.js", "rows.js", "table.js", "latent.js", "main.js")
+SCRIPTS = ("data", "charts", "rows", "table", "notes", "searches", "detail")
 
 
 @page.register
+@checked
 def write_features(
     features: Features,
     path: str | Path,
     *,
+    notes: CodeNotes | str | Path | None = None,
     title: str | None = None,
-    n_windows: int = 9,
-    seed: int = 0,
+    n_windows: Count = 9,
+    seed: Seed = 0,
 ) -> Path:
-    """Write a page on which every latent can be looked up, sorted, searched and seen.
+    """Write a page on which every latent can be looked up, sorted, searched, seen and noted on.
 
     The page holds a table of all latents; a click opens one: its strongest windows on the raw
     series, the classes it is active in, a map of its activation over series and time, what its
-    removal does to the output, the properties that it follows and its nearest latents. Everything
-    is inside the file; it asks for nothing from anywhere. Of data sets with more than 6 million
-    samples (or 2 million activations) a sample of the series is shown, as the page says; the
-    numbers in its tables are those of all.
+    removal does to the output, the properties that it follows, its nearest latents and a note.
+    Everything is inside the file; it asks for nothing from anywhere. Of data sets with more than 6
+    million samples (or 2 million activations) a sample of the series is shown, as the page says;
+    the numbers in its tables are those of all.
 
     Args:
         features: what :func:`tstlens.saes.features` returned.
         path: the file to write; its folder is made if missing.
+        notes: on latents, ``notes.add(text, hook, latent)``, or a file of them that the page or
+            :class:`~tstlens.codebooks.CodeNotes` wrote.
         title: heading of the page; the hook and the data where None.
         n_windows: strongest windows per latent.
         seed: of the sample of series, where not all fit.
@@ -310,32 +343,33 @@ def write_features(
         The path.
 
     Raises:
-        StorageError: the place is a folder, or cannot be written.
-        ArgumentError: n_windows below 1.
+        StorageError: the place is a folder, or cannot be written; no notes there.
 
     Example:
         >>> from tstlens import saes
         >>> saes.features(model, sae, data).to_html("features.html")  # doctest: +SKIP
     """
-    if isinstance(n_windows, bool) or not isinstance(n_windows, int) or n_windows < 1:
-        raise ArgumentError(f"expected n_windows of at least 1, got {n_windows!r}")
-    path = Path(path)
-    if path.is_dir():
-        raise StorageError(f"expected a file to write at {path}, found a folder; name a file in it")
-    about = title or f"{features.name} latents of {features.hook}"
-    text = render(payload(features, n_windows, seed), about)
-    return write_text(path, text)
+    check_file(Path(path))
+    content = {**payload(features, n_windows, seed), **_of_latents(features)}
+    return write(content, path, notes, title or f"{features.name} latents of {features.hook}")
 
 
-def render(content: dict, title: str) -> str:
-    """The page as text."""
+def write(
+    content: dict[str, Any], path: str | Path, notes: CodeNotes | str | Path | None, title: str
+) -> Path:
+    """Write a page, its JSON values complete but for notes and title."""
+    if isinstance(notes, str | Path):
+        notes = CodeNotes.load(notes)
+    texts = {} if notes is None else dict(notes.texts)
+    script = "\n".join((HERE / f"{name}.js").read_text(encoding="utf-8") for name in SCRIPTS)
     parts = {
         "title": html.escape(title),
+        "noun": content["noun"],
         "style": (HERE / "page.css").read_text(encoding="utf-8"),
-        "data": embedded({**content, "title": title}),
-        "script": "\n".join((HERE / name).read_text(encoding="utf-8") for name in SCRIPTS),
+        "script": script,
+        "data": embedded({**content, "title": title, "notes": texts}),
     }
     text = (HERE / "page.html").read_text(encoding="utf-8")
-    for name in ("title", "style", "script", "data"):  # data last: it may hold any text
-        text = text.replace(f"[[{name}]]", parts[name])
-    return text
+    for name, part in parts.items():  # data last: it may hold any text
+        text = text.replace(f"[[{name}]]", part)
+    return write_text(Path(path), text)

@@ -1,5 +1,5 @@
 // The long table of a start page: sorted by a click on a heading, filtered, drawn a part at a time,
-// and walked through with the keyboard. The page says COLUMNS, TABLE (noun and number of rows),
+// and walked through with the keyboard. table.js says COLUMNS, TABLE (noun and number of rows),
 // keep(i), which leaves out what the filter does not match, and fill(cell, entry, i).
 const PAGE = 50;
 const state = {sort: null, down: true, query: "", alive: true, order: [], drawn: 0, left: null};
@@ -81,7 +81,7 @@ function walk(event) {
 function setUpTable() {
   const heads = make("tr", {}), search = document.getElementById("search");
   for (const entry of COLUMNS) {
-    const button = make("button", {type: "button", title: entry.hint}, entry.label);
+    const button = make("button", {type: "button", title: entry.hint}, entry.label || entry.key);
     button.addEventListener("click", () => {
       if (state.sort === entry.key) state.down = !state.down;
       else { state.sort = entry.key; state.down = TABLE.falls(entry); }

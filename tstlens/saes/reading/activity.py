@@ -19,7 +19,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
@@ -287,6 +287,8 @@ class Activity:
     n_channels: int
     n_pos: int
 
+    least: ClassVar[float] = 0.0  # what is not above it is never among the strongest
+
     def __post_init__(self) -> None:
         slots = self.n_series * self.n_channels * self.n_pos
         if self.values.shape[0] != slots or self.observed.shape != (slots,):
@@ -362,6 +364,13 @@ class Activity:
         """(series, channel, position) of a slot."""
         row, pos = divmod(int(index), self.n_pos)
         return row // self.n_channels, row % self.n_channels, pos
+
+    def places(
+        self, slots: Int[np.ndarray, " slot"]
+    ) -> tuple[Int[np.ndarray, " slot"], Int[np.ndarray, " slot"], Int[np.ndarray, " slot"]]:
+        """(series, channel, position) of slots."""
+        row, pos = np.divmod(slots.astype(np.int64), self.n_pos)
+        return *np.divmod(row, self.n_channels), pos
 
     def __repr__(self) -> str:
         return (
@@ -506,17 +515,25 @@ class Windows(Result):
         return f"Windows(latent {self.latent}, {len(self.windows)}: {shown}{more})"
 
 
-def top_slots(activity: Activity, latent: int, n: int) -> np.ndarray:
-    """Slots of the ``n`` rows where a latent is strongest, one slot per row, strongest first.
+def top_slots(
+    activity: Activity, latent: int, n: int | None, per_row: int | None = 1
+) -> Int[np.ndarray, " slot"]:
+    """The ``n`` slots where a latent is strongest, strongest first; all where ``n`` is None.
 
-    One per row (series, or series and channel), since neighbouring positions of one series see
-    nearly the same samples. Ties go to the earlier slot.
+    One per row (series, or series and channel) by default, since neighbouring positions of one
+    series see nearly the same samples; ``per_row=None`` for any number. Ties go to the earlier
+    slot.
     """
     slots, values = activity.column(latent)
     order = np.lexsort((slots, -values))
-    order = order[values[order] > 0]
-    _, first = np.unique(slots[order] // activity.n_pos, return_index=True)
-    return slots[order[np.sort(first)[:n]]]
+    order = order[values[order] > activity.least]
+    if per_row is not None:
+        rows = slots[order] // activity.n_pos
+        by_row = np.argsort(rows, kind="stable")  # keeps the order of strength within a row
+        nth = np.empty(len(rows), dtype=np.int64)
+        nth[by_row] = np.arange(len(rows)) - np.searchsorted(rows[by_row], rows[by_row])
+        order = order[nth < per_row]
+    return slots[order[:n]]
 
 
 def top_windows(

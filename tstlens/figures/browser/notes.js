@@ -1,5 +1,5 @@
-// Notes on codes: from the file, over them what was written here, kept by the browser.
-const STORE = "tstlens code notes: " + [DATA.model, DATA.dataset, ...DATA.hooks.map(h => `${h.name}/${h.units}`)].join(" ");
+// Notes on rows: from the file, over them what was written here, kept by the browser.
+const STORE = `tstlens ${NOUN} notes: ` + [DATA.model, DATA.dataset, ...DATA.hooks.map(h => `${h.name}/${h.units}`)].join(" ");
 const FORMAT = {format: "tstlens code notes", format_version: 1};
 
 const notes = new Map(Object.entries(DATA.notes));
@@ -7,8 +7,8 @@ const written = new Map();
 let storageWorks = true;
 
 function keyOf(unit) {
-  const hook = DATA.hooks[array(DATA.codes.hook)[unit]].name, [group, head, code] = DATA.codes.names[unit];
-  return `${hook}|${group}|${head === null ? "" : head}|${code}`;
+  const [group, head, code] = CODES ? CODES.names[unit] : [0, null, unit];
+  return `${hookOf(unit).name}|${group}|${head === null ? "" : head}|${code}`;
 }
 
 function noteOf(unit) {
@@ -56,12 +56,12 @@ function saySomething(text) {
 function exportNotes() {
   const link = document.createElement("a");
   link.href = URL.createObjectURL(new Blob([notesAsText()], {type: "application/json"}));
-  link.download = "code-notes.json";
+  link.download = `${NOUN}-notes.json`;
   document.body.append(link);
   link.click();
   link.remove();
   setTimeout(() => URL.revokeObjectURL(link.href), 10000);
-  saySomething(`${notes.size} note${notes.size === 1 ? "" : "s"} exported to code-notes.json.`);
+  saySomething(`${notes.size} note${notes.size === 1 ? "" : "s"} exported to ${NOUN}-notes.json.`);
 }
 
 // Where a code has another note already, both are kept, as CodeNotes.merge does.
@@ -73,12 +73,12 @@ function importNotes(text) {
     return saySomething("This file is no JSON: nothing was imported.");
   }
   if (!record || record.format !== FORMAT.format || typeof record.notes !== "object" || record.notes === null) {
-    return saySomething("This file does not hold notes on codes: nothing was imported.");
+    return saySomething(`This file does not hold notes on ${NOUN}s: nothing was imported.`);
   }
   if (!(record.format_version <= FORMAT.format_version)) {
     return saySomething("These notes were written by a newer tstlens: nothing was imported.");
   }
-  const known = new Set(DATA.codes.names.map((_, unit) => keyOf(unit)));
+  const known = new Set(Array.from({length: ROWS}, (_, i) => keyOf(i)));
   let count = 0, strange = 0;
   for (const [key, theirs] of Object.entries(record.notes)) {
     if (typeof theirs !== "string") continue;
@@ -90,7 +90,7 @@ function importNotes(text) {
   }
   store();
   saySomething(`${count} note${count === 1 ? "" : "s"} imported.`
-    + (strange ? ` ${strange} more belong to codes that are not on this page; they are kept and exported.` : ""));
+    + (strange ? ` ${strange} more belong to ${NOUN}s that are not on this page; they are kept and exported.` : ""));
   arrange();
 }
 
@@ -107,7 +107,7 @@ function setUpNotes() {
 
 function noteSection(unit) {
   const key = keyOf(unit);
-  const area = make("textarea", {id: "note", "aria-label": "Note on this code", placeholder: "What does this code stand for?"});
+  const area = make("textarea", {id: "note", "aria-label": `Note on this ${NOUN}`, placeholder: `What does this ${NOUN} stand for?`});
   area.value = noteOf(unit);
   const said = make("p", {class: "note"});
   const status = saved => {
