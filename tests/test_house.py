@@ -31,6 +31,7 @@ BASE = {
     "family_index",
     "lazy",
     "metrics",
+    "points",
     "randomness",
     "results",
     "shapes",
