@@ -33,6 +33,7 @@ BASE = {
     "metrics",
     "randomness",
     "results",
+    "run",
     "shapes",
     "stats",
     "storage",
