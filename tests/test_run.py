@@ -10,7 +10,9 @@ import torch
 from tests.probing.made import labelled, small
 from tstlens.errors import ArgumentError, HookError, UnknownHookError
 from tstlens.metrics import Metric, of_class
+from tstlens.model import HookedTST, HookedTSTConfig
 from tstlens.run import Runs, evaluating
+from tstlens.zoo.lagged_steps import LaggedStepsConfig, StepParametersConfig
 
 HOOKS = ["hook_embed", "blocks.1.attn.hook_z", "blocks.1.hook_mlp_out"]
 KINDS = {
@@ -39,51 +41,67 @@ def one_by_one(model, data, hooks=(), edits=()):
     return torch.cat(outputs), {name: torch.cat(found) for name, found in acts.items()}
 
 
-@pytest.mark.parametrize(
-    ("kind", "padded", "dtype", "training"),
-    product(["plain", "per channel", "post-norm", "scores handed on"], [False, True],
-            [torch.float32, torch.float64], [False, True]),
-)  # fmt: skip
-@pytest.mark.parametrize("batch_size", [1, 4, 64])
-def test_every_way_through_the_data_gives_what_single_series_give(
-    kind, padded, dtype, training, batch_size
-):
+CASES = list(product(KINDS, (False, True), (torch.float32, torch.float64)))
+
+
+@pytest.mark.parametrize(("kind", "padded", "dtype"), CASES)
+def test_every_way_through_the_data_gives_what_single_series_give(kind, padded, dtype):
     model, data = small(**KINDS[kind]).to(dtype), labelled(6, padded=padded)
     expected, acts = one_by_one(model, data, HOOKS)
     close = {"rtol": 1e-4, "atol": 1e-5} if dtype == torch.float32 else {"rtol": 1e-9, "atol": 1e-9}
-    if training:  # some modules only: each gets its own flag back
-        model.head.train()
-        model.blocks[1].train()
-    flags = [part.training for part in model.modules()]
-    torch.testing.assert_close(
-        Runs(model, data, batch_size=batch_size).outputs(), expected, **close
-    )
-    passes = list(Runs(model, data, hooks=HOOKS, batch_size=batch_size).passes())
-    assert [len(one) for one in passes] == {1: [1] * 6, 4: [4, 2], 64: [6]}[batch_size]
-    assert all(one.output is None for one in passes)
-    for name in HOOKS:
-        found = torch.cat([one.acts[name] for one in passes])
-        torch.testing.assert_close(found, acts[name], **close)
-    assert [part.training for part in model.modules()] == flags
-    assert not found.requires_grad
+    for size, training in product((1, 4, 64), (False, True)):
+        if training:  # some modules only: each gets its own flag back
+            model.head.train()
+            model.blocks[1].train()
+        flags = [part.training for part in model.modules()]
+        found = Runs(model, data, batch_size=size).outputs()
+        torch.testing.assert_close(found, expected, **close)
+        passes = list(Runs(model, data, hooks=HOOKS, batch_size=size).passes())
+        assert [len(one) for one in passes] == {1: [1] * 6, 4: [4, 2], 64: [6]}[size]
+        assert all(one.output is None for one in passes)
+        for name in HOOKS:
+            found = torch.cat([one.acts[name] for one in passes])
+            torch.testing.assert_close(found, acts[name], **close)
+        assert [part.training for part in model.modules()] == flags
+        assert not found.requires_grad
 
 
-@pytest.mark.parametrize("kind", ["plain", "per channel", "post-norm", "scores handed on"])
-@pytest.mark.parametrize("start", [0, 1, 2])
-@pytest.mark.parametrize("padded", [False, True])
-def test_what_comes_before_the_start_is_run_once(kind, start, padded):
-    model, data = small(**KINDS[kind]).to(torch.float64), labelled(7, padded=padded)
-    edits = [("blocks.2.hook_mlp_out", halved)]
-    runs = Runs(model, data, start=start, batch_size=3)
-    seen = []
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_comes_before_the_start_is_run_once(kind):
+    model, data = small(**KINDS[kind]).to(torch.float64), labelled(7, padded=True)
+    edits, seen = [("blocks.2.hook_mlp_out", halved)], []
     model.add_hook("hook_embed", lambda activation, hook: seen.append(len(activation)))
-    for given in ([], edits, []):
-        expected, _ = one_by_one(model, data, edits=given)
+    expected = [one_by_one(model, data, edits=given)[0] for given in ([], edits, [])]
+    for start in (0, 1, 2):
+        runs = Runs(model, data, start=start, batch_size=3)
         seen.clear()
-        torch.testing.assert_close(runs.outputs(given), expected, rtol=1e-9, atol=1e-9)
+        for given, output in zip(([], edits, []), expected, strict=True):
+            torch.testing.assert_close(runs.outputs(given), output, rtol=1e-9, atol=1e-9)
         assert not seen
-    with pytest.raises(HookError):
-        runs.outputs([("hook_embed", halved)])
+        with pytest.raises(HookError):
+            runs.outputs([("hook_embed", halved)])
+
+
+@pytest.mark.parametrize("start", [None, 0, 1, 2])
+def test_encoders_with_decoders_missing_values_and_covariates(start):
+    embed = LaggedStepsConfig(5, 2, (1, 2), n_time_features=1)
+    sizes = {"n_layers": 3, "n_decoder_layers": 1, "d_model": 8, "n_heads": 2, "d_mlp": 12}
+    head = StepParametersConfig(2)
+    parts = {"n_channels": embed.n_channels, "norm_position": "post", "embed": embed, "head": head}
+    model = HookedTST(HookedTSTConfig(**sizes, **parts)).double()
+    series = torch.randn(5, 1, 9).double()
+    series[2, 0, 1:3] = torch.nan
+    given = {name: torch.randn(shape).double() for name, shape in embed.covariates(5, 9).items()}
+    with torch.no_grad():
+        output, cache = model.run_with_cache(series, covariates=given)
+    hooks = ["encoder.0.hook_mlp_out", "decoder.0.cross_attn.hook_z", "hook_encoded"]
+    read = [name for name in hooks if start is None or name != "encoder.0.hook_mlp_out"]
+    runs = Runs(model, series, hooks=read, whole=True, covariates=given, batch_size=2, start=start)
+    passes = list(runs.passes())
+    torch.testing.assert_close(torch.cat([one.output for one in passes]), output)
+    for name in read:
+        torch.testing.assert_close(torch.cat([one.acts[name] for one in passes]), cache[name])
+    assert all(one.observed("decoder.0.hook_mlp_out") is None for one in passes)
 
 
 def test_hooks_see_what_edits_left_and_whole_runs_go_through_the_head():
