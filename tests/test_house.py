@@ -27,10 +27,12 @@ PACKAGE = Path(__file__).resolve().parents[1] / "tstlens"
 # Shared by every room; these import from each other only.
 BASE = {
     "arguments",
+    "effects",
     "errors",
     "family_index",
     "lazy",
     "metrics",
+    "points",
     "randomness",
     "results",
     "run",

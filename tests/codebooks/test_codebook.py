@@ -291,8 +291,8 @@ def test_sae_lens_loads_it_in_a_new_process_with_the_same_codes(tmp_path):
     [
         ({"k": 20}, "expected k <= n_codes=16, got k=20"),
         ({"n_groups": 3}, "expected n_groups to divide d_in=8, got n_groups=3"),
-        ({"similarity": "dot"}, "cosine, inner_product, euclidean, got 'dot'"),
-        ({"gradient": "all"}, "task, reconstruction, both, got 'all'"),
+        ({"similarity": "dot"}, "'cosine', 'inner_product' or 'euclidean', got 'dot'"),
+        ({"gradient": "all"}, "'task', 'reconstruction' or 'both', got 'all'"),
         ({"d_sae": 17}, "d_sae = n_groups \\* n_codes = 16, got 17"),
         ({"n_codes": 0}, "expected n_codes >= 1, got 0"),
         ({"normalize_activations": "layer_norm"}, "normalize_activations='none' only"),

@@ -259,7 +259,7 @@ def test_a_forecaster_is_fitted_to_its_targets():
         ({"ema": 0.9}, "give gradient='reconstruction'; got ema=0.9"),
         ({"k": 3, "k_start": 2}, "expected k_start >= 3, got 2"),
         ({"epochs": 0}, "epochs must be at least 1, got 0"),
-        ({"precision": "float16"}, "precision must be float32 or bfloat16"),
+        ({"precision": "float16"}, "precision as 'float32' or 'bfloat16'"),
         ({"begin_from": "zeros"}, "begin_from as 'kmeans', 'sample' or 'normal'"),
         ({"n_codes": 500}, "expected at least n_codes=500 activations"),
     ],

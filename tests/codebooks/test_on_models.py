@@ -443,7 +443,7 @@ def test_gradients_flow_through_an_intervention(model, make_book, series):
         (lambda m: m.force_codes({MLP_OUT: 3}, head=0), ArgumentError, "have no head"),
         (lambda m: m.ban_codes({HIDDEN: 3}), UnknownHookError, "No codebook is spliced in there"),
         (lambda m: m.ban_codes({MLP_OUT: range(16)}), ArgumentError, "leaves fewer than k=1"),
-        (lambda m: m.ban_codes({MLP_OUT: 1}, fill="x"), ArgumentError, "fill='next' or 'zero'"),
+        (lambda m: m.ban_codes({MLP_OUT: 1}, fill="x"), ArgumentError, "fill as 'next' or 'zero'"),
         (lambda m: m.ban_codes({MLP_OUT: []}), ArgumentError, "at least one code"),
     ],
 )

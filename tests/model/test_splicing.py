@@ -145,7 +145,7 @@ def test_a_transcoder_writes_what_it_makes_of_another_activation(model, series, 
         assert reads in model.hook_dict and MLP_OUT not in model.hook_dict
         assert list(model.acts_to_saes) == [reads]
     assert list(model.hook_dict.items()) == points
-    assert all(type(point) is HookPoint for _, point in points)
+    assert not any(point.readers for _, point in points)
 
 
 def test_an_edit_of_what_a_transcoder_reads_reaches_it(model, series):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
-
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -288,8 +286,7 @@ def test_parameters_and_grad_mode_are_left_alone(pre_norm):
 )
 def test_what_cannot_be_attributed_is_said(pre_norm, options, message):
     given = {"metric": patching.log_prob(pre_norm.target), "progress": False} | options
-    # beartype would catch a path that is no literal before our own check does
-    call = inspect.unwrap(patching.attribution)
+    call = patching.attribution
     with pytest.raises(Exception, match=message) as raised:
         call(pre_norm.model, pre_norm.clean, pre_norm.corrupted, "z", ("layer",), **given)
     assert isinstance(raised.value, ArgumentError)

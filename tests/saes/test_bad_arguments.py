@@ -38,7 +38,7 @@ def sae(model, data):
         ({"lr": -1.0}, "lr as a positive number, got -1.0"),
         ({"lr": "x"}, "lr as a positive number, got 'x'"),
         ({"checkpoint_every": 0}, "checkpoint_every as an integer of at least 1, got 0"),
-        ({"hook": Z, "head": "foo"}, "head 'joined', 'each' or a head's number, got 'foo'"),
+        ({"hook": Z, "head": "foo"}, "head as 'joined', 'each' or an integer, got 'foo'"),
         ({"hook": Z, "head": 5}, r"a head in 0..1, got 5"),
         ({"hook_out": "blocks.1.hook_mlp_out"}, "'topk' gives back what it reads"),
         ({"memory_mb": -1}, "memory_mb as a positive number, got -1"),

@@ -31,7 +31,7 @@ def live(model: HookedTST) -> list[str]:
 
 
 def dead_hooks(model: HookedTST, series: Tensor, allowed: tuple[str, ...] = ()) -> list[str]:
-    """Hook points where an edit leaves the output as it is, or that no gradient reaches."""
+    """Hook points where an edit does nothing, no gradient comes, or that misstate their axes."""
     clean = model(series)
     generator = torch.Generator().manual_seed(0)
     dead = []
@@ -47,9 +47,15 @@ def dead_hooks(model: HookedTST, series: Tensor, allowed: tuple[str, ...] = ()) 
         changed = (out - clean).abs().max() > 1e-6 * clean.abs().max()
         (gradient,) = torch.autograd.grad(out.square().sum(), kept["here"], allow_unused=True)
         reached = gradient is not None and bool(gradient.isfinite().all() and gradient.any())
-        if not (changed and reached):
+        if not (changed and reached and as_declared(model.point(name), kept["here"])):
             dead.append(name)
     return [name for name in dead if name not in allowed]
+
+
+def as_declared(point: Any, activation: Tensor) -> bool:
+    """Whether an activation has the axes that its hook point declares, of the sizes it knows."""
+    known = zip(point.layout, activation.shape, strict=True)
+    return all(point.sizes.get(axis, 1 if axis == "1" else size) == size for axis, size in known)
 
 
 def sweep_error(

@@ -200,7 +200,7 @@ def changed_codes(index: CodeIndex, series: int, other: int) -> ChangedCodes:
         only = (on & ~on[::-1] & seen[::-1]).sum(1)
         kept = np.flatnonzero(on.any(0).any(0))
         parts.append(np.concatenate([share, only, on.all(0).sum(0)[None]])[:, kept])
-        names += [(book.hook, *book.named(unit)) for unit in kept]
+        names += [(book.hook, *book.named(unit)) for unit in kept.tolist()]
     found = np.concatenate(parts, axis=1)
     order = np.argsort(-np.abs(found[1] - found[0]), kind="stable")
     found = found[:, order]

@@ -8,12 +8,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
-from transformer_lens.hook_points import HookPoint
 
 from tstlens.model.config import HookedTSTConfig
 from tstlens.model.embed import rotate
 from tstlens.model.norms import watched
 from tstlens.model.state import TrunkState, causal_mask
+from tstlens.points import Hook
 from tstlens.shapes import PerHead, Residual
 
 LOG2_E = 1.442695041  # so that softplus(0) log2(e) is 1, in the digits of the source
@@ -63,13 +63,13 @@ class Attention(nn.Module):
         if cfg.query_scale:
             self.q_scale = QueryScale(d_head)
 
-        self.hook_q = HookPoint()  # [row, pos, head, d_head]
-        self.hook_k = HookPoint()  # [row, pos, head, d_head]
-        self.hook_v = HookPoint()  # [row, pos, head, d_head]
-        self.hook_attn_scores = HookPoint()  # [row, head, query, key]
-        self.hook_pattern = HookPoint()  # [row, head, query, key]
-        self.hook_z = HookPoint()  # [row, pos, head, d_head]
-        self.hook_result = HookPoint()  # [row, pos, head, d_model]
+        self.hook_q = Hook("row pos head d_head")
+        self.hook_k = Hook("row pos head d_head")
+        self.hook_v = Hook("row pos head d_head")
+        self.hook_attn_scores = Hook("row head query key")
+        self.hook_pattern = Hook("row head query key")
+        self.hook_z = Hook("row pos head d_head")
+        self.hook_result = Hook("row pos head d_model", needs="use_attn_result")
 
     def forward(
         self, query_input: _Input, key_input: _Keys, value_input: _Keys, state: TrunkState
@@ -179,6 +179,11 @@ class ChannelAttention(Attention):
     Queries, keys, values and z keep the trunk's rows; scores and pattern are [batch, pos, head,
     query channel, key channel]. No order among channels: neither bias nor rotation.
     """
+
+    def __init__(self, cfg: HookedTSTConfig, causal: bool | None = None) -> None:
+        super().__init__(cfg, causal)
+        self.hook_attn_scores = Hook("batch pos head query key")
+        self.hook_pattern = Hook("batch pos head query key")
 
     def mix(self, q: PerHead, k: PerHead, v: PerHead, state: TrunkState) -> PerHead:
         n_channels = state.n_series_channels

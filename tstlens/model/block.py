@@ -10,7 +10,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 
 from torch import Tensor, nn
-from transformer_lens.hook_points import HookPoint
 
 from tstlens.errors import ArgumentError, HookError
 from tstlens.model.attention import Attention, ChannelAttention, CrossAttention
@@ -18,6 +17,7 @@ from tstlens.model.config import HookedTSTConfig
 from tstlens.model.mlp import MLP
 from tstlens.model.norms import NoNorm, hooked, make_norm, watched
 from tstlens.model.state import TrunkState
+from tstlens.points import Hook
 from tstlens.shapes import Hidden, PerHead, Residual
 
 
@@ -37,22 +37,22 @@ class Block(nn.Module, ABC):
             self.ln3 = make_norm(cfg, of_mlp=True)
         if self.second == "channel":
             self.channel_attn = ChannelAttention(cfg)
-            self.hook_channel_attn_out = HookPoint()  # [row, pos, d_model]
-            self.hook_resid_mid_channel = HookPoint()  # [row, pos, d_model]
+            self.hook_channel_attn_out = Hook("row pos d_model")
+            self.hook_resid_mid_channel = Hook("row pos d_model")
         if self.second == "cross":
             self.cross_attn = CrossAttention(cfg)
-            self.hook_cross_attn_out = HookPoint()  # [row, pos, d_model]
-            self.hook_resid_mid_cross = HookPoint()  # [row, pos, d_model]
+            self.hook_cross_attn_out = Hook("row pos d_model")
+            self.hook_resid_mid_cross = Hook("row pos d_model")
         self.mlp = MLP(cfg)
-        self.hook_q_input = HookPoint()  # [row, pos, head, d_model]
-        self.hook_k_input = HookPoint()  # [row, pos, head, d_model]
-        self.hook_v_input = HookPoint()  # [row, pos, head, d_model]
-        self.hook_attn_out = HookPoint()  # [row, pos, d_model]
-        self.hook_mlp_in = HookPoint()  # [row, pos, d_model]
-        self.hook_mlp_out = HookPoint()  # [row, pos, d_model]
-        self.hook_resid_pre = HookPoint()  # [row, pos, d_model]
-        self.hook_resid_mid = HookPoint()  # [row, pos, d_model]
-        self.hook_resid_post = HookPoint()  # [row, pos, d_model]
+        self.hook_q_input = Hook("row pos head d_model", needs="use_split_qkv_input")
+        self.hook_k_input = Hook("row pos head d_model", needs="use_split_qkv_input")
+        self.hook_v_input = Hook("row pos head d_model", needs="use_split_qkv_input")
+        self.hook_attn_out = Hook("row pos d_model")
+        self.hook_mlp_in = Hook("row pos d_model", needs="use_hook_mlp_in")
+        self.hook_mlp_out = Hook("row pos d_model")
+        self.hook_resid_pre = Hook("row pos d_model")
+        self.hook_resid_mid = Hook("row pos d_model")
+        self.hook_resid_post = Hook("row pos d_model")
 
     def forward(self, resid_pre: Residual, state: TrunkState) -> Residual:
         resid_pre = self.hook_resid_pre(resid_pre)
@@ -168,7 +168,7 @@ class PreNormBlock(Block):
 
     def __init__(self, cfg: HookedTSTConfig, of_decoder: bool = False) -> None:
         super().__init__(cfg, of_decoder)
-        self.hook_attn_mlp_sum = HookPoint()  # [row, pos, d_model]
+        self.hook_attn_mlp_sum = Hook("row pos d_model", needs="use_attn_mlp_sum")
         if cfg.use_normalization_before_and_after:
             self.ln1_post = make_norm(cfg)
             self.ln2_post = make_norm(cfg, of_mlp=True)
@@ -232,7 +232,7 @@ class PostNormBlock(Block):
         super().__init__(cfg, of_decoder)
         if last and not cfg.last_norm:
             self.ln2 = NoNorm()
-        self.hook_normalized_resid_post = HookPoint()  # [row, pos, d_model]
+        self.hook_normalized_resid_post = Hook("row pos d_model")
 
     def attend(self, resid_pre: Residual, state: TrunkState) -> Residual:
         return self.attn(*self._split(resid_pre), state)

@@ -29,7 +29,8 @@ from torch import Tensor, nn
 
 from tstlens.arguments import Count, checked
 from tstlens.errors import ArgumentError, HookError, SeriesShapeError, UnknownHookError
-from tstlens.model.splicing import Splice, SplicedDictionaries, Watched, width_at
+from tstlens.model.splicing import Splice, SplicedDictionaries, Watched, joined_width
+from tstlens.points import Index, select, whole_numbers
 from tstlens.shapes import Mask, Series
 
 
@@ -317,15 +318,15 @@ class CodedModel(SplicedDictionaries):
         if not callable(getattr(config, "build", None)):
             raise ArgumentError(f"expected a CodebookConfig, got a {type(config).__name__}")
         if name not in self.hook_dict and name not in self._written():
-            raise UnknownHookError(name, self.hook_dict, self._missing_advice(name))
-        width, n_heads = width_at(self.cfg, name)
+            raise UnknownHookError(name, self.hook_dict, self._why_absent(name))
+        point = self._described(name)
+        point.require_features()
+        width, n_heads = joined_width(point), point.n_heads if point.joins else None
         if width is None and not config.d_in:
             raise ArgumentError(f"the width of {name} is not known beforehand: give d_in")
         return config.at(name, width or config.d_in, n_heads).build()
 
 
-Index = int | slice | Sequence[int] | None
-Positions = Index | Tensor
 Codes = int | Sequence[int] | Mapping[int, int | Sequence[int]]  # the last: group -> codes
 
 
@@ -353,13 +354,13 @@ class Book:
                     f"head={head} was given, but the codebook at {self.hook} reads all heads as "
                     "one vector (n_groups=1)"
                 )
-            heads = numbers_of(head, self.n_heads, "head")
+            heads = select(head, self.n_heads, "head")
             return [h * per_head + i for h in heads for i in range(per_head)]
         if group is None:
             return list(range(self.n_groups))
-        return numbers_of(group, self.n_groups, "group")
+        return select(group, self.n_groups, "group")
 
-    def selected(self, acts: Tensor, pos: Positions, group: Index, head: Index) -> Tensor:
+    def selected(self, acts: Tensor, pos: Index | Tensor, group: Index, head: Index) -> Tensor:
         """bool, broadcast over [row, (pos, (head,)) group, code], of the places that are meant."""
         shape = (*acts.shape[1:-1], self.n_groups, 1)
         chosen = torch.ones((1, *shape), dtype=torch.bool, device=acts.device)
@@ -368,13 +369,13 @@ class Book:
                 raise ArgumentError(f"pos={pos} was given, but {self.hook} has no positions")
             chosen = chosen & self._positions(acts, pos, chosen)
         if head is not None and self.shared:
-            chosen = chosen & axis_mask(numbers_of(head, acts.shape[2], "head"), chosen, 2)
+            chosen = chosen & axis_mask(select(head, acts.shape[2], "head"), chosen, 2)
             head = None
         return chosen & axis_mask(self.groups(group, head), chosen, chosen.ndim - 2)
 
-    def _positions(self, acts: Tensor, pos: Positions, like: Tensor) -> Tensor:
-        if not isinstance(pos, Tensor):
-            return axis_mask(numbers_of(pos, acts.shape[1], "pos"), like, 1)
+    def _positions(self, acts: Tensor, pos: Index | Tensor, like: Tensor) -> Tensor:
+        if not isinstance(pos, Tensor) or (pos.ndim < 2 and pos.dtype != torch.bool):
+            return axis_mask(select(pos, acts.shape[1], "pos"), like, 1)
         if pos.dtype != torch.bool or pos.shape != acts.shape[:2]:
             raise SeriesShapeError(
                 f"expected pos as bool [row={acts.shape[0]}, pos={acts.shape[1]}] at {self.hook}, "
@@ -400,34 +401,11 @@ def checked_codes(given: int | Sequence[int], book: Book) -> list[int]:
     return codes
 
 
-def whole_numbers(given: Any, what: str) -> list[int]:
-    """One integer or several as a list; nothing is rounded."""
-    plain = given.tolist() if hasattr(given, "tolist") else given
-    several = isinstance(plain, Iterable) and not isinstance(plain, str | Mapping)
-    numbers: list[Any] = list(plain) if several else [plain]
-    if not all(hasattr(n, "__index__") and not isinstance(n, bool) for n in numbers):
-        raise ArgumentError(f"expected {what} as an integer or several, got {given!r:.100}")
-    return [int(number) for number in numbers]
-
-
 def over_codes(codes: list[int], book: Book) -> Tensor:
     """bool [code], True at these codes."""
     chosen = torch.zeros(book.n_codes, dtype=torch.bool)
     chosen[codes] = True
     return chosen
-
-
-def numbers_of(index: Index, size: int, axis: str) -> list[int]:
-    """An index as numbers from 0, or the error that says what is wrong."""
-    if index is None:
-        return list(range(size))
-    numbers = list(range(size)[index]) if isinstance(index, slice) else whole_numbers(index, axis)
-    for number in numbers:
-        if not -size <= number < size:
-            raise ArgumentError(f"expected {axis} in 0..{size - 1}, got {number}")
-    if not numbers:
-        raise ArgumentError(f"{axis}={index} selects nothing of 0..{size - 1}")
-    return [number % size for number in numbers]
 
 
 def axis_mask(numbers: list[int], like: Tensor, axis: int) -> Tensor:
@@ -445,7 +423,7 @@ class SteerableCodes(CodedModel):
     def force_codes(
         self,
         codes: Mapping[str, Codes],
-        pos: Positions = None,
+        pos: Index | Tensor = None,
         *,
         group: Index = None,
         head: Index = None,
@@ -513,7 +491,7 @@ class SteerableCodes(CodedModel):
         self,
         codes: Mapping[str, Codes],
         fill: Literal["next", "zero"] = "next",
-        pos: Positions = None,
+        pos: Index | Tensor = None,
         *,
         group: Index = None,
         head: Index = None,
@@ -619,12 +597,7 @@ class SteerableCodes(CodedModel):
     def _book(self, name: str) -> Book:
         splice = self._spliced[name]
         cfg = splice.dictionary.cfg
-        whole = splice.head is None and name.rsplit(".", 1)[-1] in (
-            "hook_q",
-            "hook_k",
-            "hook_v",
-            "hook_z",
-        )
+        whole = splice.head is None and self._described(name).joins
         shared = whole and not splice.joins_heads(int(self.cfg.d_head))
         n_heads = cfg.d_in // int(self.cfg.d_head) if whole and not shared else None
         return Book(splice.writes, cfg.n_codes, cfg.n_groups, cfg.k, n_heads, shared)
@@ -668,10 +641,10 @@ def _swap(
     if source_pos is not None:
         if pos is None:
             raise ArgumentError("source_pos= was given without pos=, the positions it is for")
-        from_ = numbers_of(source_pos, source.shape[1], "source_pos")
+        from_ = select(source_pos, source.shape[1], "source_pos")
         source, keep = source[:, from_], None if keep is None else keep[:, from_]
     elif pos is not None and source.ndim > 2:
-        chosen = numbers_of(pos, source.shape[1], "pos")
+        chosen = select(pos, source.shape[1], "pos")
         source, keep = source[:, chosen], None if keep is None else keep[:, chosen]
     if keep is not None and pos is not None and not bool(keep.all()):
         raise ArgumentError(
@@ -686,7 +659,7 @@ def _swap(
         to = acts
         where = None
         if pos is not None and acts.ndim > 2:
-            where = numbers_of(pos, acts.shape[1], "pos")
+            where = select(pos, acts.shape[1], "pos")
             to = acts[:, where]
         if found.shape != to.shape:
             raise SeriesShapeError(

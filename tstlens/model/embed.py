@@ -23,7 +23,6 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
-from transformer_lens.hook_points import HookPoint
 
 from tstlens.errors import ArgumentError, SeriesShapeError, SeriesValueError
 from tstlens.model.config import HookedTSTConfig
@@ -37,6 +36,7 @@ from tstlens.model.parts import (
     PerStepConfig,
 )
 from tstlens.model.state import TrunkState
+from tstlens.points import Hook
 from tstlens.shapes import Mask, PerHead, Residual, Series
 
 Embedded = tuple[Residual, TrunkState]
@@ -62,8 +62,8 @@ class ConvStage(nn.Module):
         # where padding is half the kernel, this asks about the sample at its centre.
         self.stride = cfg.strides[stage]
         self.shift = cfg.kernel_sizes[stage] - 1 - 2 * cfg.paddings[stage]
-        self.hook_pre = HookPoint()  # [batch, channel, time]
-        self.hook_post = HookPoint()  # [batch, channel, time]
+        self.hook_pre = Hook("batch channel time")
+        self.hook_post = Hook("batch channel time")
 
     @torch.no_grad()
     def fold(self) -> None:
@@ -114,7 +114,7 @@ class LinearPatches(nn.Module):
         width = cfg.patch_len * (1 if cfg.channel_independent else n_channels)
         self.W_E = nn.Parameter(torch.zeros(width, d_model))
         self.b_E = nn.Parameter(torch.zeros(d_model), requires_grad=cfg.bias)
-        self.hook_patches = HookPoint()  # [batch, channel, pos, patch_len]
+        self.hook_patches = Hook("batch channel pos patch_len")
 
     def forward(self, series: Series, mask: Mask | None) -> Embedded:
         n_channels = series.shape[1]

@@ -20,7 +20,6 @@ from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor, nn
-from transformer_lens.hook_points import HookPoint
 
 from tstlens.arguments import shown
 from tstlens.errors import ArgumentError
@@ -30,11 +29,11 @@ from tstlens.model.embed import RelativeBias
 from tstlens.model.hooking import in_turn
 from tstlens.model.norms import make_norm, watched
 from tstlens.model.state import TrunkState
+from tstlens.points import Hook, layer_of
 from tstlens.shapes import Residual
 
 _CROSSING = ("encoder_final_ln", "hook_encoded", "hook_decoder_embed", "hook_decoder_position_bias")
 _Left = Float[Tensor, "row new_pos d_model"]  # a decoder has positions of its own
-_STACKS = ("blocks", "encoder", "decoder")
 
 
 class Trunk(nn.Module):
@@ -47,7 +46,7 @@ class Trunk(nn.Module):
         cfg = self.cfg
         if cfg.position_buckets is not None:
             self.position_bias = _relative_bias(cfg, cfg.causal)
-            self.hook_position_bias = HookPoint()  # [row, head, query, key]
+            self.hook_position_bias = Hook("row head query key")
         if cfg.norm_embed:
             self.ln_embed = make_norm(cfg)
         if not cfg.n_decoder_layers:
@@ -59,11 +58,11 @@ class Trunk(nn.Module):
         self.encoder = nn.ModuleList(make_block(cfg) for _ in range(cfg.n_encoder_layers))
         if cfg.final_norm:
             self.encoder_final_ln = make_norm(cfg, final=True)
-        self.hook_encoded = HookPoint()  # [row, pos, d_model]
-        self.hook_decoder_embed = HookPoint()  # [row, pos, d_model]
+        self.hook_encoded = Hook("row pos d_model")
+        self.hook_decoder_embed = Hook("row pos d_model")
         if cfg.position_buckets is not None:
             self.decoder_position_bias = _relative_bias(cfg, True)
-            self.hook_decoder_position_bias = HookPoint()  # [row, head, query, key]
+            self.hook_decoder_position_bias = Hook("row head query key")
         self.decoder = nn.ModuleList(
             make_block(cfg, of_decoder=True) for _ in range(cfg.n_decoder_layers)
         )
@@ -105,11 +104,7 @@ class Trunk(nn.Module):
 
     def layer_of(self, hook_name: str) -> int | None:
         """The layer that a hook point lies in; None outside the blocks."""
-        stack, _, rest = hook_name.partition(".")
-        number = rest.partition(".")[0]
-        if stack not in _STACKS or not number.isdigit():
-            return None
-        return int(number) + (self.cfg.n_encoder_layers if stack == "decoder" else 0)
+        return layer_of(hook_name, self.cfg.n_encoder_layers)
 
     def crosses(self, hook_name: str) -> bool:
         """Whether a hook point lies between the encoder and the decoder."""

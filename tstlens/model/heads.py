@@ -11,13 +11,13 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from transformer_lens.hook_points import HookPoint
 
 from tstlens.errors import ArgumentError, LabelError, SeriesShapeError
 from tstlens.model.config import HookedTSTConfig
 from tstlens.model.embed import brought_module, reject_module
 from tstlens.model.parts import CustomConfig, FamilyPart, HeadConfig, Pooling
 from tstlens.model.state import TrunkState
+from tstlens.points import Hook
 from tstlens.shapes import Labels, Output, PosMask, Residual
 
 
@@ -42,7 +42,7 @@ class LinearHead(nn.Module):
             d_out *= self.n_channels
         self.W_U = nn.Parameter(torch.zeros(d_in, d_out))
         self.b_U = nn.Parameter(torch.zeros(d_out), requires_grad=head.bias)
-        self.hook_pooled = HookPoint()  # [row, d_model], or [row, pos * d_model] when flat
+        self.hook_pooled = Hook("row pooled")  # d_model, or pos * d_model when flat
 
     def forward(self, residual: Residual, state: TrunkState) -> Output:
         if self.cfg.pooling == "flatten" and residual.shape[1] != self.n_ctx:

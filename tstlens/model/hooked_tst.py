@@ -10,7 +10,6 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from transformer_lens.hook_points import HookPoint
 
 from tstlens.arguments import Count, Seed, checked
 from tstlens.data.validate import check_series, usable_device
@@ -29,6 +28,7 @@ from tstlens.model.splicing import SplicedSAEs
 from tstlens.model.state import TrunkState
 from tstlens.model.steering import SteeredModel
 from tstlens.model.weights import StackedWeights
+from tstlens.points import Hook
 from tstlens.randomness import seeded
 from tstlens.shapes import Mask, Residual, Series
 
@@ -81,12 +81,12 @@ class HookedTST(
         self.cfg = cfg = copy.copy(cfg)  # flags, device and dtype are this model's own
         self.parity: Any = None
         self.info: dict[str, Any] = {}
-        self.hook_series = HookPoint()  # [batch, channel, time], 0 where the mask says padding
+        self.hook_series = Hook("batch channel time")  # 0 where the mask says padding
         self.embed = make_embed(cfg, embed)
-        self.hook_embed = HookPoint()  # [row, pos, d_model]
+        self.hook_embed = Hook("row pos d_model")
         if cfg.positions != "none":
             self.pos_embed = Positions(cfg.n_ctx or 512, cfg.d_model, cfg.positions == "learned")
-            self.hook_pos_embed = HookPoint()  # [row, pos, d_model]
+            self.hook_pos_embed = Hook("row pos d_model")
         self._make_trunk()
         self.head = make_head(cfg, head)
         self.init_weights(cfg.seed)

@@ -37,6 +37,7 @@ from transformer_lens.utilities import Slice
 from tstlens.arguments import check_gradients, check_slice, checked, shown
 from tstlens.data.validate import usable_device
 from tstlens.errors import ArgumentError, HookError, UnknownHookError
+from tstlens.points import Point, pos_axis, real_name, why_absent
 
 Method = TypeVar("Method", bound=Callable[..., Any])
 
@@ -103,16 +104,6 @@ def in_turn(method: Method) -> Method:
             return method(self, *args, **kwargs)
 
     return cast(Method, call)
-
-
-_NEEDS_FLAG = {
-    "attn.hook_result": "use_attn_result",
-    "hook_q_input": "use_split_qkv_input",
-    "hook_k_input": "use_split_qkv_input",
-    "hook_v_input": "use_split_qkv_input",
-    "hook_mlp_in": "use_hook_mlp_in",
-    "hook_attn_mlp_sum": "use_attn_mlp_sum",
-}
 
 
 class CheckedHooks(HookedRootModule):
@@ -188,19 +179,40 @@ class CheckedHooks(HookedRootModule):
                 "leave set_ungroup_grouped_query_attention out"
             )
 
+    def point(self, name: str) -> Point:
+        """What a hook point is in this model: its axes, sizes and layer, and where runs stop.
+
+        Args:
+            name: as in ``hook_dict``, or in TransformerLens 4's words (``blocks.0.hook_in``).
+
+        Raises:
+            UnknownHookError: there is no such hook point.
+
+        Example:
+            >>> from tstlens import HookedTST
+            >>> point = HookedTST.from_pretrained("japanese-vowels").point("blocks.1.attn.hook_z")
+            >>> point.axes, point.feature_shape, point.layer, point.stop
+            (('pos', 'head', 'feature'), (8, 16), 1, 2)
+        """
+        silent = self.why_silent(name)
+        return self._described(real_name(name, self.hook_dict), silent)
+
     def why_silent(self, name: str) -> str | None:
         """Why a hook point cannot fire as the model is set, or None if it can.
 
         Raises:
             UnknownHookError: there is no such hook point.
         """
+        name = real_name(name, self.hook_dict)
         if name not in self.hook_dict:
-            raise UnknownHookError(name, self.hook_dict, self._missing_advice(name))
-        place = name.split(".hook_sae_")[0]  # of a spliced dictionary, the point it stands at
-        for ending, flag in _NEEDS_FLAG.items():
-            if place.endswith(ending) and not getattr(self.cfg, flag):
-                return f"{name} only fires with model.set_{flag}(True)"
+            raise UnknownHookError(name, self.hook_dict, self._why_absent(name))
+        needs = self._needs(name)
+        if needs is not None and not getattr(self.cfg, needs):
+            return f"{name} only fires with model.set_{needs}(True)"
         return None
+
+    def _needs(self, name: str) -> str | None:
+        return getattr(self.hook_dict[name], "needs", None)
 
     def require_live(
         self, names: Any, start: int | None = None, stop: int | None = None
@@ -228,8 +240,9 @@ class CheckedHooks(HookedRootModule):
         return self._live(names, start, stop)
 
     def _live(self, name: Any, start: int | None, stop: int | None) -> list[str]:
-        accepted = [name]
-        if not isinstance(name, str):
+        if isinstance(name, str):
+            accepted = [real_name(name, self.hook_dict)]
+        else:
             if not callable(name):
                 raise UnknownHookError(name, (), "A hook goes by its name, or a predicate")
             accepted = [point for point in self.hook_dict if name(point)]
@@ -380,7 +393,7 @@ class CheckedHooks(HookedRootModule):
 
         def save(activation: Tensor, hook: HookPoint, ending: str) -> None:
             name, kept = str(hook.name), activation.detach().to(device)
-            axis = pos_axis(name)
+            axis = pos_axis(name, self._layout(name))
             if axis is not None and positions.mode != "identity":
                 if positions.mode == "slice":
                     check_slice(positions.slice, kept.shape[axis], "pos_slice")  # type: ignore[arg-type]
@@ -422,54 +435,48 @@ class CheckedHooks(HookedRootModule):
         return start or 0, self.cfg.n_layers if stop is None else stop
 
     def _outside(self, name: str, start: int | None, stop: int | None) -> str | None:
-        part, layer = name.split(".")[0], self.layer_of(name)
         first, last = start or 0, self.cfg.n_layers if stop is None else stop
         ran = f"only layers {first}..{last - 1} run" if first < last else "no layer runs"
+        layer, after = self._span(name)
+        if layer is None:
+            before = f"{name} comes before the trunk, and start_at_layer={start} begins after it"
+            return None if start is None else before
+        if after is None:
+            beyond = f"{name} comes after the trunk, and stop_at_layer={stop} ends before it"
+            return None if stop is None else beyond
+        if first <= layer < last:
+            return None
+        if self.crosses(name):
+            return f"{name} belongs to layer {layer}, the decoder's first, and {ran}"
+        return f"{name} is in layer {layer}, and {ran}"
+
+    def _span(self, name: str) -> tuple[int | None, int | None]:
+        """:attr:`Point.start` and :attr:`Point.stop`."""
+        layer = self.cfg.n_encoder_layers if self.crosses(name) else self.layer_of(name)
         if layer is not None:
-            if not first <= layer < last:
-                return f"{name} is in layer {layer}, and {ran}"
-        elif self.crosses(name):
-            layer = self.cfg.n_encoder_layers
-            if not first <= layer < last:
-                return f"{name} belongs to layer {layer}, the decoder's first, and {ran}"
-        elif part in ("head", "ln_final", "decoder_final_ln"):
-            if stop is not None:
-                return f"{name} comes after the trunk, and stop_at_layer={stop} ends before it"
-        elif start is not None:
-            return f"{name} comes before the trunk, and start_at_layer={start} begins after it"
-        return None
+            return layer, layer + 1
+        after = name.split(".")[0] in ("head", "ln_final", "decoder_final_ln")
+        return (self.cfg.n_layers, None) if after else (None, 0)
 
-    def _missing_advice(self, name: str) -> str:
-        leaf = name.split(".")[-1]
-        if leaf == "hook_pos_embed":
-            return "This model adds no positions"
-        if leaf == "hook_attn_in":
-            return (
-                "model.set_use_split_qkv_input(True) gives hook_q_input, hook_k_input and "
-                "hook_v_input of every head instead"
-            )
-        if "channel_attn" in name or "cross_attn" in name:
-            return "This model's blocks have no such attention"
-        if leaf == "hook_attn_mlp_sum":
-            return (
-                "Only pre-norm models have it: a post-norm model normalises the stream between "
-                "attention and MLP, so no sum of the two is added to anything"
-            )
-        if leaf == "hook_normalized_resid_post":
-            return "Only post-norm models normalise what leaves a block"
-        if name.startswith("blocks.") and self.cfg.n_decoder_layers:
-            return "This model's layers are encoder.{l} and decoder.{l}"
-        if name.startswith(("ln_final", "encoder_final_ln", "decoder_final_ln")):
-            return "This model has no final norm"
-        return "model.hook_dict lists them all"
+    def _layout(self, name: str) -> tuple[str, ...]:
+        return getattr(self.hook_dict[name], "layout", ())
 
+    def _described(self, name: str, silent: str | None = None) -> Point:
+        cfg = self.cfg
+        sizes = {word: getattr(cfg, word) for word in ("d_model", "d_mlp", "d_head")}
+        start, stop = self._span(name)
+        return Point(
+            name,
+            self._layout(name),
+            {"head": cfg.n_heads, **sizes},
+            self.layer_of(name),
+            start,
+            stop,
+            silent,
+        )
 
-def pos_axis(name: str) -> int | None:
-    """The axis of (query) positions in an activation, or None where there is none to slice."""
-    if name == "hook_series" or name.startswith(("embed.", "head.")):
-        return None
-    per_query = ("hook_attn_scores", "hook_pattern", "position_bias")
-    return 2 if name.endswith(per_query) else 1
+    def _why_absent(self, name: str) -> str:
+        return why_absent(name, bool(self.cfg.n_decoder_layers))
 
 
 def _positions(pos_slice: Any) -> Slice:

@@ -7,9 +7,9 @@ from functools import partial
 
 import torch
 from torch import Tensor, nn
-from transformer_lens.hook_points import HookPoint
 
 from tstlens.model.config import HookedTSTConfig
+from tstlens.points import Hook
 from tstlens.shapes import Hidden, Residual
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -37,9 +37,9 @@ class MLP(nn.Module):
         self.gated = cfg.gated_mlp
         if self.gated:
             self.W_gate = nn.Parameter(torch.zeros(cfg.d_model, cfg.d_mlp))
-            self.hook_pre_linear = HookPoint()  # [row, pos, d_mlp]
-        self.hook_pre = HookPoint()  # [row, pos, d_mlp]
-        self.hook_post = HookPoint()  # [row, pos, d_mlp]
+            self.hook_pre_linear = Hook("row pos d_mlp")
+        self.hook_pre = Hook("row pos d_mlp")
+        self.hook_post = Hook("row pos d_mlp")
 
     def forward(self, x: Residual) -> Residual:
         if self.gated:

@@ -14,9 +14,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
-from transformer_lens.hook_points import HookPoint
 
 from tstlens.model.config import HookedTSTConfig
+from tstlens.points import Hook
 
 
 def watched(*points: nn.Module) -> bool:
@@ -51,8 +51,8 @@ class LayerNorm(nn.Module):
         self.eps = eps
         self.w = nn.Parameter(torch.ones(d_model))
         self.b = nn.Parameter(torch.zeros(d_model))
-        self.hook_scale = HookPoint()  # [row, pos, 1]
-        self.hook_normalized = HookPoint()  # [row, pos, d_model]
+        self.hook_scale = Hook("row pos 1")
+        self.hook_normalized = Hook("row pos d_model")
 
     def forward(self, x: Float[Tensor, "... d_model"]) -> Float[Tensor, "... d_model"]:
         if not watched(self.hook_scale, self.hook_normalized):
@@ -69,8 +69,8 @@ class RMSNorm(nn.Module):
         super().__init__()
         self.eps = eps
         self.w = nn.Parameter(torch.ones(d_model))
-        self.hook_scale = HookPoint()  # [row, pos, 1]
-        self.hook_normalized = HookPoint()  # [row, pos, d_model]
+        self.hook_scale = Hook("row pos 1")
+        self.hook_normalized = Hook("row pos d_model")
 
     def forward(self, x: Float[Tensor, "... d_model"]) -> Float[Tensor, "... d_model"]:
         if not watched(self.hook_scale, self.hook_normalized):
@@ -95,8 +95,8 @@ class BatchNorm(nn.Module):
         self.b = nn.Parameter(torch.zeros(d_model))
         self.register_buffer("running_mean", torch.zeros(d_model))
         self.register_buffer("running_var", torch.ones(d_model))
-        self.hook_scale = HookPoint()  # [row, pos, d_model]
-        self.hook_normalized = HookPoint()  # [row, pos, d_model]
+        self.hook_scale = Hook("row pos d_model")
+        self.hook_normalized = Hook("row pos d_model")
 
     def forward(self, x: Float[Tensor, "... d_model"]) -> Float[Tensor, "... d_model"]:
         scale = (self.running_var + self.eps).sqrt()
@@ -112,8 +112,8 @@ class NoNorm(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.hook_scale = HookPoint()  # [row, pos, 1]
-        self.hook_normalized = HookPoint()  # [row, pos, d_model]
+        self.hook_scale = Hook("row pos 1")
+        self.hook_normalized = Hook("row pos d_model")
 
     def forward(self, x: Float[Tensor, "... d_model"]) -> Float[Tensor, "... d_model"]:
         if not watched(self.hook_scale, self.hook_normalized):

@@ -21,7 +21,7 @@ The names, arguments and meaning are those of sae-lens' ``HookedSAETransformer``
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +37,7 @@ from tstlens.errors import ArgumentError, HookError, UnknownHookError
 from tstlens.model.hooking import CheckedHooks
 from tstlens.model.norms import listened_to
 from tstlens.model.state import TrunkState
+from tstlens.points import Hook, Point
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks")
 
@@ -53,18 +54,6 @@ class Watched:
 
     snap: Any
     keep: Tensor | None
-
-
-class Tapped(HookPoint):
-    """A hook point that a transcoder reads: it passes on its activation as hooks left it."""
-
-    listeners: list[Splice]
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        activation = super().__call__(*args, **kwargs)
-        for splice in self.listeners:
-            splice.take(activation)
-        return activation
 
 
 class Splice(nn.Module):
@@ -104,7 +93,7 @@ class Splice(nn.Module):
         self.__dict__["cfg_of_model"] = replaced.__dict__.get("cfg_of_model")
         self.reads, self.writes = reads, writes
         self.use_error_term, self.bypass, self.head = use_error_term, bypass, head
-        self.listeners: list[Splice] = []
+        self.readers: list[Callable[[Tensor], None]] = []
         self.on = True
         self.pos_mask: Tensor | None = None  # of the run that goes on, told by the model
         self.watched: dict[str, Watched] | None = None
@@ -148,8 +137,8 @@ class Splice(nn.Module):
             replaced = self._reconstruct(activation) if self.on else activation
         finally:
             self._taken = None
-        for splice in self.listeners:
-            splice.take(replaced)
+        for reader in self.readers:
+            reader(replaced)
         return replaced
 
     def _reconstruct(self, activation: Tensor) -> Tensor:
@@ -266,93 +255,43 @@ def listened_to_by_hooks(point: HookPoint) -> bool:
     return any(getattr(point, name) for name in _HOOKS)
 
 
-_NO_FEATURE_AXIS = {  # last part of a hook name -> its axes
-    "hook_pattern": "[row, head, query, key]",
-    "hook_attn_scores": "[row, head, query, key]",
-    "hook_scale": "[row, pos, 1]",
-    "hook_series": "[batch, channel, time]",
-    "hook_loc": "[batch, channel, 1]",
-    "hook_scaled": "[batch, channel, time]",
-    "hook_patch_mask": "[batch, channel, patch]",
-    "hook_parameters": "[batch, channel, horizon, parameter]",
-}
-_PER_HEAD = ("hook_q", "hook_k", "hook_v", "hook_z")
-_D_MLP = ("mlp.hook_pre", "mlp.hook_post")
-_D_MODEL = (
-    "hook_embed",
-    "hook_pos_embed",
-    "hook_resid_pre",
-    "hook_resid_mid",
-    "hook_resid_post",
-    "hook_normalized_resid_post",
-    "hook_attn_out",
-    "hook_attn_mlp_sum",
-    "hook_mlp_in",
-    "hook_mlp_out",
-    "hook_normalized",
-    "hook_result",
-)
+def joined_width(point: Point) -> int | None:
+    """Entries of an activation at every position, heads joined; None where it is not known."""
+    n_heads = point.n_heads if point.joins else None
+    return point.width if point.width is None else point.width * (n_heads or 1)
 
 
-def require_features(name: str) -> None:
-    """Raise :class:`HookError` unless a hook point's last axis holds features."""
-    axes = _NO_FEATURE_AXIS.get(name.rsplit(".", 1)[-1])
-    if axes is None and name.startswith("embed.stages."):
-        axes = "[batch, channel, time]"
-    if axes is not None:
-        raise HookError(f"{name} {axes} has no feature axis for a dictionary to read")
-
-
-def width_at(cfg: Any, name: str) -> tuple[int | None, int | None]:
-    """The width of an activation, heads joined, and its heads; None where there are none.
-
-    The width is None where the config does not tell it.
-    """
-    require_features(name)
-    leaf = name.rsplit(".", 1)[-1]
-    if leaf in _PER_HEAD:
-        fewer = getattr(cfg, "n_key_value_heads", None) if leaf in ("hook_k", "hook_v") else None
-        n_heads = int(fewer or cfg.n_heads)
-        return int(cfg.d_head) * n_heads, n_heads
-    if name.endswith(_D_MLP):
-        return int(cfg.d_mlp), None
-    return (int(cfg.d_model) if leaf in _D_MODEL else None), None
-
-
-def check_width(cfg: Any, dictionary: Any, name: str, head: int | None, out: bool = False) -> None:
-    """Raise :class:`ArgumentError` unless a dictionary's sizes fit a hook point.
+def check_width(point: Point, dictionary: Any, head: int | None = None, out: bool = False) -> None:
+    """Raise unless a dictionary's sizes fit a hook point.
 
     Args:
-        cfg: the model's.
+        point: the hook point.
         dictionary: the dictionary's config, or None.
-        name: the hook point.
         head: the one head that is meant.
         out: what the dictionary writes instead of what it reads.
     """
-    total, n_heads = width_at(cfg, name)
+    point.require_features()
     width = getattr(dictionary, "d_in", None)
     width = getattr(dictionary, "d_out", width) if out else width
-    if head is not None and n_heads is None and not name.endswith("hook_result"):
-        raise ArgumentError(f"head={head} was given, but {name} has no heads")
-    if total is None or width is None:
+    if head is not None and point.n_heads is None:
+        raise ArgumentError(f"head={head} was given, but {point.name} has no heads")
+    if point.width is None or width is None:
         return
-    fitting: Mapping[int, str]
-    if n_heads is not None:
-        fitting = {total // n_heads: f"d_head={total // n_heads}"}
-        if head is None:
-            fitting = {**fitting, total: f"all heads={total}"}
-    else:
-        fitting = {total: f"{'d_mlp' if name.endswith(_D_MLP) else 'd_model'}={total}"}
+    fitting = {point.width: f"{point.layout[-1]}={point.width}"}
+    n_heads = (point.n_heads or 1) if point.joins else 1
+    total = point.width * n_heads
+    if point.joins and head is None:
+        fitting[total] = f"all heads={total}"
     if width not in fitting:
         raise ArgumentError(
-            f"expected a dictionary of width {' or '.join(fitting.values())} at {name}, got "
+            f"expected a dictionary of width {' or '.join(fitting.values())} at {point.name}, got "
             f"{'d_out' if out else 'd_in'}={width}; was it trained on another model or hook point?"
         )
     groups = getattr(dictionary, "n_groups", 1)
-    if n_heads is not None and width == total and n_heads > 1 and groups > 1 and groups % n_heads:
+    if width == total and n_heads > 1 and groups > 1 and groups % n_heads:
         raise ArgumentError(
             f"expected n_groups=1, or a multiple of n_heads={n_heads} so that no group holds parts "
-            f"of two heads at {name}, got n_groups={groups}"
+            f"of two heads at {point.name}, got n_groups={groups}"
         )
 
 
@@ -390,6 +329,24 @@ class SplicedDictionaries(CheckedHooks):
     def acts_to_saes(self) -> dict[str, Any]:
         """The spliced dictionaries by the hook point that each reads."""
         return {name: splice.dictionary for name, splice in self._spliced.items()}
+
+    def _layout(self, name: str) -> tuple[str, ...]:
+        """That of the place where a dictionary stands, and of its own hook points there."""
+        writes, _, leaf = name.rpartition(".")
+        own = self.splice_at(writes)
+        if own is None:
+            here = self.splice_at(name)
+            point: Any = self.hook_dict[name] if here is None else here.replaced
+            return getattr(point, "layout", ())
+        at_output = leaf in ("hook_sae_error", "hook_sae_output")
+        layout = self._layout(writes if at_output else own.reads)
+        if own.head is not None or (own.joins_heads(self.cfg.d_head) and not at_output):
+            layout = tuple(axis for axis in layout if axis != "head")
+        return layout if at_output or not layout else (*layout[:-1], "latent")
+
+    def _needs(self, name: str) -> str | None:
+        splice = self.splice_at(name.rpartition(".")[0])
+        return super()._needs(name) if splice is None else getattr(splice.replaced, "needs", None)
 
     def splice_at(self, hook_name: str) -> Splice | None:
         """What stands at a hook point, or None where it is as it was."""
@@ -458,7 +415,7 @@ class SplicedDictionaries(CheckedHooks):
 
     def require_features(self, name: str) -> None:
         """Raise :class:`HookError` unless a hook point's last axis holds features."""
-        require_features(name)
+        self.point(name).require_features()
 
     def why_silent(self, name: str) -> str | None:
         """Why a hook point cannot fire as the model is set, or None if it can."""
@@ -537,7 +494,7 @@ class SplicedDictionaries(CheckedHooks):
                 )
             storage.fill(folder / "saes" / name, save)
 
-    def _missing_advice(self, name: str) -> str:
+    def _why_absent(self, name: str) -> str:
         for splice in self._spliced.values():
             if name == splice.writes:
                 return (
@@ -546,24 +503,24 @@ class SplicedDictionaries(CheckedHooks):
                 )
         if ".hook_sae_" in name:
             return "It belongs to a dictionary: splice one in first, model.add_sae(sae)"
-        return super()._missing_advice(name)
+        return super()._why_absent(name)
 
     def _check(self, dictionary: nn.Module, name: str, out: str, head: int | None) -> None:
         known = self._spliced.values()
         if name not in self.hook_dict and not any(splice.writes == name for splice in known):
-            raise UnknownHookError(name, self.hook_dict, self._missing_advice(name))
+            raise UnknownHookError(name, self.hook_dict, self._why_absent(name))
         self.require_live([point for point in (name, out) if point not in self._written()])
         if out in self._written():
-            raise UnknownHookError(out, self.hook_dict, self._missing_advice(out))
+            raise UnknownHookError(out, self.hook_dict, self._why_absent(out))
         if listened_to(self.hook_dict[out]):
             raise HookError(
                 f"hooks sit on {out}, which the dictionary replaces, so they would not fire; call "
                 f"model.reset_hooks(), or splice first and hook {out}.hook_sae_input"
             )
         cfg = getattr(dictionary, "cfg", None)
-        check_width(self.cfg, cfg, name, head)
+        check_width(self._described(name), cfg, head)
         if out != name:
-            check_width(self.cfg, cfg, out, head, out=True)
+            check_width(self._described(out), cfg, head, out=True)
 
     def _written(self) -> set[str]:
         return {splice.writes for splice in self._spliced.values()}
@@ -595,27 +552,29 @@ class SplicedDictionaries(CheckedHooks):
         self._spliced = {name: self._spliced[name] for name in before}
         self.setup()
 
-    def _set(self, name: str, module: nn.Module) -> None:
+    def _set(self, name: str, module: nn.Module) -> nn.Module:
         parent, _, leaf = name.rpartition(".")
-        setattr(self.get_submodule(parent), leaf, module)
+        above = self.get_submodule(parent)
+        for owner in (above, above.dictionary) if isinstance(above, Splice) else (above,):
+            setattr(owner, leaf, module)
+        return module
 
     def _rewire(self) -> None:
         """Tell the points that transcoders read whom to pass their activation on to."""
         for module in self.modules():
-            if isinstance(module, Splice | Tapped):
-                module.listeners.clear()
-            if isinstance(module, Tapped):
-                module.__class__ = HookPoint  # type: ignore[assignment]
-                del module.__dict__["listeners"], module.__dict__["intercepts"]
+            if isinstance(module, Splice | Hook) and module.readers:
+                module.readers.clear()
+                if isinstance(module, Hook):
+                    del module.__dict__["intercepts"]
         for splice in self._spliced.values():
             if splice.reads == splice.writes or not splice.on:
                 continue
             source: Any = self.get_submodule(splice.reads)
-            if isinstance(source, HookPoint):
-                source.__class__ = Tapped
-                source.__dict__.setdefault("listeners", [])
+            if not isinstance(source, Splice | Hook):
+                source = self._set(splice.reads, Hook.like(source))
+            if isinstance(source, Hook):
                 source.__dict__["intercepts"] = True
-            source.__dict__["listeners"].append(splice)
+            source.readers.append(splice.take)
         self.setup()
 
     def _follow_dictionaries(self) -> None:

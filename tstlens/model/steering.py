@@ -7,7 +7,7 @@ name one ``head``. Padded positions are never steered.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,11 +16,9 @@ from torch import Tensor
 
 from tstlens.arguments import checked
 from tstlens.errors import ArgumentError
-from tstlens.model.hooking import pos_axis
-from tstlens.model.splicing import _D_MLP, _D_MODEL, _PER_HEAD, SplicedDictionaries
+from tstlens.model.splicing import SplicedDictionaries
 from tstlens.model.state import TrunkState
-
-Positions = int | slice | Sequence[int] | None
+from tstlens.points import Index, select
 
 
 class SteeredModel(SplicedDictionaries):
@@ -29,7 +27,7 @@ class SteeredModel(SplicedDictionaries):
     @checked
     @contextmanager
     def steer(
-        self, direction: Any, strength: float = 1.0, pos: Positions = None
+        self, direction: Any, strength: float = 1.0, pos: Index = None
     ) -> Iterator[SteeredModel]:
         """Add ``strength * direction.vector`` at ``direction.hook`` in every run inside the block.
 
@@ -68,7 +66,7 @@ class SteeredModel(SplicedDictionaries):
         name, vector, head = self._checked_direction(direction)
         if not isinstance(strength, int | float) or not abs(strength) < float("inf"):
             raise ArgumentError(f"expected strength as a finite number, got {strength!r}")
-        axis = pos_axis(name)
+        axis = self.point(name).pos_axis
         if pos is not None and axis is None:
             raise ArgumentError(f"pos={pos!r} was given, but {name} has no positions")
         state: dict[str, Tensor | None] = {"mask": None}  # of the run that is going on
@@ -113,10 +111,11 @@ class SteeredModel(SplicedDictionaries):
                 "expected a direction with .hook (a hook name) and .vector (a tensor), got "
                 f"{type(direction).__name__}; probing.direction(...) makes one"
             )
-        self.require_live([name])
-        self.require_features(name)
+        [name] = self.require_live([name])
+        point = self.point(name)
+        point.require_features()
         head = getattr(direction, "head", None)
-        expected = feature_shape(self.cfg, name)
+        expected = point.feature_shape
         if head is not None:
             if expected is None or len(expected) < 2:
                 raise ArgumentError(f"head={head} was given, but {name} has no heads")
@@ -133,23 +132,8 @@ class SteeredModel(SplicedDictionaries):
         return name, vector.detach(), head
 
 
-def feature_shape(cfg: Any, name: str) -> tuple[int, ...] | None:
-    """Sizes of the feature axes at a hook point; None where they are not known beforehand."""
-    leaf = name.rsplit(".", 1)[-1]
-    if ".hook_sae_" in name:
-        return None
-    if leaf in _PER_HEAD:
-        fewer = cfg.n_key_value_heads if leaf in ("hook_k", "hook_v") else None
-        return (int(fewer or cfg.n_heads), int(cfg.d_head))
-    if leaf == "hook_result":
-        return (cfg.n_heads, cfg.d_model)
-    if name.endswith(_D_MLP):
-        return (cfg.d_mlp,)
-    return (cfg.d_model,) if leaf in _D_MODEL else None
-
-
 def _chosen(
-    activation: Tensor, axis: int | None, pos: Positions, mask: Tensor | None, n_features: int
+    activation: Tensor, axis: int | None, pos: Index, mask: Tensor | None, n_features: int
 ) -> Tensor | None:
     """1 where the activation is pushed, else 0, ready to multiply; None for everywhere."""
     if axis is None or activation.ndim <= n_features + axis:
@@ -160,14 +144,7 @@ def _chosen(
     chosen = torch.ones(1, n_pos, device=activation.device, dtype=activation.dtype)
     if pos is not None:
         chosen = torch.zeros_like(chosen)
-        entries = [pos] if isinstance(pos, int) else pos
-        inside = isinstance(entries, slice) or all(-n_pos <= entry < n_pos for entry in entries)
-        if not inside:
-            raise ArgumentError(f"expected positions in 0..{n_pos - 1}, got pos={pos!r}")
-        selected = list(range(n_pos)[entries] if isinstance(entries, slice) else entries)
-        if not selected:
-            raise ArgumentError(f"pos={pos!r} selects no position of 0..{n_pos - 1}")
-        chosen[:, selected] = 1
+        chosen[:, select(pos, n_pos, "pos")] = 1
     if mask is not None and mask.shape == (len(activation), n_pos):
         chosen = chosen * mask.to(chosen)
     return chosen.view(*chosen.shape, *(1,) * n_features)

@@ -59,13 +59,13 @@ from typing import Any
 import einops
 import torch
 from torch import Tensor, nn
-from transformer_lens.hook_points import HookPoint
 
 from tstlens.errors import ArgumentError, UnsupportedSourceError
 from tstlens.model import HookedTST, HookedTSTConfig
 from tstlens.model.norms import watched
 from tstlens.model.parts import ActFn, one_of, positive
 from tstlens.model.state import TrunkState
+from tstlens.points import Hook
 from tstlens.shapes import Mask, Output, Residual, Series
 from tstlens.zoo.chronos_bolt import (
     BoltPatchesConfig,
@@ -173,14 +173,16 @@ class Chronos2Patches(nn.Module):
     def __init__(self, cfg: Chronos2PatchesConfig, d_model: int) -> None:
         super().__init__()
         self.cfg = cfg
-        self.block = ResidualMLP(3 * cfg.patch_len, cfg.d_hidden, d_model, cfg.act_fn)
+        self.block = ResidualMLP(
+            3 * cfg.patch_len, cfg.d_hidden, d_model, cfg.act_fn, "batch channel pos"
+        )
         self.reg_token = nn.Parameter(torch.zeros(d_model))
-        self.hook_loc = HookPoint()  # [batch, channel, 1]
-        self.hook_scale = HookPoint()  # [batch, channel, 1]
-        self.hook_scaled = HookPoint()  # [batch, channel, time]
-        self.hook_times = HookPoint()  # [batch, channel, patch, patch_len]
-        self.hook_patches = HookPoint()  # [batch, channel, patch, patch_len]
-        self.hook_observed = HookPoint()  # [batch, channel, patch, patch_len]
+        self.hook_loc = Hook("batch channel 1")
+        self.hook_scale = Hook("batch channel 1")
+        self.hook_scaled = Hook("batch channel time")
+        self.hook_times = Hook("batch channel pos patch_len")
+        self.hook_patches = Hook("batch channel pos patch_len")
+        self.hook_observed = Hook("batch channel pos patch_len")
 
     def forward(self, series: Series, mask: Mask | None) -> tuple[Residual, TrunkState]:
         n_channels = series.shape[1]
@@ -232,9 +234,9 @@ class Chronos2Head(nn.Module):
         super().__init__()
         self.cfg = cfg
         n_out = cfg.patch_len * len(cfg.quantiles)
-        self.patch_block = ResidualMLP(d_model, cfg.d_hidden, n_out, cfg.act_fn)
-        self.hook_future = HookPoint()  # [row, pos, d_model]
-        self.hook_quantiles = HookPoint()  # [batch, channel, horizon, quantile], scaled
+        self.patch_block = ResidualMLP(d_model, cfg.d_hidden, n_out, cfg.act_fn, "row pos")
+        self.hook_future = Hook("row pos d_model")
+        self.hook_quantiles = Hook("batch channel time quantile")  # scaled
 
     def forward(self, residual: Residual, state: TrunkState) -> Output:
         loc, scale = per_channel(state, "loc", "scale")

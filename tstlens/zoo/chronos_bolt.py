@@ -48,13 +48,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformer_lens.hook_points import HookPoint
 
 from tstlens.errors import ArgumentError, SeriesShapeError, UnsupportedSourceError
 from tstlens.model import HookedTST, HookedTSTConfig
 from tstlens.model.norms import watched
 from tstlens.model.parts import ActFn, one_of, positive
 from tstlens.model.state import TrunkState
+from tstlens.points import Hook
 from tstlens.shapes import Mask, Output, Residual, Series
 from tstlens.zoo.comparing import Tap
 from tstlens.zoo.layers import check_keys, fill
@@ -194,15 +194,17 @@ class BoltPatches(nn.Module):
     def __init__(self, cfg: BoltPatchesConfig, d_model: int) -> None:
         super().__init__()
         self.cfg = cfg
-        self.block = ResidualMLP(2 * cfg.patch_len, cfg.d_hidden, d_model, cfg.act_fn)
+        self.block = ResidualMLP(
+            2 * cfg.patch_len, cfg.d_hidden, d_model, cfg.act_fn, "batch channel pos"
+        )
         if cfg.reg_token:
             self.reg_token = nn.Parameter(torch.zeros(d_model))
         self.start_token = nn.Parameter(torch.zeros(d_model))
-        self.hook_loc = HookPoint()  # [batch, channel, 1]
-        self.hook_scale = HookPoint()  # [batch, channel, 1]
-        self.hook_scaled = HookPoint()  # [batch, channel, time]
-        self.hook_patches = HookPoint()  # [batch, channel, pos, patch_len]
-        self.hook_observed = HookPoint()  # [batch, channel, pos, patch_len]
+        self.hook_loc = Hook("batch channel 1")
+        self.hook_scale = Hook("batch channel 1")
+        self.hook_scaled = Hook("batch channel time")
+        self.hook_patches = Hook("batch channel pos patch_len")
+        self.hook_observed = Hook("batch channel pos patch_len")
 
     def forward(self, series: Series, mask: Mask | None) -> tuple[Residual, TrunkState]:
         n_rows, n_channels = len(series) * series.shape[1], series.shape[1]
@@ -255,9 +257,9 @@ class BoltHead(nn.Module):
         super().__init__()
         self.cfg = cfg
         n_out = cfg.horizon * len(cfg.quantiles)
-        self.block = ResidualMLP(d_model, cfg.d_hidden, n_out, cfg.act_fn)
-        self.hook_pooled = HookPoint()  # [row, d_model]
-        self.hook_quantiles = HookPoint()  # [batch, channel, horizon, quantile], scaled
+        self.block = ResidualMLP(d_model, cfg.d_hidden, n_out, cfg.act_fn, "row")
+        self.hook_pooled = Hook("row d_model")
+        self.hook_quantiles = Hook("batch channel time quantile")  # scaled
 
     def forward(self, residual: Residual, state: TrunkState) -> Output:
         if "scale" not in state.statistics:

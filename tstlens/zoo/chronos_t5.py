@@ -46,12 +46,12 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from transformer_lens.hook_points import HookPoint
 
 from tstlens.errors import ArgumentError, SeriesShapeError, UnsupportedSourceError
 from tstlens.model import HookedTST, HookedTSTConfig
 from tstlens.model.parts import positive
 from tstlens.model.state import TrunkState
+from tstlens.points import Hook
 from tstlens.shapes import Mask, Output, Residual, Series
 from tstlens.zoo.comparing import Tap
 from tstlens.zoo.layers import check_keys, fill
@@ -186,8 +186,8 @@ class BinnedTokens(nn.Module):
         edge = torch.tensor([_EDGE])
         inner = (centers[1:] + centers[:-1]) / 2
         self.register_buffer("boundaries", torch.cat([-edge, inner, edge]), persistent=False)
-        self.hook_scale = HookPoint()  # [batch, channel, 1]
-        self.hook_scaled = HookPoint()  # [batch, channel, time]
+        self.hook_scale = Hook("batch channel 1")
+        self.hook_scaled = Hook("batch channel time")
 
     def forward(self, series: Series, mask: Mask | None) -> tuple[Residual, TrunkState]:
         n_channels, n_context = series.shape[1], self.cfg.n_context(series.shape[2])

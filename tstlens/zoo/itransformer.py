@@ -40,13 +40,13 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from transformer_lens.hook_points import HookPoint
 
 from tstlens.errors import ArgumentError, StateDictError, UnsupportedSourceError
 from tstlens.model import HookedTST, HookedTSTConfig
 from tstlens.model.mlp import ACTIVATIONS
 from tstlens.model.parts import ActFn, one_of, positive
 from tstlens.model.state import TrunkState
+from tstlens.points import Hook
 from tstlens.shapes import Mask, Output, Residual, Series
 from tstlens.zoo.comparing import Tap
 from tstlens.zoo.layers import (
@@ -134,9 +134,9 @@ class Inverted(nn.Module):
         self.W_E = nn.Parameter(torch.zeros(n_time, d_model))
         self.b_E = nn.Parameter(torch.zeros(d_model))
         if part.normalise:
-            self.hook_loc = HookPoint()  # [batch, channel, 1]
-            self.hook_scale = HookPoint()  # [batch, channel, 1]
-            self.hook_scaled = HookPoint()  # [batch, channel, time]
+            self.hook_loc = Hook("batch channel 1")
+            self.hook_scale = Hook("batch channel 1")
+            self.hook_scaled = Hook("batch channel time")
 
     def forward(self, series: Series, mask: Mask | None) -> tuple[Residual, TrunkState]:
         refuse_mask(mask)
@@ -211,9 +211,9 @@ class PositionHead(nn.Module):
         d_out = head.horizon * (head.n_quantiles or 1) if inverted else cfg.n_channels
         self.W_U = nn.Parameter(torch.zeros(cfg.d_model, d_out))
         self.b_U = nn.Parameter(torch.zeros(d_out), requires_grad=head.bias)
-        self.hook_read = HookPoint()  # [row, pos, d_model]
+        self.hook_read = Hook("row pos d_model")
         if head.denormalise:
-            self.hook_scaled = HookPoint()  # [batch, channel, horizon * quantile]
+            self.hook_scaled = Hook("batch channel time")
 
     def forward(self, residual: Residual, state: TrunkState) -> Output:
         head = self.cfg

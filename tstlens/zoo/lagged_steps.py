@@ -23,13 +23,13 @@ from typing import Any, Literal
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from transformer_lens.hook_points import HookPoint
 
 from tstlens.errors import ArgumentError, SeriesShapeError, SeriesValueError
 from tstlens.model.embed import sinusoids
 from tstlens.model.norms import LayerNorm, watched
 from tstlens.model.parts import one_of, positive
 from tstlens.model.state import TrunkState
+from tstlens.points import Hook
 from tstlens.shapes import Mask, Output, Residual, Series
 from tstlens.zoo.parts import (
     PARAMETERS,
@@ -258,9 +258,9 @@ class StepEmbed(nn.Module):
         table = sinusoids(n_places, d_model)  # here sines come first, then cosines
         self.register_buffer("W_pos", torch.cat([table[:, 0::2], table[:, 1::2]], 1))
         self.ln = LayerNorm(d_model, _EPS)
-        self.hook_inputs = HookPoint()  # [batch, pos, feature]
-        self.hook_embed = HookPoint()  # [batch, pos, d_model]
-        self.hook_pos_embed = HookPoint()  # [batch, pos, d_model]
+        self.hook_inputs = Hook("batch pos feature")
+        self.hook_embed = Hook("batch pos d_model")
+        self.hook_pos_embed = Hook("batch pos d_model")
 
     def forward(self, inputs: Float[Tensor, "batch pos feature"]) -> Residual:
         if watched(self.hook_inputs):
@@ -290,12 +290,12 @@ class LaggedSteps(nn.Module):
         self.encoder = StepEmbed(part.n_features, n_places, 0, d_model)
         self.decoder = StepEmbed(part.n_features, n_places, part.context_length, d_model)
         if "loc" in part.statistics:
-            self.hook_loc = HookPoint()  # [batch, target, 1]
+            self.hook_loc = Hook("batch channel 1")
         if "scale" in part.statistics:
-            self.hook_scale = HookPoint()  # [batch, target, 1]
-        self.hook_scaled = HookPoint()  # [batch, target, time]
-        self.hook_lags = HookPoint()  # [batch, target, step of context and future, lag]
-        self.hook_static = HookPoint()  # [batch, feature]
+            self.hook_scale = Hook("batch channel 1")
+        self.hook_scaled = Hook("batch channel time")
+        self.hook_lags = Hook("batch channel time lag")
+        self.hook_static = Hook("batch feature")
 
     def forward(self, series: Series, mask: Mask | None) -> tuple[Residual, TrunkState]:
         part = self.cfg
@@ -404,7 +404,7 @@ class StepParameters(nn.Module):
         n_out = len(head.parameters) * head.n_targets
         self.W_U = nn.Parameter(torch.zeros(d_model, n_out))
         self.b_U = nn.Parameter(torch.zeros(n_out))
-        self.hook_parameters = HookPoint()  # [batch, target, step, parameter], of scaled values
+        self.hook_parameters = Hook("batch channel time parameter")  # of scaled values
 
     def forward(self, residual: Residual, state: TrunkState) -> Output:
         head = self.cfg

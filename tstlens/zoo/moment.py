@@ -47,13 +47,13 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from transformer_lens.hook_points import HookPoint
 
 from tstlens.errors import ArgumentError, SeriesShapeError, SeriesValueError, UnsupportedSourceError
 from tstlens.model import HookedTST, HookedTSTConfig
 from tstlens.model.norms import watched
 from tstlens.model.parts import one_of, positive
 from tstlens.model.state import TrunkState
+from tstlens.points import Hook
 from tstlens.shapes import Mask, Output, Residual, Series
 from tstlens.zoo.comparing import Tap
 from tstlens.zoo.layers import check_keys, fill
@@ -186,11 +186,11 @@ class MomentPatches(nn.Module):
         if cfg.affine:
             self.w = nn.Parameter(torch.ones(1))
             self.b = nn.Parameter(torch.zeros(1))
-        self.hook_visible = HookPoint()  # [batch, channel, pos, 1]
-        self.hook_loc = HookPoint()  # [batch, channel, 1]
-        self.hook_scale = HookPoint()  # [batch, channel, 1]
-        self.hook_scaled = HookPoint()  # [batch, channel, time]
-        self.hook_patches = HookPoint()  # [batch, channel, pos, patch_len]
+        self.hook_visible = Hook("batch channel pos 1")
+        self.hook_loc = Hook("batch channel 1")
+        self.hook_scale = Hook("batch channel 1")
+        self.hook_scaled = Hook("batch channel time")
+        self.hook_patches = Hook("batch channel pos patch_len")
 
     def forward(self, series: Series, mask: Mask | None) -> tuple[Residual, TrunkState]:
         batch, n_channels, n_time = series.shape
@@ -276,9 +276,9 @@ class MomentHead(nn.Module):
             self.W_U = nn.Parameter(torch.zeros(*sizes[cfg.task]))
             self.b_U = nn.Parameter(torch.zeros(sizes[cfg.task][1]))
         if cfg.task != "reconstruction":
-            self.hook_pooled = HookPoint()  # [row, d_model], or [row, pos * d_model] when flat
+            self.hook_pooled = Hook("row pooled")  # d_model, or pos * d_model when flat
         if cfg.task in ("reconstruction", "forecasting"):
-            self.hook_scaled = HookPoint()  # [batch, channel, time or horizon]
+            self.hook_scaled = Hook("batch channel time")
 
     def forward(self, residual: Residual, state: TrunkState) -> Output:
         n_channels = state.n_series_channels

@@ -30,13 +30,13 @@ from typing import Any, Literal
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
-from transformer_lens.hook_points import HookPoint
 
 from tstlens.errors import ArgumentError, SeriesShapeError, SeriesValueError
 from tstlens.model.mlp import ACTIVATIONS
 from tstlens.model.norms import BatchNorm, watched
 from tstlens.model.parts import ActFn, check_padding, one_of, positive
 from tstlens.model.state import TrunkState
+from tstlens.points import Hook
 from tstlens.shapes import Mask, Output, Residual, Series
 
 
@@ -272,10 +272,10 @@ class RevINPatches(nn.Module):
             self.w = nn.Parameter(torch.ones(n_channels))
             self.b = nn.Parameter(torch.zeros(n_channels))
         if part.scaling != "none":
-            self.hook_loc = HookPoint()  # [batch, channel, 1]
-            self.hook_scale = HookPoint()  # [batch, channel, 1]
-            self.hook_scaled = HookPoint()  # [batch, channel, time]
-        self.hook_patches = HookPoint()  # [batch, channel, pos, patch_len]
+            self.hook_loc = Hook("batch channel 1")
+            self.hook_scale = Hook("batch channel 1")
+            self.hook_scaled = Hook("batch channel time")
+        self.hook_patches = Hook("batch channel pos patch_len")
 
     def forward(self, series: Series, mask: Mask | None) -> tuple[Residual, TrunkState]:
         refuse_mask(mask)
@@ -352,9 +352,10 @@ class ResidualMLP(nn.Module):
         d_hidden: hidden units.
         d_out: width that comes out.
         act_fn: the activation.
+        axes: of what it maps but the last, as :class:`~tstlens.points.Hook` declares them.
     """
 
-    def __init__(self, d_in: int, d_hidden: int, d_out: int, act_fn: ActFn) -> None:
+    def __init__(self, d_in: int, d_hidden: int, d_out: int, act_fn: ActFn, axes: str) -> None:
         super().__init__()
         self.W_in = nn.Parameter(torch.zeros(d_in, d_hidden))
         self.b_in = nn.Parameter(torch.zeros(d_hidden))
@@ -363,8 +364,8 @@ class ResidualMLP(nn.Module):
         self.W_skip = nn.Parameter(torch.zeros(d_in, d_out))
         self.b_skip = nn.Parameter(torch.zeros(d_out))
         self.act = ACTIVATIONS[act_fn]
-        self.hook_pre = HookPoint()  # [..., d_hidden]
-        self.hook_post = HookPoint()  # [..., d_hidden]
+        self.hook_pre = Hook(f"{axes} d_hidden")
+        self.hook_post = Hook(f"{axes} d_hidden")
 
     def forward(self, x: Tensor) -> Tensor:
         flat = x.reshape(-1, x.shape[-1])
@@ -553,9 +554,9 @@ class FlatHead(nn.Module):
         self.b_U = nn.Parameter(torch.zeros(*own, d_out), requires_grad=head.bias)
         if head.batch_norm:
             self.norm = BatchNorm(d_in, head.eps)
-        self.hook_pooled = HookPoint()  # [row, pooled]
+        self.hook_pooled = Hook("row pooled")
         if head.denormalise:
-            self.hook_scaled = HookPoint()  # [row, horizon * quantile]
+            self.hook_scaled = Hook("row time")
 
     def forward(self, residual: Residual, state: TrunkState) -> Output:
         head = self.cfg
@@ -727,7 +728,7 @@ class ConvSteps(nn.Module):
         self.cfg = part
         self.W_E = nn.Parameter(torch.zeros(n_channels * part.kernel_size, d_model))
         self.b_E = nn.Parameter(torch.zeros(d_model), requires_grad=part.bias)
-        self.hook_patches = HookPoint()  # [batch, channel, pos, kernel]
+        self.hook_patches = Hook("batch channel pos kernel")
 
     def forward(self, series: Series, mask: Mask | None) -> tuple[Residual, TrunkState]:
         if mask is not None and not bool(mask.all()):

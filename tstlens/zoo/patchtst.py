@@ -51,7 +51,6 @@ import einops
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from transformer_lens.hook_points import HookPoint
 
 from tstlens.errors import ArgumentError, UnsupportedSourceError
 from tstlens.model import HeadConfig, HookedTST, HookedTSTConfig
@@ -59,6 +58,7 @@ from tstlens.model.heads import pool
 from tstlens.model.norms import watched
 from tstlens.model.parts import one_of, positive
 from tstlens.model.state import TrunkState
+from tstlens.points import Hook
 from tstlens.shapes import Mask, Output, Residual, Series
 from tstlens.zoo.layers import fill
 from tstlens.zoo.parity import Trial, series_trials
@@ -438,13 +438,13 @@ class PatchTSTEmbed(nn.Module):
         if cfg.cls_token:
             self.cls_token = nn.Parameter(torch.zeros(d_model))
         if cfg.scaling == "std":
-            self.hook_loc = HookPoint()  # [batch, channel, 1]
+            self.hook_loc = Hook("batch channel 1")
         if cfg.scaling != "none":
-            self.hook_scale = HookPoint()  # [batch, channel, 1]
-        self.hook_scaled = HookPoint()  # [batch, channel, time]
-        self.hook_patches = HookPoint()  # [batch, channel, patch, patch_len]
+            self.hook_scale = Hook("batch channel 1")
+        self.hook_scaled = Hook("batch channel time")
+        self.hook_patches = Hook("batch channel pos patch_len")
         if cfg.mask_value is not None:
-            self.hook_patch_mask = HookPoint()  # [batch, channel, patch]
+            self.hook_patch_mask = Hook("batch channel pos")
 
     def forward(self, series: Series, mask: Mask | None) -> tuple[Residual, TrunkState]:
         scaled, statistics = self.scale(series, mask)
@@ -559,11 +559,11 @@ class PatchTSTForecast(nn.Module):
         self.n_parameters = len(head.parameters) or 1
         self.W_U = nn.Parameter(torch.zeros(d_in, self.n_parameters * head.horizon))
         self.b_U = nn.Parameter(torch.zeros(self.n_parameters * head.horizon))
-        self.hook_pooled = HookPoint()  # [row, d_pooled]
+        self.hook_pooled = Hook("row d_pooled")
         if head.distribution is None:
-            self.hook_scaled = HookPoint()  # [batch, channel, horizon]
+            self.hook_scaled = Hook("batch channel time")
         else:
-            self.hook_parameters = HookPoint()  # [batch, channel, horizon, parameter]
+            self.hook_parameters = Hook("batch channel time parameter")
 
     def forward(self, residual: Residual, state: TrunkState) -> Output:
         pooled = self.hook_pooled(pool(residual, self.cfg.pooling, None))
@@ -642,7 +642,7 @@ class PatchTSTRegression(nn.Module):
         d_out = self.n_parameters * head.n_targets
         self.W_U = nn.Parameter(torch.zeros(cfg.n_channels * cfg.d_model, d_out))
         self.b_U = nn.Parameter(torch.zeros(d_out))
-        self.hook_pooled = HookPoint()  # [row, d_model]
+        self.hook_pooled = Hook("row d_model")
 
     def forward(self, residual: Residual, state: TrunkState) -> Output:
         pooled = self.hook_pooled(pool(residual, self.cfg.pooling, None))

@@ -56,13 +56,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformer_lens.hook_points import HookPoint
 
 from tstlens.errors import ArgumentError, SeriesValueError, UnsupportedSourceError
 from tstlens.model import HookedTST, HookedTSTConfig
 from tstlens.model.norms import watched
 from tstlens.model.parts import ActFn, one_of, positive
 from tstlens.model.state import TrunkState
+from tstlens.points import Hook
 from tstlens.shapes import Mask, Output, Residual, Series
 from tstlens.zoo.comparing import Tap
 from tstlens.zoo.layers import fill
@@ -187,19 +187,21 @@ class TimesFMPatches(nn.Module):
     def __init__(self, cfg: TimesFMPatchesConfig, d_model: int) -> None:
         super().__init__()
         self.cfg = cfg
-        self.block = ResidualMLP(2 * cfg.patch_len, cfg.d_hidden, d_model, "silu")
+        self.block = ResidualMLP(
+            2 * cfg.patch_len, cfg.d_hidden, d_model, "silu", "batch channel pos"
+        )
         self.W_freq = nn.Parameter(torch.zeros(cfg.n_freq, d_model))
-        self.hook_loc = HookPoint()  # [batch, channel, 1]
-        self.hook_scale = HookPoint()  # [batch, channel, 1]
-        self.hook_scaled = HookPoint()  # [batch, channel, time]
-        self.hook_patches = HookPoint()  # [batch, channel, pos, patch_len]
-        self.hook_observed = HookPoint()  # [batch, channel, pos, patch_len]
-        self.hook_freq = HookPoint()  # [batch, channel, d_model]
+        self.hook_loc = Hook("batch channel 1")
+        self.hook_scale = Hook("batch channel 1")
+        self.hook_scaled = Hook("batch channel time")
+        self.hook_patches = Hook("batch channel pos patch_len")
+        self.hook_observed = Hook("batch channel pos patch_len")
+        self.hook_freq = Hook("batch channel d_model")
         if cfg.sinusoids:
             shortest, longest = cfg.timescales
             power = torch.arange(d_model // 2) / max(d_model // 2 - 1, 1)
             self.register_buffer("rates", shortest * (longest / shortest) ** -power)
-            self.hook_pos_embed = HookPoint()  # [batch, channel, pos, d_model]
+            self.hook_pos_embed = Hook("batch channel pos d_model")
 
     def forward(self, series: Series, mask: Mask | None) -> tuple[Residual, TrunkState]:
         n_channels = series.shape[1]
@@ -270,9 +272,9 @@ class TimesFMHead(nn.Module):
         super().__init__()
         self.cfg = cfg
         n_out = cfg.horizon * (1 + len(cfg.quantiles))
-        self.block = ResidualMLP(d_model, cfg.d_hidden, n_out, cfg.act_fn)
-        self.hook_pooled = HookPoint()  # [row, d_model]
-        self.hook_quantiles = HookPoint()  # [batch, channel, horizon, output], scaled
+        self.block = ResidualMLP(d_model, cfg.d_hidden, n_out, cfg.act_fn, "row")
+        self.hook_pooled = Hook("row d_model")
+        self.hook_quantiles = Hook("batch channel time output")  # scaled
 
     def forward(self, residual: Residual, state: TrunkState) -> Output:
         out = self.block(self.hook_pooled(residual[:, -1]))

@@ -77,12 +77,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformer_lens.hook_points import HookPoint
 
 from tstlens.errors import ArgumentError, SeriesValueError, UnsupportedSourceError
 from tstlens.model import HookedTST, HookedTSTConfig
 from tstlens.model.parts import ActFn, positive
 from tstlens.model.state import TrunkState
+from tstlens.points import Hook
 from tstlens.shapes import Mask, Output, Residual, Series
 from tstlens.zoo.comparing import Tap
 from tstlens.zoo.layers import fill
@@ -209,14 +209,16 @@ class TimesFM25Patches(nn.Module):
     def __init__(self, cfg: TimesFM25PatchesConfig, d_model: int) -> None:
         super().__init__()
         self.cfg = cfg
-        self.block = ResidualMLP(2 * cfg.patch_len, cfg.d_hidden, d_model, cfg.act_fn)
-        self.hook_loc = HookPoint()  # [batch, channel, 1]
-        self.hook_scale = HookPoint()  # [batch, channel, 1]
-        self.hook_scaled = HookPoint()  # [batch, channel, time]
-        self.hook_running_loc = HookPoint()  # [batch, channel, pos, 1]
-        self.hook_running_scale = HookPoint()  # [batch, channel, pos, 1]
-        self.hook_patches = HookPoint()  # [batch, channel, pos, patch_len]
-        self.hook_observed = HookPoint()  # [batch, channel, pos, patch_len]
+        self.block = ResidualMLP(
+            2 * cfg.patch_len, cfg.d_hidden, d_model, cfg.act_fn, "batch channel pos"
+        )
+        self.hook_loc = Hook("batch channel 1")
+        self.hook_scale = Hook("batch channel 1")
+        self.hook_scaled = Hook("batch channel time")
+        self.hook_running_loc = Hook("batch channel pos 1")
+        self.hook_running_scale = Hook("batch channel pos 1")
+        self.hook_patches = Hook("batch channel pos patch_len")
+        self.hook_observed = Hook("batch channel pos patch_len")
 
     def forward(self, series: Series, mask: Mask | None) -> tuple[Residual, TrunkState]:
         observed = ~series.isnan()
@@ -324,8 +326,8 @@ class TimesFM25Head(nn.Module):
         self.block = _block(*sizes, cfg.horizon * n_columns, cfg)
         if cfg.spread_horizon and cfg.output != "point":
             self.spread_block = _block(*sizes, cfg.spread_horizon * n_columns, cfg)
-        self.hook_pooled = HookPoint()  # [row, d_model]
-        self.hook_quantiles = HookPoint()  # [batch, channel, horizon, output], scaled
+        self.hook_pooled = Hook("row d_model")
+        self.hook_quantiles = Hook("batch channel time output")  # scaled
 
     def forward(self, residual: Residual, state: TrunkState) -> Output:
         names = ("running_loc", "running_scale", "loc", "scale", "lowest")
@@ -362,7 +364,7 @@ class TimesFM25Head(nn.Module):
 
 
 def _block(d_in: int, d_hidden: int, d_out: int, cfg: TimesFM25HeadConfig) -> ResidualMLP:
-    block = ResidualMLP(d_in, d_hidden, d_out, cfg.act_fn)
+    block = ResidualMLP(d_in, d_hidden, d_out, cfg.act_fn, "row")
     for name in ("b_in", "b_out", "b_skip"):
         getattr(block, name).requires_grad_(cfg.bias)
     return block
