@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import pickle
 import pkgutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import is_dataclass
+from dataclasses import dataclass, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
@@ -24,8 +25,10 @@ from tstlens.arguments import (
     Seed,
     Share,
     _hints,
+    check_fields,
     check_slice,
     checked,
+    configured,
     one_per_row,
     shown,
 )
@@ -382,7 +385,7 @@ def test_analyses_refuse_what_would_be_guessed_or_spread(model, data):
 def test_a_push_at_no_position_is_refused(model, data):
     way = probing.Direction("hook_embed", torch.ones(8), "by hand", "ones")
     for pos in (slice(50, 60), []):
-        with pytest.raises(ArgumentError, match=r"selects no position of 0\.\.9"):
+        with pytest.raises(ArgumentError, match=r"pos within 0\.\.10"):
             probing.dose_response(model, data, way, target=0, pos=pos, n_random=1, progress=False)
 
 
@@ -396,3 +399,55 @@ def test_functions_of_transformer_lens_name_what_does_not_fit(model, data):
         call(model, corrupted, cache, lambda out: out[:, 0])
     with pytest.raises(ArgumentError, match="index_df as a pandas DataFrame, got 3"):
         call(model, corrupted, cache, lambda out: out.mean(), index_df=3)
+
+
+@dataclass(frozen=True)
+class Options:
+    width: Count = 4
+    kind: Literal["soft", "hard"] = "soft"
+    seed: Seed = 0
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+
+@checked
+@configured(Options)
+def fitted(data: Sequence[int], config: Options | None = None, *, bar: bool = True, **settings):
+    """What arrives: the data, the config, and nothing else."""
+    assert not settings
+    return list(data), config, bar
+
+
+@pytest.mark.parametrize("config", [None, Options(), Options(7, "hard", 3)])
+@pytest.mark.parametrize("settings", [{}, {"width": 9}, {"seed": 2, "kind": "hard"}])
+@pytest.mark.parametrize("positional", [False, True])
+def test_fields_of_a_config_are_keywords_too(config, settings, positional):
+    given = ([1], config) if positional else ([1],)
+    named = {} if positional else {"config": config}
+    expected = replace(config or Options(), **settings)
+    assert fitted(*given, bar=False, **named, **settings) == ([1], expected, False)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"widht": 3}, "fitted has no option 'widht'; did you mean 'width'. it has width, kind"),
+        ({"baz": 3}, "fitted has no option 'baz'; did you mean 'bar'"),
+        ({"width": 0}, "Options.width as an integer of at least 1, got 0"),
+        ({"kind": "sofd"}, "Options.kind as 'soft' or 'hard', got 'sofd'; did you mean 'soft'"),
+        ({"config": 3}, "config as a Options or None, got 3"),
+        ({"config": {"width": 3}}, "config as a Options or None, got"),
+        ({"bar": "no"}, "bar as True or False"),
+    ],
+)
+def test_what_is_no_field_is_refused_with_the_one_that_is_meant(given, message):
+    with pytest.raises(ArgumentError, match=message):
+        fitted([1], **given)
+
+
+def test_a_signature_shows_the_fields():
+    parameters = inspect.signature(fitted).parameters
+    assert list(parameters) == ["data", "config", "bar", "width", "kind", "seed"]
+    assert parameters["width"].default == 4
+    assert pickle.loads(pickle.dumps(fitted)) is fitted

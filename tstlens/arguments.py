@@ -27,7 +27,7 @@ import typing
 import warnings
 from collections.abc import Callable, Iterable, Iterator, KeysView, Mapping, Sequence, ValuesView
 from contextlib import ExitStack
-from dataclasses import asdict
+from dataclasses import MISSING, asdict, fields, replace
 from pathlib import PurePath
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 
@@ -113,6 +113,65 @@ def checked(function: Function) -> Function:
 
     call.taken = taken  # type: ignore[attr-defined]  # what one argument is taken as, or its error
     return typing.cast(Function, call)
+
+
+def configured(kind: type) -> Callable[[Function], Function]:
+    """For ``function(..., config: Kind | None = None, **settings)``: settings are Kind's fields.
+
+    Fields given as keywords replace those of ``config`` (of ``Kind()`` where that is None), so the
+    function reads ``config`` alone. They stand in its signature, and a keyword that is no field
+    is refused with the one that is meant. A subclass of Kind as ``config`` brings its own fields.
+
+    Args:
+        kind: a frozen dataclass whose fields all have defaults; it checks them, see
+            :func:`check_fields`.
+
+    Example:
+        >>> @dataclass(frozen=True)
+        ... class Options: n_codes: Count = 256
+        >>> @configured(Options)
+        ... def fit(data, config: Options | None = None, **settings): return config.n_codes
+        >>> fit([1], n_codes=64)
+        64
+    """
+
+    def decorate(function: Function) -> Function:
+        plain = inspect.signature(function)
+        own = [one for one in plain.parameters.values() if one.kind is not one.VAR_KEYWORD]
+        names = {one.name for one in own}
+
+        @functools.wraps(function)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            settings = {name: kwargs.pop(name) for name in kwargs.keys() - names}
+            given = plain.bind(*args, **kwargs)
+            config = given.arguments.get("config")
+            config = kind() if config is None else config
+            if not isinstance(config, kind):
+                raise ArgumentError(f"expected config as a {kind.__name__}, got {shown(config)}")
+            known = [field.name for field in fields(config) if field.init]
+            for name in settings.keys() - set(known):
+                close = difflib.get_close_matches(name, [*known, *names], 1)
+                meant = f"; did you mean {close[0]!r}?" if close else ";"
+                raise ArgumentError(
+                    f"{function.__name__} has no option {name!r}{meant} it has {', '.join(known)}"
+                )
+            given.arguments["config"] = replace(config, **settings)
+            return function(*given.args, **given.kwargs)
+
+        options = [
+            inspect.Parameter(
+                one.name,
+                inspect.Parameter.KEYWORD_ONLY,
+                default=inspect.Parameter.empty if one.default is MISSING else one.default,
+                annotation=one.type,
+            )
+            for one in fields(kind)
+            if one.init and one.name not in names
+        ]
+        call.__signature__ = plain.replace(parameters=[*own, *options])  # type: ignore[attr-defined]
+        return typing.cast(Function, call)
+
+    return decorate
 
 
 def needs_gradients(function: Function) -> Function:

@@ -25,7 +25,7 @@ ROWS = ("row", "batch")  # of the trunk; of the series as given
 AXES = ("channel", "time", "pos", "head", "query", "key")  # any other word names the features
 NO_FEATURES = ("1", "parameter")  # a last axis that no dictionary can read
 
-Index = int | slice | Sequence[int] | Tensor | None
+Index = int | slice | Sequence[int] | None
 
 
 class Hook(HookPoint):

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from tstlens.points import SITES
+
 Cells = Sequence[tuple[int, int]] | None
 
 _LETTER = {"layer": "L", "head": "H"}
@@ -16,32 +18,11 @@ _TITLES = {
     "feature": "dimension",
     "part": "",
 }
-_SITES = {
-    "z": "the head's output (z)",
-    "q": "the head's queries",
-    "k": "the head's keys",
-    "v": "the head's values",
-    "result": "the head's result",
-    "pattern": "the attention pattern",
-    "attn_scores": "the attention scores",
-    "attn_out": "the attention output",
-    "mlp_out": "the MLP output",
-    "mlp_pre": "the MLP's hidden layer (before the nonlinearity)",
-    "mlp_post": "the MLP's hidden layer",
-    "resid_pre": "the residual stream before the block",
-    "resid_mid": "the residual stream after attention",
-    "resid_post": "the residual stream after the block",
-    "normalized_resid_post": "the residual stream after the block's norm",
-    "series": "the input series",
-    "embed": "the embedding",
-    "pos_embed": "the position embedding",
-    "pooled": "the pooled vector",
-}
 
 
 def site_title(site: str) -> str:
     """A site in words: ``z`` is "the head's output (z)"."""
-    return _SITES.get(site, site)
+    return SITES.get(site, ("", site))[1]
 
 
 def time_label(cell: tuple[int, int]) -> str:

@@ -360,7 +360,7 @@ class Book:
             return list(range(self.n_groups))
         return select(group, self.n_groups, "group")
 
-    def selected(self, acts: Tensor, pos: Index, group: Index, head: Index) -> Tensor:
+    def selected(self, acts: Tensor, pos: Index | Tensor, group: Index, head: Index) -> Tensor:
         """bool, broadcast over [row, (pos, (head,)) group, code], of the places that are meant."""
         shape = (*acts.shape[1:-1], self.n_groups, 1)
         chosen = torch.ones((1, *shape), dtype=torch.bool, device=acts.device)
@@ -373,7 +373,7 @@ class Book:
             head = None
         return chosen & axis_mask(self.groups(group, head), chosen, chosen.ndim - 2)
 
-    def _positions(self, acts: Tensor, pos: Index, like: Tensor) -> Tensor:
+    def _positions(self, acts: Tensor, pos: Index | Tensor, like: Tensor) -> Tensor:
         if not isinstance(pos, Tensor) or (pos.ndim < 2 and pos.dtype != torch.bool):
             return axis_mask(select(pos, acts.shape[1], "pos"), like, 1)
         if pos.dtype != torch.bool or pos.shape != acts.shape[:2]:
@@ -423,7 +423,7 @@ class SteerableCodes(CodedModel):
     def force_codes(
         self,
         codes: Mapping[str, Codes],
-        pos: Index = None,
+        pos: Index | Tensor = None,
         *,
         group: Index = None,
         head: Index = None,
@@ -491,7 +491,7 @@ class SteerableCodes(CodedModel):
         self,
         codes: Mapping[str, Codes],
         fill: Literal["next", "zero"] = "next",
-        pos: Index = None,
+        pos: Index | Tensor = None,
         *,
         group: Index = None,
         head: Index = None,
