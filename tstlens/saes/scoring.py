@@ -28,8 +28,9 @@ from tstlens.errors import ArgumentError
 from tstlens.model import HookedTST
 from tstlens.randomness import seeded
 from tstlens.results import Result
-from tstlens.saes.checks import check_at_least, check_data
-from tstlens.saes.stream import ActivationRows, Heads
+from tstlens.run import Heads
+from tstlens.saes.checks import check_data
+from tstlens.saes.stream import ActivationRows
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -72,7 +73,6 @@ def random_dictionary(
         An ``sae_lens.SAE``; decoder rows are uniform on the sphere.
     """
     d_in, d_sae = int(sae.cfg.d_in), int(sae.cfg.d_sae)
-    check_at_least(1, k=k)
     if activations.ndim != 2 or activations.shape[1] != d_in or not len(activations):
         raise ArgumentError(
             f"expected activations [row, width={d_in}], got {list(activations.shape)}"
@@ -232,11 +232,10 @@ class Scores(Result):
         return pd.DataFrame(table)
 
     @checked
-    def density_histogram(self, bins: int = 24) -> pd.DataFrame:
+    def density_histogram(self, bins: Count = 24) -> pd.DataFrame:
         """Latents by log10 of their density, one row per dictionary and bin; dead ones left out."""
         import pandas as pd
 
-        check_at_least(1, bins=bins)
         lowest = np.log10(1 / self.n_activations)
         edges = np.linspace(lowest, 0, bins + 1)
         table = []
@@ -304,7 +303,6 @@ def score(
         ['trained', 'random, topk', 'random, pursuit', 'neurons']
     """
     check_data(data)
-    check_at_least(1, batch_size=batch_size)
     metadata = getattr(getattr(sae, "cfg", None), "metadata", None)
     hook = getattr(metadata, "hook_name", None)
     if not hook:

@@ -1,28 +1,20 @@
-"""The activation stream: an endless, shuffled, seeded iterator that feeds sae-lens' trainers.
+"""Activations as rows, and as an endless, shuffled, seeded stream that feeds sae-lens' trainers.
 
-Rows of a tensor as an endless, shuffled, seeded stream of batches.
+A row's *place* says where it comes from: (series, channel, pos, head), see
+:meth:`tstlens.run.Pass.rows`.
 
-Activations as rows: the forward pass up to a layer, padding left out, one row per position.
-
-A row's *place* says where it comes from: (series, channel, pos, head). Channel is -1 where the
-trunk mixes channels, pos is -1 for pooled vectors, head is -1 unless heads are rows of their own.
-Models that run the mirrored series too give rows of both passes, as a spliced dictionary meets
-both; there channel ``n_channels + c`` is channel c mirrored.
-
-Activations on disk: safetensors shards and an index, for data bigger than memory.
-
-Every shard holds the rows of a random part of the series, so reading a few shards and shuffling
-them mixes well. Files are written beside their place and renamed into it, the index after each
-shard: a harvest that is killed goes on where it was. Shards are read back by memory map.
+On disk activations are safetensors shards and an index. Every shard holds the rows of a random part
+of the series, so reading a few shards and shuffling them mixes well. Files are put into their place
+whole, the index after each shard: a harvest that is killed goes on where it was.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -33,13 +25,11 @@ from tqdm.auto import tqdm
 from tstlens import storage
 from tstlens.arguments import Count, Positive, Seed, checked
 from tstlens.data import TimeSeriesData
-from tstlens.data.validate import blanked
 from tstlens.errors import ArgumentError, CorruptFileError, StorageError
 from tstlens.model import HookedTST
-from tstlens.saes.checks import check_at_least, check_positive, drawn_by
+from tstlens.points import select
+from tstlens.run import Heads, Runs
 from tstlens.shapes import Mask, Series
-
-Heads = Literal["joined", "each"] | int
 
 Rows = dict[str, Tensor]  # hook name -> [row, width]
 
@@ -48,18 +38,19 @@ class ActivationRows:
     """Calls give the activations of some of the series, as rows, and where they come from.
 
     Args:
-        model: runs in eval mode and without gradients, no further than the hooks need. Hooks and
-            spliced dictionaries on it stay and take part.
+        model: runs no further than the hooks need; see :class:`tstlens.run.Runs`.
         series: [batch, channel, time], or data with their mask.
         hooks: hook names.
         mask: [batch, time], True where observed.
         head: of q, k, v, z and result: ``"joined"`` makes one row of all heads, ``"each"`` one row
             per head, a number takes that head.
+        positions: of the trunk: None for all, a number, several, or a slice; negative ones count
+            from the end.
 
     Raises:
         UnknownHookError, HookError: a hook point that does not exist, does not fire, or has no
             feature axis.
-        ArgumentError: ``head="each"`` with several hooks, or a head that is not there.
+        ArgumentError: ``head="each"`` with several hooks, or a head or position that is not there.
     """
 
     def __init__(
@@ -69,118 +60,51 @@ class ActivationRows:
         hooks: Sequence[str],
         mask: Mask | None = None,
         head: Heads = "joined",
+        positions: Any = None,
     ) -> None:
         if isinstance(series, TimeSeriesData):
             if mask is not None:
                 raise ArgumentError("data bring their own mask; leave out mask=")
             series, mask = series.series, series.mask
         model.check_series(series, mask)
-        if not len(series):
-            raise ArgumentError("expected at least one series, got none")
-        model.require_live(hooks)
-        for name in hooks:
-            model.require_features(name)
         if not hooks or len(set(hooks)) != len(hooks):
             raise ArgumentError(f"expected one or more different hook names, got {list(hooks)}")
+        self.runs = Runs(model, series, mask, hooks)
+        for name in hooks:
+            model.require_features(name)
         if head == "each" and len(hooks) > 1:
             raise ArgumentError(
                 "with head='each' rows of several hooks would not belong together; stream one hook"
             )
-        if head not in ("joined", "each") and (
-            isinstance(head, str) or not hasattr(head, "__index__")
-        ):
-            raise ArgumentError(f"expected head 'joined', 'each' or a head's number, got {head!r}")
-        if isinstance(head, int) and not 0 <= head < model.cfg.n_heads:
+        if head not in ("joined", "each") and not 0 <= int(head) < model.cfg.n_heads:
             raise ArgumentError(f"expected a head in 0..{model.cfg.n_heads - 1}, got {head}")
-        self.model, self.series, self.mask = model, blanked(series, mask), mask
-        self.hooks, self.head = tuple(hooks), head
-        self.stop_at_layer, self.runs_head = _extent(model, self.hooks)
+        self.hooks, self.head, self.positions = tuple(hooks), head, positions
 
     def __len__(self) -> int:
-        return len(self.series)
+        return len(self.runs)
 
-    @torch.no_grad()
     def __call__(self, index: Tensor) -> tuple[Rows, Tensor]:
         """Rows of the series at ``index``, and their places, int [row, 4]."""
-        model, device = self.model, self.model.cfg.device
-        kept: dict[str, Tensor] = {}
-
-        def keep(activation: Tensor, hook: Any) -> None:
-            kept[hook.name] = activation
-
-        # Module.eval() visits every module, which took a tenth of a pass; and parts may differ.
-        training = [module for module in model.modules() if module.training]
-        for module in training:
-            module.training = False
-        try:
-            mask = None if self.mask is None else self.mask[index].to(device)
-            with model.hooks(fwd_hooks=[(name, keep) for name in self.hooks]):
-                residual, state = model.embed_series(self.series[index].to(device), mask)
-                stop = self.stop_at_layer
-                if stop:
-                    residual = model(residual, start_at_layer=0, stop_at_layer=stop, state=state)
-                if self.runs_head:
-                    model.unembed(residual, state)
-        finally:
-            for module in training:
-                module.training = True
-        rows, places = {}, None
-        for name in self.hooks:
-            activation = kept[name]
-            places = _places(activation, index, state.n_series_channels, self.head == "each")
-            activation = self._by_head(activation, name)
-            observed = model.observed_at(name, state)
-            if observed is not None and activation.ndim > 2:
-                activation, places = activation[observed], places[observed]
-            rows[name] = activation.reshape(-1, activation.shape[-1])
-            places = places.reshape(-1, 4)
-        lengths = {len(tensor) for tensor in rows.values()}
-        if len(lengths) > 1:
-            shapes = [list(activation.shape) for activation in kept.values()]
+        one = self.runs.at(index)
+        found = {name: one.rows(name, self.head) for name in self.hooks}
+        if len({len(rows) for rows, _ in found.values()}) > 1:
             raise ArgumentError(
-                f"expected hooks with the same positions, got {shapes} at {list(self.hooks)}; "
-                "stream them one by one"
+                f"expected hooks with the same positions, got {[*map(_shape, one.acts.values())]} "
+                f"at {list(self.hooks)}; stream them one by one"
             )
-        return rows, places if places is not None else torch.empty(0, 4, dtype=torch.long)
-
-    def _by_head(self, activation: Tensor, name: str) -> Tensor:
-        if activation.ndim < 4:
-            if self.head not in ("joined",):
-                raise ArgumentError(f"head={self.head!r} was given, but {name} has no heads")
-            return activation
-        if self.head == "joined":
-            return activation.flatten(-2)
-        return activation if self.head == "each" else activation[..., int(self.head), :]
-
-
-def _extent(model: HookedTST, hooks: Sequence[str]) -> tuple[int, bool]:
-    """The layer to stop before, and whether the head has to run."""
-    stop, runs_head = 0, False
-    for name in hooks:
-        part, layer = name.split(".")[0], model.layer_of(name)
-        if layer is not None:
-            stop = max(stop, layer + 1)
-        elif model.crosses(name):
-            stop = max(stop, model.cfg.n_encoder_layers + 1)
-        elif part in ("head", "ln_final", "decoder_final_ln"):
-            stop, runs_head = model.cfg.n_layers, True
-    return stop, runs_head
+        places = found[self.hooks[-1]][1]
+        rows = {name: rows for name, (rows, _) in found.items()}
+        if self.positions is None:
+            return rows, places
+        if not len(places) or places[0, 2] < 0:
+            raise ArgumentError(f"positions were given, but {self.hooks[-1]} has none")
+        chosen = select(self.positions, one.acts[self.hooks[-1]].shape[1], "positions")
+        kept = torch.isin(places[:, 2], torch.tensor(chosen, device=places.device))
+        return {name: part[kept] for name, part in rows.items()}, places[kept]
 
 
-def _places(activation: Tensor, index: Tensor, n_channels: int, each_head: bool) -> Tensor:
-    """(series, channel, pos, head) of every row, shaped like the activation without features."""
-    shape = activation.shape[: 3 if each_head else 2] if activation.ndim > 2 else (len(activation),)
-    row = torch.arange(shape[0])
-    places = torch.full((*shape, 4), -1, dtype=torch.long)
-    by_row = (-1, *(1,) * (len(shape) - 1))
-    places[..., 0] = index.cpu()[row // n_channels].view(by_row)
-    if n_channels > 1:
-        places[..., 1] = (row % n_channels).view(by_row)
-    if len(shape) > 1:
-        places[..., 2] = torch.arange(shape[1]).view(-1, *(1,) * (len(shape) - 2))
-    if len(shape) > 2:
-        places[..., 3] = torch.arange(shape[2])
-    return places.to(activation.device)
+def _shape(tensor: Tensor) -> list[int]:
+    return list(tensor.shape)
 
 
 INDEX = "index.json"
@@ -257,9 +181,8 @@ def harvest_to_disk(
     Raises:
         StorageError: the folder holds activations of something else, or cannot be written.
     """
-    folder = Path(folder)
-    with storage.claimed(folder):
-        return _harvest(source, folder, shard_mb, series_per_pass, seed, progress)
+    with storage.claimed(Path(folder)):
+        return _harvest(source, Path(folder), shard_mb, series_per_pass, seed, progress)
 
 
 def _harvest(
@@ -333,15 +256,15 @@ def _write_shard(
 def fingerprint(source: ActivationRows, seed: int) -> dict[str, Any]:
     """What the activations depend on; two harvests with the same give the same files."""
     model = hashlib.sha256()
-    for name, tensor in sorted(source.model.state_dict().items()):
+    for name, tensor in sorted(source.runs.model.state_dict().items()):
         model.update(name.encode())
         model.update(tensor.detach().cpu().contiguous().numpy().tobytes())
     data = hashlib.sha256()
     for part in torch.arange(len(source)).split(1024):
-        data.update(source.series[part].cpu().contiguous().numpy().tobytes())
-        if source.mask is not None:
-            data.update(source.mask[part].cpu().contiguous().numpy().tobytes())
-    return {
+        for tensor in (source.runs.series, source.runs.mask):
+            if tensor is not None:
+                data.update(tensor[part].cpu().contiguous().numpy().tobytes())
+    made = {
         "model": model.hexdigest(),
         "series": data.hexdigest(),
         "n_series": len(source),
@@ -349,6 +272,7 @@ def fingerprint(source: ActivationRows, seed: int) -> dict[str, Any]:
         "head": source.head,
         "seed": seed,
     }
+    return made if source.positions is None else {**made, "positions": repr(source.positions)}
 
 
 def _read_index(folder: Path) -> dict[str, Any] | None:
@@ -374,10 +298,118 @@ def _write_index(folder: Path, index: dict[str, Any]) -> None:
     storage.write_text(folder / INDEX, storage.json_text(index, "an index", indent=1))
 
 
-_Chunk = tuple[Rows, Tensor]  # rows by hook and their places
+_Chunk = tuple[Rows, Tensor | None]  # rows by hook and their places
+_Loading = tuple[int, Callable[[], _Chunk]]  # how many rows, and how to get them
 
 
-class ActivationStream:
+class Stream:
+    """Batches of rows without end; every epoch visits every row once, in a new order.
+
+    A subclass says what an epoch consists of.
+
+    Args:
+        batch_size: rows per batch.
+        seed: of the order.
+    """
+
+    last_places: Tensor | None = None
+
+    def __init__(self, batch_size: int, seed: int) -> None:
+        self.batch_size, self.seed, self.batches_drawn = batch_size, seed, 0
+        self._batches = self._run(skip=0)
+
+    def _chunks(self, generator: torch.Generator) -> Iterator[_Loading]:
+        """One epoch: parts that fit in memory."""
+        raise NotImplementedError
+
+    def _batch(self, rows: Rows) -> Any:
+        """A batch as the stream gives it."""
+        return next(iter(rows.values()))
+
+    def __iter__(self) -> Any:
+        return self
+
+    def __next__(self) -> Any:
+        rows, self.last_places = next(self._batches)
+        self.batches_drawn += 1
+        return self._batch(rows)
+
+    def state_dict(self) -> dict[str, int]:
+        """How far the stream has got."""
+        return {"batches_drawn": self.batches_drawn, "seed": self.seed}
+
+    def load_state_dict(self, state: Mapping[str, int]) -> None:
+        """Go on as a stream with the same arguments would after so many batches.
+
+        Cheap where activations are kept; where they are not, the forward passes are run again.
+
+        Raises:
+            ArgumentError: no such state, or of another seed.
+        """
+        if not isinstance(state, Mapping) or not {"seed", "batches_drawn"} <= set(state):
+            raise ArgumentError(f"expected what a stream's state_dict() gave, got {state!r:.100}")
+        if state["seed"] != self.seed:
+            raise ArgumentError(f"expected the state of seed {self.seed}, got {state['seed']}")
+        drawn = state["batches_drawn"]
+        if type(drawn) is not int or drawn < 0:
+            raise ArgumentError(
+                f"expected batches_drawn as an integer of at least 0, got {drawn!r}"
+            )
+        self.batches_drawn, self._batches = drawn, self._run(skip=drawn)
+
+    def _run(self, skip: int) -> Iterator[_Chunk]:
+        to_skip, parts, short = skip * self.batch_size, [], self.batch_size
+        epoch = 0
+        while True:
+            generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
+            n_rows = 0
+            for length, load in self._chunks(generator):
+                n_rows += length
+                order = torch.randperm(length, generator=generator)
+                if to_skip >= length:
+                    to_skip -= length
+                    continue
+                order, to_skip = order[to_skip:], 0
+                rows, places = load()
+                while len(order):
+                    taken, order = order[:short], order[short:]
+                    parts.append(_taken(rows, places, taken))
+                    short -= len(taken)
+                    if not short:
+                        yield _joined(parts)
+                        parts, short = [], self.batch_size
+                del rows, places, load  # before the next part is loaded beside it
+            if not n_rows:
+                raise ArgumentError("the series have no observed position to stream")
+            epoch += 1
+
+
+class TensorStream(Stream):
+    """Batches of a tensor's rows without end; every epoch visits every row once.
+
+    Args:
+        rows: activations [row, width].
+        batch_size: rows per batch.
+        seed: of the order.
+    """
+
+    @checked
+    def __init__(self, rows: Float[Tensor, "row width"], batch_size: Count, seed: Seed = 0) -> None:
+        if rows.ndim != 2 or not len(rows):
+            raise ArgumentError(f"expected activations [row, width], got {list(rows.shape)}")
+        if not rows.is_floating_point() or not bool(rows.isfinite().all()):
+            raise ArgumentError(
+                f"expected finite activations in floating point, got {rows.dtype}"
+                + (" with NaN or infinity" if rows.is_floating_point() else "")
+            )
+        self.rows = rows
+        super().__init__(batch_size, seed)
+
+    def _chunks(self, generator: torch.Generator) -> Iterator[_Loading]:
+        yield len(self.rows), lambda: ({"rows": self.rows}, None)
+
+
+class ActivationStream(Stream):
     """Batches of a model's activations without end, for ``SAETrainer(data_provider=...)``.
 
     The model is frozen, so an activation is computed once and kept where memory allows: in memory
@@ -395,6 +427,8 @@ class ActivationStream:
         seed: of the order.
         head: at q, k, v, z: ``"joined"`` for rows of n_heads * d_head, ``"each"`` for one row per
             head, a number for that head alone.
+        positions: positions of the trunk to stream: a number, several or a slice, negative ones
+            from the end; None for all.
         memory_mb: MiB of activations held at a time.
         cache: folder for activations that do not fit; written on the first run, then read.
         shard_mb: MiB per file in it.
@@ -431,41 +465,32 @@ class ActivationStream:
         batch_size: Count = 1024,
         seed: Seed = 0,
         head: Heads = "joined",
+        positions: int | slice | Sequence[int] | None = None,
         memory_mb: Positive = 512.0,
         cache: str | Path | None = None,
-        shard_mb: float | None = None,
-        series_per_pass: int | None = None,
+        shard_mb: Positive | None = None,
+        series_per_pass: Count | None = None,
         remember: bool = False,
         progress: bool = False,
     ) -> None:
-        check_at_least(1, batch_size=batch_size)
-        if series_per_pass is not None:
-            check_at_least(1, series_per_pass=series_per_pass)
-        check_positive(memory_mb=memory_mb, shard_mb=1.0 if shard_mb is None else shard_mb)
         hooks = [hook] if isinstance(hook, str) else list(hook)
-        self.rows = ActivationRows(model, series, hooks, mask, head)
+        self.rows = ActivationRows(model, series, hooks, mask, head, positions)
         self.single = isinstance(hook, str)
-        self.batch_size, self.seed, self.remember = batch_size, seed, remember
+        self.side_by_side, self.remember = False, remember  # for transcoders, hooks in one row
         self.memory_mb, self.progress = memory_mb, progress
         self.shard_mb = shard_mb or max(1.0, min(32.0, memory_mb / 8))
         self.cache = None if cache is None else Path(cache)
         self.series_per_pass = series_per_pass or self._series_per_pass()
-        self.last_places: Tensor | None = None
-        self.batches_drawn = 0
         self._held: _Chunk | None = None
         self._shards: Shards | None = None
         self._checked: set[int] = set()
         self._ready = False
-        self._batches = self._run(skip=0)
+        super().__init__(batch_size, seed)
 
-    def __iter__(self) -> ActivationStream:
-        return self
-
-    def __next__(self) -> Any:
-        batch, places = next(self._batches)
-        self.batches_drawn += 1
-        self.last_places = places
-        return batch[self.rows.hooks[0]] if self.single else batch
+    def _batch(self, rows: Rows) -> Any:
+        if self.side_by_side:
+            return torch.cat([rows[name] for name in self.rows.hooks], 1)
+        return super()._batch(rows) if self.single else rows
 
     @property
     def width(self) -> int:
@@ -481,55 +506,11 @@ class ActivationStream:
             return "memory"
         return "nothing" if self._shards is None else "disk"
 
-    def state_dict(self) -> dict[str, int]:
-        """How far the stream has got."""
-        return {"batches_drawn": self.batches_drawn, "seed": self.seed}
-
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        """Go on as a stream with the same arguments would after so many batches.
-
-        Cheap where activations are kept; where they are not, the forward passes are run again.
-        """
-        self.batches_drawn = drawn_by(state, self.seed)
-        self._batches = self._run(skip=self.batches_drawn)
-
-    def _run(self, skip: int) -> Iterator[tuple[Rows, Tensor | None]]:
-        to_skip, parts, short = skip * self.batch_size, [], self.batch_size
-        epoch = 0
-        while True:
-            generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
-            n_rows = 0
-            for length, load in self._chunks(generator):
-                n_rows += length
-                order = torch.randperm(length, generator=generator)
-                if to_skip >= length:
-                    to_skip -= length
-                    continue
-                order, to_skip = order[to_skip:], 0
-                rows, places = load()
-                while len(order):
-                    taken, order = order[:short], order[short:]
-                    parts.append(self._take(rows, places, taken))
-                    short -= len(taken)
-                    if not short:
-                        yield _joined(parts)
-                        parts, short = [], self.batch_size
-                del rows, places, load  # before the next part is loaded beside it
-            if not n_rows:
-                raise ArgumentError("the series have no observed position to stream")
-            epoch += 1
-
-    def _take(self, rows: Rows, places: Tensor, which: Tensor) -> tuple[Rows, Tensor | None]:
-        which = which.to(places.device)
-        taken = {name: tensor[which] for name, tensor in rows.items()}
-        return taken, places[which] if self.remember else None
-
-    def _chunks(self, generator: torch.Generator) -> Iterator[tuple[int, Callable[[], _Chunk]]]:
-        """One epoch: parts that fit in memory, each with its length and how to get it."""
+    def _chunks(self, generator: torch.Generator) -> Iterator[_Loading]:
         self._prepare()
         if self._held is not None:
             held = self._held
-            yield len(held[1]), lambda: held
+            yield _length(held), lambda: self._kept(held)
         elif self._shards is not None:
             shards, limit = self._shards, self.memory_mb * 2**20 / 3
             order, group, size = torch.randperm(len(shards.rows), generator=generator), [], 0.0
@@ -547,14 +528,20 @@ class ActivationStream:
                 parts.append(self.rows(index))
                 size += _bytes(parts[-1])
                 if size > self.memory_mb * 2**20 / 4:  # joining holds everything twice
-                    yield _loaded(parts)
+                    yield self._loaded(parts)
                     parts, size = [], 0
             if parts:
-                yield _loaded(parts)
+                yield self._loaded(parts)
 
-    def _group(self, shards: Shards, group: list[int]) -> tuple[int, Callable[[], _Chunk]]:
+    def _group(self, shards: Shards, group: list[int]) -> _Loading:
         n_rows = sum(shards.rows[number] for number in group)
-        return n_rows, lambda: shards.read(group, self._checked)
+        return n_rows, lambda: self._kept(shards.read(group, self._checked))
+
+    def _loaded(self, parts: list[_Chunk]) -> _Loading:
+        return sum(map(_length, parts)), lambda: self._kept(_joined(parts))
+
+    def _kept(self, chunk: _Chunk) -> _Chunk:
+        return chunk if self.remember else (chunk[0], None)
 
     def _series_per_pass(self) -> int:
         """Series with about 8,192 positions, whose activations take a quarter of the memory."""
@@ -583,78 +570,25 @@ class ActivationStream:
         parts = [self.rows(passes[0])]
         if 2 * _bytes(parts[0]) * len(passes) <= self.memory_mb * 2**20:
             parts += [self.rows(index) for index in passes[1:]]
-            self._held = _loaded(parts)[1]()
+            self._held = _joined(parts)
 
 
-def _loaded(parts: list[_Chunk]) -> tuple[int, Callable[[], _Chunk]]:
-    rows = {name: torch.cat([part[0][name] for part in parts]) for name in parts[0][0]}
-    places = torch.cat([part[1] for part in parts])
-    return len(places), lambda: (rows, places)
+def _taken(rows: Rows, places: Tensor | None, which: Tensor) -> _Chunk:
+    taken = {name: tensor[which.to(tensor.device)] for name, tensor in rows.items()}
+    return taken, None if places is None else places[which.to(places.device)]
 
 
 def _bytes(part: _Chunk) -> int:
-    tensors = [*part[0].values(), part[1]]
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+    return sum(tensor.nbytes for tensor in (*part[0].values(), part[1]) if tensor is not None)
 
 
-def _joined(parts: list[tuple[Rows, Tensor | None]]) -> tuple[Rows, Tensor | None]:
+def _length(part: _Chunk) -> int:
+    return len(next(iter(part[0].values())))
+
+
+def _joined(parts: list[_Chunk]) -> _Chunk:
     if len(parts) == 1:
         return parts[0]
     rows = {name: torch.cat([part[0][name] for part in parts]) for name in parts[0][0]}
     places = [part[1] for part in parts if part[1] is not None]
     return rows, torch.cat(places) if places else None
-
-
-class TensorStream:
-    """Batches of a tensor's rows without end; every epoch visits every row once.
-
-    Args:
-        rows: activations [row, width].
-        batch_size: rows per batch.
-        seed: of the order.
-    """
-
-    @checked
-    def __init__(self, rows: Float[Tensor, "row width"], batch_size: Count, seed: Seed = 0) -> None:
-        if rows.ndim != 2 or not len(rows):
-            raise ArgumentError(f"expected activations [row, width], got {list(rows.shape)}")
-        if not rows.is_floating_point() or not bool(rows.isfinite().all()):
-            raise ArgumentError(
-                f"expected finite activations in floating point, got {rows.dtype}"
-                + (" with NaN or infinity" if rows.is_floating_point() else "")
-            )
-        check_at_least(1, batch_size=batch_size)
-        self.rows, self.batch_size, self.seed = rows, batch_size, seed
-        self.batches_drawn = 0
-        self._batches = self._run(0)
-
-    def __iter__(self) -> TensorStream:
-        return self
-
-    def __next__(self) -> Tensor:
-        self.batches_drawn += 1
-        return next(self._batches)
-
-    def state_dict(self) -> dict[str, int]:
-        """How far the stream has got."""
-        return {"batches_drawn": self.batches_drawn, "seed": self.seed}
-
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        """Go on as a stream with the same arguments would after so many batches."""
-        self.batches_drawn = drawn_by(state, self.seed)
-        self._batches = self._run(self.batches_drawn)
-
-    def _run(self, skip: int) -> Iterator[Tensor]:
-        n = len(self.rows)
-        epoch, within = divmod(skip * self.batch_size, n)
-        order = self._order(epoch)[within:]
-        while True:
-            while len(order) < self.batch_size:
-                epoch += 1
-                order = torch.cat([order, self._order(epoch)])
-            taken, order = order[: self.batch_size], order[self.batch_size :]
-            yield self.rows[taken.to(self.rows.device)]
-
-    def _order(self, epoch: int) -> Tensor:
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
-        return torch.randperm(len(self.rows), generator=generator)

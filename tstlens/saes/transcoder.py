@@ -26,28 +26,6 @@ from torch import Tensor, nn
 from tstlens.errors import ArgumentError
 
 
-class PairedStream:
-    """Rows of two hooks side by side, [batch, d_in + d_out], from a stream of both."""
-
-    def __init__(self, stream: Any, hook: str, hook_out: str) -> None:
-        self.stream, self.hooks = stream, (hook, hook_out)
-
-    def __iter__(self) -> PairedStream:
-        return self
-
-    def __next__(self) -> Tensor:
-        batch = next(self.stream)
-        return torch.cat([batch[name] for name in self.hooks], 1)
-
-    def state_dict(self) -> dict[str, int]:
-        """How far the stream has got."""
-        return self.stream.state_dict()
-
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        """Go on after so many batches."""
-        self.stream.load_state_dict(state)
-
-
 @dataclass
 class TranscoderTrainingConfig(TrainingSAEConfig):
     """Configuration of a transcoder's training.

@@ -12,11 +12,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tstlens.arguments import Count, Seed, checked
+from tstlens.arguments import Amount, Count, Draws, Seed, checked
 from tstlens.data import TimeSeriesData
 from tstlens.model import HookedTST
 from tstlens.model.hooking import require_one_pass
-from tstlens.saes.checks import check_at_least, check_data
+from tstlens.saes.checks import check_data
 from tstlens.saes.reading.activity import (
     Activity,
     Batch,
@@ -168,8 +168,8 @@ def features(
     sae: Any,
     data: TimeSeriesData,
     *,
-    effect_series: int = 8,
-    n_permutations: int = 1000,
+    effect_series: Amount = 8,
+    n_permutations: Draws = 1000,
     spans: Spans | None = None,
     seed: Seed = 0,
     batch_size: Count = 128,
@@ -218,8 +218,6 @@ def features(
         >>> found.table().sort_values("auc").tail()  # doctest: +SKIP
     """
     check_data(data)
-    check_at_least(1, batch_size=batch_size)
-    check_at_least(0, effect_series=effect_series)
     sae = by_head(model, sae)
     require_one_pass(model, "to read its features")
     place = place_of(model, sae)

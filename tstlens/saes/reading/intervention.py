@@ -17,12 +17,12 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from tstlens.arguments import Count, Seed, checked
+from tstlens.arguments import Amount, Count, Seed, checked
 from tstlens.data import TimeSeriesData
 from tstlens.errors import ArgumentError
 from tstlens.model import HookedTST
 from tstlens.results import Result
-from tstlens.saes.checks import check_at_least, check_data
+from tstlens.saes.checks import check_data
 from tstlens.saes.reading.activity import Worlds, by_head
 
 if TYPE_CHECKING:
@@ -143,8 +143,8 @@ def ablate_latent(
     latent: Any,
     *,
     doses: Sequence[float | int] = (0.25, 0.5, 0.75, 1.0),
-    n_controls: int = 8,
-    max_series: int | None = None,
+    n_controls: Amount = 8,
+    max_series: Count | None = None,
     seed: Seed = 0,
     batch_size: Count = 128,
 ) -> LatentEffect:
@@ -209,8 +209,8 @@ def steer_latent(
     *,
     doses: Sequence[float | int] = (0.5, 1.0, 2.0, 4.0),
     unit: float | int | None = None,
-    n_controls: int = 8,
-    max_series: int | None = None,
+    n_controls: Amount = 8,
+    max_series: Count | None = None,
     seed: Seed = 0,
     batch_size: Count = 128,
 ) -> LatentEffect:
@@ -281,13 +281,8 @@ def _prepare(
     never: bool = True,
 ) -> tuple[Worlds, Tensor, Tensor]:
     check_data(data)
-    check_at_least(1, batch_size=batch_size)
-    if max_series is not None:
-        check_at_least(1, max_series=max_series)
     if not len(doses) or not all(np.isfinite(dose) for dose in doses):
         raise ArgumentError(f"expected at least one finite dose, got {list(doses)}")
-    if n_controls < 0:
-        raise ArgumentError(f"expected n_controls of at least 0, got {n_controls}")
     n_latents = len(by_head(model, sae).W_dec)
     if isinstance(latent, bool) or not isinstance(latent, int | np.integer):
         raise ArgumentError(f"expected a latent as an integer, got {latent!r}")

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -301,6 +301,7 @@ class Features(PagedResult):
         hook: hook point that is read.
         name: of the dictionary.
         made: how.
+        kind: ``"latents"`` of an SAE, or ``"codes"`` of a codebook.
     """
 
     activity: Activity
@@ -316,6 +317,7 @@ class Features(PagedResult):
     hook: str
     name: str = ""
     made: dict[str, Any] = field(default_factory=dict)
+    kind: Literal["latents", "codes"] = "latents"
 
     @property
     def n_latents(self) -> int:
