@@ -20,6 +20,7 @@ from tstlens.data.labels import IndexNames, class_index
 from tstlens.errors import ArgumentError, HookError
 from tstlens.metrics import name_of
 from tstlens.model import HookedTST
+from tstlens.model.codes import Book
 from tstlens.model.hooking import require_one_pass
 from tstlens.results import TableResult
 from tstlens.saes.reading.activity import on_device
@@ -332,7 +333,7 @@ def _measure(
 
 def _shared(model: HookedTST, asked: ByGroup) -> bool:
     """Whether heads share one table here, so that the k-hot vector has a head axis."""
-    kinds = {model._book(name).shared for name in asked}
+    kinds = {Book.at(model, name).shared for name in asked}
     if len(kinds) > 1:
         raise ArgumentError(
             "expected codebooks that all have a table per head, or none; ask about them one by one"
