@@ -115,7 +115,7 @@ def checked(function: Function) -> Function:
     return typing.cast(Function, call)
 
 
-def configured(kind: type) -> Callable[[Function], Function]:
+def configured(kind: type, rest: str | None = None) -> Callable[[Function], Function]:
     """For ``function(..., config: Kind | None = None, **settings)``: settings are Kind's fields.
 
     Fields given as keywords replace those of ``config`` (of ``Kind()`` where that is None), so the
@@ -125,6 +125,8 @@ def configured(kind: type) -> Callable[[Function], Function]:
     Args:
         kind: a frozen dataclass whose fields all have defaults; it checks them, see
             :func:`check_fields`.
+        rest: the field, a dict, that takes the keywords which are no field; without one they are
+            refused.
 
     Example:
         >>> @dataclass(frozen=True)
@@ -149,6 +151,9 @@ def configured(kind: type) -> Callable[[Function], Function]:
             if not isinstance(config, kind):
                 raise ArgumentError(f"expected config as a {kind.__name__}, got {shown(config)}")
             known = [field.name for field in fields(config) if field.init]
+            if rest is not None:
+                others = {name: settings.pop(name) for name in settings.keys() - set(known)}
+                settings[rest] = {**settings.get(rest, getattr(config, rest)), **others}
             for name in settings.keys() - set(known):
                 close = difflib.get_close_matches(name, [*known, *names], 1)
                 meant = f"; did you mean {close[0]!r}?" if close else ";"

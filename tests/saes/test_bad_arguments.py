@@ -32,7 +32,7 @@ def sae(model, data):
     ("options", "message"),
     [
         ({"steps": 0}, "steps as an integer of at least 1, got 0"),
-        ({"steps": 2.5}, "steps as an integer, got 2.5"),
+        ({"steps": 2.5}, "steps as an integer of at least 1, got 2.5"),
         ({"batch_size": 0}, "batch_size as an integer of at least 1, got 0"),
         ({"seed": "x"}, "seed as an integer of at least 0, got 'x'"),
         ({"lr": -1.0}, "lr as a positive number, got -1.0"),

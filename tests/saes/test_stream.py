@@ -235,3 +235,19 @@ def test_errors_say_what_is_wrong(model, data):
         ActivationStream(model, data, "blocks.0.attn.hook_result")
     with pytest.raises(ArgumentError, match="their own mask"):
         ActivationStream(model, data, MLP_OUT, data.mask)
+
+
+@pytest.mark.parametrize(
+    ("positions", "expected"), [(2, [2]), ([0, -1], [0, 9]), (slice(3, 5), [3, 4])]
+)
+def test_positions_are_those_asked_for(model, full, positions, expected):
+    stream = ActivationStream(
+        model, full, MLP_OUT, positions=positions, batch_size=20, remember=True
+    )
+    _, cache = model.run_with_cache(full.series, names_filter=[MLP_OUT])
+    batch, places = next(stream), stream.last_places
+    assert sorted(set(places[:, 2].tolist())) == expected
+    torch.testing.assert_close(batch, cache[MLP_OUT][places[:, 0], places[:, 2]].detach())
+    stream = ActivationStream(model, full, "head.hook_pooled", positions=positions)
+    with pytest.raises(ArgumentError, match="positions were given, but head.hook_pooled has none"):
+        next(stream)

@@ -12,8 +12,11 @@ import textwrap
 import pytest
 import torch
 from sae_lens import SAE
+from sae_lens.config import SAETrainerConfig
+from sae_lens.registry import get_sae_training_class
 from sae_lens.saes.topk_sae import TopKTrainingSAEConfig
 from sae_lens.synthetic import ActivationGenerator, FeatureDictionary
+from sae_lens.training.sae_trainer import SAETrainer
 
 from tstlens import saes
 from tstlens.errors import ArgumentError, CorruptFileError, StorageError, UnknownNameError
@@ -283,3 +286,67 @@ def test_errors_say_what_is_wrong(model, data):
         saes.fit(iter([]), **QUICK)
     with pytest.raises(ArgumentError, match="nothing to train on"):
         saes.fit(torch.zeros(100, 8), **QUICK)
+
+
+def theirs(**changes):
+    own = {"total_training_samples": 30 * 64, "train_batch_size_samples": 64, "lr": 2e-3}
+    return SAETrainerConfig(**{**own, **changes})
+
+
+SCHEDULE = {
+    "adam_beta1": 0.5,
+    "adam_beta2": 0.99,
+    "lr_scheduler_name": "cosineannealing",
+    "lr_warm_up_steps": 5,
+    "lr_decay_steps": 7,
+    "lr_end": 1e-5,
+    "dead_feature_window": 10,
+    "feature_sampling_window": 15,
+}
+
+
+@pytest.mark.parametrize("given", ["keywords", "config", "trainer"])
+def test_trainer_options_do_what_the_trainer_of_sae_lens_does(given):
+    """As its ``SAETrainer.fit`` with the same weights and rows."""
+    rows = torch.randn(200, 8, generator=torch.Generator().manual_seed(3))
+    ours = {"steps": 30, "batch_size": 64, "lr": 2e-3, "k": 2, "normalize": "none"}
+    made = {
+        "keywords": lambda: saes.fit(rows, progress=False, **ours, **SCHEDULE),
+        "config": lambda: saes.fit(
+            rows, config=saes.TrainConfig(**ours, options=SCHEDULE, progress=False)
+        ),
+        "trainer": lambda: saes.fit(
+            rows, k=2, normalize="none", trainer=theirs(**SCHEDULE), progress=False
+        ),
+    }[given]()
+    torch.manual_seed(0)
+    sae = get_sae_training_class("topk")[0](saes.training_config("topk", 8, k=2, normalize="none"))
+    stream = saes.TensorStream(rows, 64, 0)
+    for _ in range(16):  # those that the input's scale would be read off
+        next(stream)
+    expected = SAETrainer(theirs(**SCHEDULE), sae, stream).fit().eval()
+    torch.testing.assert_close(made(rows), expected(rows))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"lr_warm_upsteps": 3}, "did you mean 'lr_warm_up_steps'"),
+        ({"zz_warm_up_steps": 3}, "no option 'zz_warm_up_steps'; it has"),
+        ({"lr_scheduler_name": "cosine"}, "sae-lens refuses these trainer options"),
+        ({"n_checkpoints": 2}, "n_checkpoints: give checkpoint="),
+        ({"trainer": theirs(), "steps": 7}, "trainer= says steps itself"),
+        ({"trainer": theirs(), "adam_beta1": 0.5}, "trainer= says adam_beta1 itself"),
+    ],
+)
+def test_trainer_options_that_are_not_possible_are_refused(options, message):
+    with pytest.raises(ArgumentError, match=message):
+        saes.fit(torch.randn(80, 8), progress=False, **options)
+
+
+def test_checkpoints_of_sae_lens_are_kept_as_often_as_it_keeps_them(tmp_path):
+    quick = {"steps": 30, "batch_size": 64, "k": 2, "progress": False}
+    saes.fit(torch.randn(80, 8), checkpoint=tmp_path, n_checkpoints=2, **quick)
+    kept = sorted(int(one.name) for one in (tmp_path / "kept").iterdir())
+    assert kept == [64 * 11, 64 * 21]
+    assert (tmp_path / "kept" / "704" / "sae_weights.safetensors").is_file()

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
         score,
     )
     from tstlens.saes.stream import ActivationStream, TensorStream
-    from tstlens.saes.training import architectures, fit, train, training_config
+    from tstlens.saes.training import TrainConfig, architectures, fit, train, training_config
 
 __all__ = [
     "ActivationStream",
@@ -41,6 +41,7 @@ __all__ = [
     "FeatureGraph",
     "Scores",
     "TensorStream",
+    "TrainConfig",
     "ablate_latent",
     "architectures",
     "browse",

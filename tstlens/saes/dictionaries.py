@@ -1,11 +1,4 @@
-"""SAEs from disk, from a shipped checkpoint, and from other people's state dicts.
-
-An SAE to disk, in sae-lens' own format.
-
-Making an SAE that can be shipped: train, score on the test split, write it all to a folder.
-
-``browse``: from a model, an SAE and data to the page of its latents, in one call.
-"""
+"""SAEs from and to disk, from other people's state dicts, and trained, scored and shown whole."""
 
 from __future__ import annotations
 
@@ -21,7 +14,7 @@ from sae_lens.saes.standard_sae import StandardSAE, StandardSAEConfig
 from torch import Tensor
 
 from tstlens import storage
-from tstlens.arguments import Seed, checked
+from tstlens.arguments import Seed, checked, configured
 from tstlens.data import TimeSeriesData, load_dataset
 from tstlens.data.validate import usable_device
 from tstlens.errors import (
@@ -37,7 +30,7 @@ from tstlens.model.storage import check_dictionary, write_dictionary
 from tstlens.randomness import seeded
 from tstlens.saes.reading import features
 from tstlens.saes.scoring import Scores, score
-from tstlens.saes.training import train
+from tstlens.saes.training import TrainConfig, train
 from tstlens.storage import check_file
 
 FOLDER = "saes"
@@ -249,6 +242,7 @@ def save_with(sae: SAE[Any], folder: Path, texts: Mapping[str, str]) -> Path:
 SCORES, README = "scores.json", "README.md"
 
 
+@configured(TrainConfig, rest="options")
 def make_sae(
     model: HookedTST | str | Path,
     hook: str,
@@ -256,17 +250,10 @@ def make_sae(
     *,
     sae: str = "topk",
     dataset: str | None = None,
-    d_sae: int | None = None,
-    k: int | None = None,
-    steps: int = 5000,
-    batch_size: int = 1024,
-    lr: float = 1e-3,
-    seed: int = 0,
-    checkpoint: str | Path | None = None,
     command: str = "",
     overwrite: bool = False,
-    progress: bool = True,
-    **options: Any,
+    config: TrainConfig | None = None,
+    **settings: Any,
 ) -> tuple[SAE[Any], Scores]:
     """Train an SAE on a data set's training split, score it on its test split, and save both.
 
@@ -276,10 +263,10 @@ def make_sae(
         folder: where to: the files that sae-lens loads, ``scores.json`` and ``README.md``.
         sae: an architecture, see :func:`architectures`.
         dataset: as aeon spells it; the model's own by default.
-        d_sae, k, steps, batch_size, lr, seed, checkpoint, progress, **options: as for
-            :func:`train`.
         command: how to do this again, for the README.
         overwrite: replace an SAE that is in the folder already.
+        config: how to train.
+        **settings: as for :func:`train`.
 
     Returns:
         The SAE and its scores.
@@ -289,7 +276,7 @@ def make_sae(
             trained on, and none were given.
         StorageError: the folder cannot be written.
     """
-    folder = Path(folder)
+    config, folder = config or TrainConfig(**settings), Path(folder)
     if not overwrite and (folder / "cfg.json").exists():
         raise ArgumentError(
             f"{folder} holds an SAE already; choose another folder, or overwrite=True "
@@ -306,23 +293,10 @@ def make_sae(
         for key in ("equal_length", "scaling")
         if dataset in (None, known.get("name")) and known.get(key) is not None
     }
-    made = train(
-        model,
-        load_dataset(name, split="train", **how),
-        hook,
-        sae,
-        d_sae=d_sae,
-        k=k,
-        steps=steps,
-        batch_size=batch_size,
-        lr=lr,
-        seed=seed,
-        checkpoint=checkpoint,
-        progress=progress,
-        **options,
-    )
-    scores = score(model, made, load_dataset(name, split="test", **how), seed=seed)
-    recipe = {"steps": steps, "batch_size": batch_size, "lr": lr, "seed": seed, **options}
+    made = train(model, load_dataset(name, split="train", **how), hook, sae, config=config)
+    scores = score(model, made, load_dataset(name, split="test", **how), seed=config.seed)
+    recipe = {name: getattr(config, name) for name in ("steps", "batch_size", "lr", "seed")}
+    recipe |= config.options
     record = {**scores.to_dict(), "recipe": recipe, "command": command}
     texts = {SCORES: storage.json_text(record, "scores")}
     save_with(made, folder, {**texts, README: _readme(model, made, scores, command)})

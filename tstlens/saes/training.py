@@ -3,19 +3,13 @@
 ``train`` streams activations from a model; ``fit`` takes any activations. Both give an ordinary
 sae-lens SAE, which saves, loads and splices like any other.
 
-A training's folder on disk: the last checkpoint, whole or not there at all, and the result.
-
-A checkpoint holds what sae-lens writes (weights, optimiser, schedules, input scale) and how far the
-stream has got. It is written beside its place and renamed into it; ``latest.json`` names it and
-holds the SHA-256 of its files.
-
-sae-lens' trainer, set up for small models and run: scale, steps, checkpoints, inference SAE.
-
-sae-lens' training configurations with defaults that suit small models.
-
 Published dictionaries of time-series models sit at 0.5 to 4 times the width; 16 times and more
 mostly dies. So the default is 4 times the width, k = 8 active latents, and input scaled to a norm
 of sqrt(width), on which the coefficients below were chosen.
+
+A training's folder holds the last checkpoint, whole or not there at all, and the result. A
+checkpoint is what sae-lens writes (weights, optimiser, schedules, input scale) and how far the
+stream has got; ``latest.json`` names it and holds the SHA-256 of its files.
 """
 
 from __future__ import annotations
@@ -27,7 +21,8 @@ import json
 import shutil
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -42,18 +37,89 @@ from tqdm.auto import tqdm
 
 import tstlens
 from tstlens import storage
-from tstlens.arguments import Count, Positive, Seed, checked, needs_gradients
+from tstlens.arguments import (
+    Count,
+    Positive,
+    Seed,
+    check_fields,
+    checked,
+    configured,
+    needs_gradients,
+)
 from tstlens.data import TimeSeriesData
 from tstlens.data.validate import check_dtype_name, usable_device
 from tstlens.errors import ArgumentError, CorruptFileError, StorageError, UnknownNameError
 from tstlens.model import HookedTST
 from tstlens.randomness import seeded
-from tstlens.saes.checks import check_at_least, check_positive
-from tstlens.saes.stream import ActivationStream, Heads, TensorStream, fingerprint
+from tstlens.run import Heads
+from tstlens.saes.stream import ActivationStream, TensorStream, fingerprint
 from tstlens.shapes import Mask, Series
 from tstlens.training.loop import all_finite
 
 _BY_K = {"topk", "abstopk", "batchtopk", "matryoshka_batchtopk", "matching_pursuit"}
+SCALE_BATCHES = 16  # for the mean norm and the mean: 16,384 activations at the default size
+# What of sae-lens' trainer is told by other arguments.
+_OWN = {"total_training_samples", "train_batch_size_samples", "lr", "device"}
+_OWN |= {"checkpoint_path", "save_final_checkpoint", "n_batches_for_norm_estimate"}
+_OF_TRAINER = {one.name for one in fields(SAETrainerConfig)} - _OWN
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How an SAE is trained; every field is an argument of :func:`train` and :func:`fit` too.
+
+    Args:
+        d_sae: latents; 4 times the width by default.
+        k: active latents per activation where the architecture fixes it; 8 by default.
+        steps: training steps.
+        batch_size: activations per step.
+        lr: peak learning rate of Adam; falls linearly to a tenth over the last fifth of the steps.
+        seed: of the weights and the order of activations.
+        normalize: sae-lens' ``normalize_activations``; folded into the weights at the end, so that
+            the SAE takes activations as they are.
+        checkpoint: folder to keep progress in; a training found there goes on, a finished one is
+            loaded, one on other activations or with other settings is refused.
+        checkpoint_every: steps between checkpoints.
+        progress: show a bar.
+        trainer: sae-lens' own config of its trainer, taken as it is; says steps, batch size and lr.
+        options: further fields of the architecture's config, such as ``l1_coefficient``, and of
+            sae-lens' trainer: ``adam_beta1``, ``adam_beta2``, ``lr_scheduler_name``, ``lr_end``,
+            ``lr_warm_up_steps``, ``lr_decay_steps``, ``n_restart_cycles``,
+            ``dead_feature_window``, ``feature_sampling_window``, ``autocast``, ``logger``, and
+            ``n_checkpoints`` (sae-lens' checkpoints, kept in ``checkpoint``).
+
+    Raises:
+        ArgumentError: values that are not possible, or that ``trainer`` says otherwise.
+    """
+
+    d_sae: Count | None = None
+    k: Count | None = None
+    steps: Count = 5000
+    batch_size: Count = 1024
+    lr: Positive = 1e-3
+    seed: Seed = 0
+    normalize: str = "expected_average_only_in"
+    checkpoint: str | Path | None = None
+    checkpoint_every: Count = 1000
+    progress: bool = True
+    trainer: SAETrainerConfig | None = None
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        if self.trainer is None:
+            return
+        says = {
+            "steps": self.trainer.total_training_steps,
+            "batch_size": self.trainer.train_batch_size_samples,
+            "lr": self.trainer.lr,
+        }
+        said = [name for name in says if getattr(self, name) != getattr(TrainConfig, name)]
+        differ = [name for name in said if getattr(self, name) != says[name]]
+        if differ := differ or sorted(_OF_TRAINER & set(self.options)):
+            raise ArgumentError(f"trainer= says {differ[0]} itself; leave {differ[0]}= out")
+        for name, value in says.items():
+            object.__setattr__(self, name, value)
 
 
 def architectures() -> list[str]:
@@ -71,7 +137,7 @@ def training_config(
     d_out: int | None = None,
     d_sae: int | None = None,
     k: Count | None = None,
-    steps: int = 5000,
+    steps: Count = 5000,
     normalize: str = "expected_average_only_in",
     device: str | torch.device = "cpu",
     dtype: str = "float32",
@@ -149,17 +215,8 @@ def training_config(
         raise ArgumentError(f"sae-lens refuses this configuration: {error}") from error
 
 
-# Arguments of ``train`` that one may look for under another name, as sae-lens or others call them.
-_OF_TRAIN = ("d_sae", "k", "steps", "batch_size", "lr", "seed", "normalize", "head", "mask")
-_OF_TRAIN += (
-    "hook",
-    "hook_out",
-    "memory_mb",
-    "cache",
-    "checkpoint",
-    "checkpoint_every",
-    "progress",
-)
+_OF_TRAIN = {"hook", "hook_out", "mask", "head", "positions", "memory_mb", "cache"}
+_OF_TRAIN |= {one.name for one in fields(TrainConfig)} - {"options"}
 _ELSEWHERE = {
     "n_steps": "steps",
     "training_steps": "steps",
@@ -171,12 +228,17 @@ _ELSEWHERE = {
 
 
 def _no_option(sae: str, name: str, fields: set[str]) -> str:
-    """What to say of an option that neither the architecture nor ``train`` has."""
+    """What to say of an option that neither the architecture, the trainer nor ``train`` has."""
     options = sorted(fields - {"d_in", "d_out", "metadata", "device"})
-    known = [*_OF_TRAIN, *options]
-    close = [_ELSEWHERE[name]] if name in _ELSEWHERE else difflib.get_close_matches(name, known, 1)
+    close = difflib.get_close_matches(name, sorted({*_OF_TRAIN, *_OF_TRAINER, *options}), 3)
+    subject = name.split("_")[0]  # l1_ and lr_ are spelled alike, and are about different things
+    close = [one for one in close if difflib.get_close_matches(subject, [one.split("_")[0]])]
+    close = [_ELSEWHERE[name]] if name in _ELSEWHERE else close
     meant = f"; did you mean {close[0]!r}?" if close else ";"
-    return f"{sae!r} has no option {name!r}{meant} it has {', '.join(options)}"
+    return (
+        f"{sae!r} has no option {name!r}{meant} it has {', '.join(options)}, and the trainer has "
+        f"{', '.join(sorted(_OF_TRAINER))}"
+    )
 
 
 def _check_writes(name: str, config_class: type, d_out: int | None) -> None:
@@ -272,6 +334,12 @@ class TrainingFolder:
 
         self._put(name, write)
 
+    def keep(self, trainer: SAETrainer[Any, Any]) -> None:
+        """Write a checkpoint of sae-lens that stays; it is never gone on with."""
+        name = str(trainer.n_training_samples)
+        with storage.staged(self.folder / "kept" / name, "a checkpoint", keep=False) as staging:
+            trainer.save_checkpoint(staging.name, base_path=staging.parent)
+
     def finish(self, sae: SAE[Any]) -> None:
         """Keep the result in place of the checkpoints."""
         self._put(_DONE, sae.save_model)
@@ -321,27 +389,34 @@ class TrainingFolder:
             storage.check_digest(path, recorded, LATEST, _OVER)
 
 
-SCALE_BATCHES = 16  # for the mean norm and the mean: 16,384 activations at the default size
-
-
 def make_trainer(
-    cfg: TrainingSAEConfig, stream: Any, steps: int, batch_size: int, lr: float
+    cfg: TrainingSAEConfig, stream: Any, config: TrainConfig, options: dict[str, Any]
 ) -> SAETrainer[Any, Any]:
     """sae-lens' trainer on a stream of activations."""
     sae: TrainingSAE[Any] = get_sae_training_class(cfg.architecture())[0](cfg)
-    trainer_cfg = SAETrainerConfig(
-        total_training_samples=steps * batch_size,
-        train_batch_size_samples=batch_size,
-        lr=lr,
-        lr_end=lr / 10,
-        lr_decay_steps=steps // 5,
-        device=cfg.device,
+    if config.trainer is not None:
+        given = dataclasses.replace(config.trainer, device=cfg.device)
+        return SAETrainer(cfg=given, sae=sae, data_provider=stream)
+    settings: dict[str, Any] = {
+        "lr_end": config.lr / 10,
+        "lr_decay_steps": config.steps // 5,
         # A latent that is silent for a twentieth of the training gets the auxiliary loss.
-        dead_feature_window=max(50, steps // 20),
-        logger=LoggingConfig(log_to_wandb=False),
-        n_batches_for_norm_estimate=SCALE_BATCHES,
-    )
-    return SAETrainer(cfg=trainer_cfg, sae=sae, data_provider=stream)
+        "dead_feature_window": max(50, config.steps // 20),
+        "logger": LoggingConfig(log_to_wandb=False),
+        **options,
+    }
+    try:
+        trainer_cfg = SAETrainerConfig(
+            total_training_samples=config.steps * config.batch_size,
+            train_batch_size_samples=config.batch_size,
+            lr=config.lr,
+            device=cfg.device,
+            n_batches_for_norm_estimate=SCALE_BATCHES,
+            **settings,
+        )
+        return SAETrainer(cfg=trainer_cfg, sae=sae, data_provider=stream)
+    except (ValueError, TypeError) as error:
+        raise ArgumentError(f"sae-lens refuses these trainer options: {error}") from error
 
 
 @torch.no_grad()
@@ -364,30 +439,36 @@ def prepare(trainer: SAETrainer[Any, Any], stream: Any) -> None:
 
 
 def run(
-    trainer: SAETrainer[Any, Any],
-    stream: Any,
-    steps: int,
-    folder: TrainingFolder | None,
-    every: int,
-    progress: bool,
+    trainer: SAETrainer[Any, Any], stream: Any, folder: TrainingFolder | None, config: TrainConfig
 ) -> None:
     """The loop of ``SAETrainer.fit`` on its public steps, with whole checkpoints and one bar."""
-    done = trainer.n_training_steps
+    steps, logs = config.steps, trainer.cfg.logger.log_to_wandb
+    thresholds = [n for n in trainer.checkpoint_thresholds if n > trainer.n_training_samples]
+    log = _logging(trainer, config) if logs else None
     with tqdm(
-        total=steps, initial=done, desc="training the SAE", unit="step", disable=not progress
+        total=steps,
+        initial=trainer.n_training_steps,
+        desc="training the SAE",
+        unit="step",
+        disable=not config.progress,
     ) as bar:
         while trainer.n_training_steps < steps:
             trainer.maybe_reset_sparsity()
             output = trainer.step(next(stream))
+            if log is not None:
+                log(output)
             trainer.n_training_steps += 1
             bar.update()
             if trainer.n_training_steps % 100 == 0:
                 bar.set_postfix(loss=f"{output.losses['mse_loss'].item():.3f}", refresh=False)
-            due = folder is not None and trainer.n_training_steps % every == 0
+            due = folder is not None and trainer.n_training_steps % config.checkpoint_every == 0
             if due or trainer.n_training_steps % 100 == 0 or trainer.n_training_steps == steps:
                 _check_finite(trainer, output.loss, kept=folder is not None)
             if folder is not None and due:
                 folder.save(trainer, stream, SCALE_BATCHES + trainer.n_training_steps)
+            if folder is not None and thresholds and trainer.n_training_samples > thresholds[0]:
+                del thresholds[0]
+                folder.keep(trainer)
     sae, scaler = trainer.sae, trainer.activation_scaler
     if scaler.scaling_factor is not None:
         sae.fold_activation_norm_scaling_factor(scaler.scaling_factor)
@@ -396,6 +477,28 @@ def run(
         whitening, scaler.whitening = scaler.whitening, None
         sae.fold_activation_whitening(whitening.mean, whitening.matrix, whitening.inverse_matrix)
     trainer.set_final_sae_metadata()
+
+
+def _logging(trainer: SAETrainer[Any, Any], config: TrainConfig) -> Callable[[Any], None]:
+    """What sends a step's losses to Weights & Biases, as sae-lens' runner and trainer do."""
+    import wandb
+
+    logger = trainer.cfg.logger
+    if wandb.run is None:
+        wandb.init(
+            project=logger.wandb_project,
+            entity=logger.wandb_entity,
+            name=logger.run_name,
+            id=logger.wandb_id,
+            config={"steps": config.steps, "seed": config.seed, **trainer.sae.cfg.to_dict()},
+        )
+
+    def log(output: Any) -> None:
+        if (trainer.n_training_steps + 1) % logger.wandb_log_frequency == 0:
+            losses = trainer.build_train_step_log_dict(output, trainer.n_training_samples)
+            wandb.log(losses, step=trainer.n_training_steps)
+
+    return log
 
 
 def _check_finite(trainer: SAETrainer[Any, Any], loss: Tensor, kept: bool) -> None:
@@ -415,6 +518,7 @@ def inference_sae(trainer: SAETrainer[Any, Any]) -> SAE[Any]:
         return SAE.load_from_disk(folder, device=trainer.cfg.device).eval()
 
 
+@configured(TrainConfig, rest="options")
 @checked
 @needs_gradients
 @torch.enable_grad()
@@ -426,20 +530,12 @@ def train(
     *,
     hook_out: str | None = None,
     mask: Mask | None = None,
-    d_sae: int | None = None,
-    k: Count | None = None,
-    steps: int = 5000,
-    batch_size: Count = 1024,
-    lr: Positive = 1e-3,
-    seed: Seed = 0,
-    normalize: str = "expected_average_only_in",
     head: Heads = "joined",
+    positions: int | slice | Sequence[int] | None = None,
     memory_mb: Positive = 512.0,
     cache: str | Path | None = None,
-    checkpoint: str | Path | None = None,
-    checkpoint_every: int = 1000,
-    progress: bool = True,
-    **options: Any,
+    config: TrainConfig | None = None,
+    **settings: Any,
 ) -> SAE[Any]:
     """Train a sparse autoencoder on a model's activations at a hook point.
 
@@ -454,22 +550,14 @@ def train(
         sae: an architecture of sae-lens by name (see :func:`architectures`) or its training config.
         hook_out: for transcoders, the hook point to write.
         mask: bool [batch, time], where ``data`` is a bare tensor.
-        d_sae: latents; 4 times the width by default.
-        k: active latents per activation where the architecture fixes it; 8 by default.
-        steps: training steps.
-        batch_size: activations per step.
-        lr: peak learning rate of Adam; falls linearly to zero over the last fifth of the steps.
-        seed: of the weights and the order of activations.
-        normalize: sae-lens' ``normalize_activations``; folded into the weights at the end, so that
-            the SAE takes activations as they are.
         head: ``"joined"``, ``"each"`` head as a row of its own, or one head's number.
+        positions: positions of the trunk to train on, see :class:`ActivationStream`.
         memory_mb: MiB of activations held at a time.
         cache: folder for activations that do not fit in memory.
-        checkpoint: folder to keep progress in; a training found there goes on, a finished one is
-            loaded, one on other activations or with other settings is refused.
-        checkpoint_every: steps between checkpoints.
-        progress: show a bar.
-        **options: further fields of the architecture's config, such as ``l1_coefficient=2.0``.
+        config: how to train.
+        **settings: fields of :class:`TrainConfig` (``d_sae=64, k=4, steps=5000`` …), of the
+            architecture's config (``l1_coefficient=2.0``) and of sae-lens' trainer
+            (``adam_beta1=0.0, lr_warm_up_steps=500``).
 
     Returns:
         An ``sae_lens.SAE`` in eval mode with model, hook, data and seed in ``cfg.metadata``.
@@ -492,23 +580,25 @@ def train(
         >>> sae.cfg.architecture(), sae.cfg.metadata.hook_name
         ('topk', 'blocks.0.hook_mlp_out')
     """
-    check_at_least(0, seed=seed)
-    _check_told(options)
-    if checkpoint is not None:
-        storage.check_folder(Path(checkpoint), "a run's progress", replaced=False)
+    config = config or TrainConfig(**settings)
+    _check_told(config.options)
+    if config.checkpoint is not None:
+        storage.check_folder(Path(config.checkpoint), "a run's progress", replaced=False)
     hooks = [hook] if hook_out is None else [hook, hook_out]
-    stream: Any = ActivationStream(
+    stream = ActivationStream(
         model,
         data,
         hook if hook_out is None else hooks,
         mask,
-        batch_size=batch_size,
-        seed=seed,
+        batch_size=config.batch_size,
+        seed=config.seed,
         head=head,
+        positions=positions,
         memory_mb=memory_mb,
         cache=cache,
-        progress=progress,
+        progress=config.progress,
     )
+    stream.side_by_side = hook_out is not None
     probe, _ = stream.rows(torch.arange(1))
     widths = [probe[name].shape[1] for name in hooks]
     metadata = {
@@ -521,33 +611,19 @@ def train(
         "n_series": len(stream.rows),
         "tstlens_version": tstlens.__version__,
     }
-    named = isinstance(sae, str) and hook_out is None
-    if named and hook.endswith("hook_z") and head == "joined":
-        options.setdefault("reshape_activations", "hook_z")
-    source = None if checkpoint is None else fingerprint(stream.rows, seed)
-    if hook_out is not None:
-        from tstlens.saes.transcoder import PairedStream
-
-        stream = PairedStream(stream, hook, hook_out)
+    if isinstance(sae, str) and hook_out is None and hook.endswith("hook_z") and head == "joined":
+        config = dataclasses.replace(
+            config, options={"reshape_activations": "hook_z", **config.options}
+        )
     return fit(
         stream,
         sae,
         d_in=widths[0],
         d_out=None if hook_out is None else widths[1],
-        d_sae=d_sae,
-        k=k,
-        steps=steps,
-        batch_size=batch_size,
-        lr=lr,
-        seed=seed,
-        normalize=normalize,
         metadata={name: value for name, value in metadata.items() if value is not None},
-        source=source,
+        source=None if config.checkpoint is None else fingerprint(stream.rows, config.seed),
         device=str(model.cfg.device),
-        checkpoint=checkpoint,
-        checkpoint_every=checkpoint_every,
-        progress=progress,
-        **options,
+        config=config,
     )
 
 
@@ -569,6 +645,7 @@ def _check_told(options: dict[str, Any]) -> None:
             )
 
 
+@configured(TrainConfig, rest="options")
 @checked
 @needs_gradients
 @torch.enable_grad()
@@ -578,20 +655,11 @@ def fit(
     *,
     d_in: int | None = None,
     d_out: int | None = None,
-    d_sae: int | None = None,
-    k: Count | None = None,
-    steps: int = 5000,
-    batch_size: Count = 1024,
-    lr: Positive = 1e-3,
-    seed: Seed = 0,
-    normalize: str = "expected_average_only_in",
     metadata: dict[str, Any] | None = None,
     source: dict[str, Any] | None = None,
     device: str | torch.device = "cpu",
-    checkpoint: str | Path | None = None,
-    checkpoint_every: int = 1000,
-    progress: bool = True,
-    **options: Any,
+    config: TrainConfig | None = None,
+    **settings: Any,
 ) -> SAE[Any]:
     """Train an SAE on activations from anywhere: a tensor [row, width] or an endless iterator.
 
@@ -600,59 +668,64 @@ def fit(
         sae: architecture or training config, as for :func:`train`.
         d_in: width of an iterator's batches; a tensor says itself.
         d_out: width that a transcoder writes.
-        d_sae, k, steps, batch_size, lr, seed, normalize: as for :func:`train`.
         metadata: goes into ``cfg.metadata``.
         source: what else a checkpoint has to match to be gone on with, as JSON values: where the
             activations come from.
         device: where to train.
-        checkpoint, checkpoint_every, progress, **options: as for :func:`train`.
+        config: how to train.
+        **settings: as for :func:`train`.
 
     Returns:
         An ``sae_lens.SAE`` in eval mode.
     """
-    check_at_least(1, steps=steps, batch_size=batch_size, checkpoint_every=checkpoint_every)
-    check_at_least(0, seed=seed)
-    check_positive(lr=lr)
+    config = config or TrainConfig(**settings)
     if isinstance(activations, Tensor):
-        stream: Any = TensorStream(activations, batch_size, seed)
+        stream: Any = TensorStream(activations, config.batch_size, config.seed)
         d_in = activations.shape[1]
     else:
         stream = activations
     if d_in is None:
         raise ArgumentError("an iterator does not tell its width; give d_in=")
+    options = {name: one for name, one in config.options.items() if name in _OF_TRAINER}
+    if options.get("n_checkpoints") and config.checkpoint is None:
+        raise ArgumentError("n_checkpoints: give checkpoint=, the folder that they are kept in")
     cfg = training_config(
         sae,
         d_in,
         d_out=d_out,
-        d_sae=d_sae,
-        k=k,
-        steps=steps,
-        normalize=normalize,
+        d_sae=config.d_sae,
+        k=config.k,
+        steps=config.steps,
+        normalize=config.normalize,
         device=device,
-        options=options,
+        options={name: one for name, one in config.options.items() if name not in options},
     )
-    cfg.metadata = SAEMetadata(
-        **{**cfg.metadata.to_dict(), **(metadata or {}), "seed": seed, "training_steps": steps}
-    )
-    settings = {"steps": steps, "batch_size": batch_size, "lr": lr, "seed": seed}
+    told = {"seed": config.seed, "training_steps": config.steps}
+    cfg.metadata = SAEMetadata(**{**cfg.metadata.to_dict(), **(metadata or {}), **told})
+    settings = {name: getattr(config, name) for name in ("steps", "batch_size", "lr", "seed")}
     settings |= {"config": {**cfg.to_dict(), "device": None, "metadata": None}}
     settings |= {"source": source or {}}
-    with storage.claimed(None if checkpoint is None else Path(checkpoint)):
+    if options or config.trainer is not None:
+        given = options if config.trainer is None else dataclasses.asdict(config.trainer)
+        silent = ("logger", "device", "n_checkpoints", "checkpoint_path")
+        settings["trainer"] = {name: one for name, one in given.items() if name not in silent}
+    place = None if config.checkpoint is None else Path(config.checkpoint)
+    with storage.claimed(place):
         folder = None
-        if checkpoint is not None:
+        if place is not None:
             seen: Any = activations
             if not isinstance(seen, Tensor) and not source:  # all that can be known of it
                 seen = next(stream)
                 stream = itertools.chain([seen], stream)
             made = {"activations": seen if isinstance(seen, Tensor) else source}
-            folder = TrainingFolder(checkpoint, settings, storage.fingerprint(**made))
+            folder = TrainingFolder(place, settings, storage.fingerprint(**made))
             if (done := folder.finished()) is not None:
                 return done.to(device).eval()
-        with seeded(seed):
-            trainer = make_trainer(cfg, stream, steps, batch_size, lr)
+        with seeded(config.seed):
+            trainer = make_trainer(cfg, stream, config, options)
             if folder is None or not folder.resume(trainer, stream):
                 prepare(trainer, stream)
-            run(trainer, stream, steps, folder, checkpoint_every, progress)
+            run(trainer, stream, folder, config)
             trained = inference_sae(trainer)
         if folder is not None:
             folder.finish(trained)
