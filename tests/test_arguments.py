@@ -434,8 +434,8 @@ def test_fields_of_a_config_are_keywords_too(config, settings, positional):
     [
         ({"widht": 3}, "fitted has no option 'widht'; did you mean 'width'. it has width, kind"),
         ({"baz": 3}, "fitted has no option 'baz'; did you mean 'bar'"),
-        ({"width": 0}, "Options.width as an integer of at least 1, got 0"),
-        ({"kind": "sofd"}, "Options.kind as 'soft' or 'hard', got 'sofd'; did you mean 'soft'"),
+        ({"width": 0}, "expected width as an integer of at least 1, got 0"),
+        ({"kind": "sofd"}, "expected kind as 'soft' or 'hard', got 'sofd'; did you mean 'soft'"),
         ({"config": 3}, "config as an Options or None, got 3"),
         ({"config": {"width": 3}}, "config as an Options or None, got"),
         ({"bar": "no"}, "bar as True or False"),
