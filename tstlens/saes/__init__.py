@@ -20,7 +20,7 @@ except ImportError as error:
 
 if TYPE_CHECKING:
     from tstlens.saes.dictionaries import browse, from_linear, list_saes, load, save
-    from tstlens.saes.graph.build import feature_graph
+    from tstlens.saes.graph.build import GraphConfig, feature_graph
     from tstlens.saes.graph.result import FeatureGraph
     from tstlens.saes.reading.build import features
     from tstlens.saes.reading.intervention import ablate_latent, steer_latent
@@ -39,6 +39,7 @@ __all__ = [
     "ActivationStream",
     "DictionaryScore",
     "FeatureGraph",
+    "GraphConfig",
     "Scores",
     "TensorStream",
     "TrainConfig",

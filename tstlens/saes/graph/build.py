@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from tstlens.arguments import Count, Seed, checked, needs_gradients
+from tstlens.arguments import (
+    Amount,
+    Count,
+    Seed,
+    check_fields,
+    checked,
+    configured,
+    needs_gradients,
+)
 from tstlens.data import TimeSeriesData
 from tstlens.errors import ArgumentError, SeriesShapeError
 from tstlens.metrics import name_of
 from tstlens.model import HookedTST
-from tstlens.saes.checks import check_at_least
 from tstlens.saes.graph.result import (
     Batch,
     FeatureGraph,
@@ -29,6 +37,39 @@ from tstlens.saes.reading.activity import on_device
 from tstlens.shapes import Mask, Series
 
 
+@dataclass(frozen=True)
+class GraphConfig:
+    """How a feature graph is built; every field is an argument of :func:`feature_graph` too.
+
+    Args:
+        n_latents: strongest latents per dictionary, by the size of their mean effect.
+        n_edges: strongest edges that are kept between them.
+        errors: make what each dictionary misses a node.
+        steps: gradients averaged on the way to the baseline (midpoint rule); 0 takes the one at
+            the clean run.
+        n_exact: nodes, and edges, that are measured: half of them the strongest, the others at
+            random. 0 measures nothing.
+        n_controls: active latents drawn at random per dictionary, to stand beside the strongest.
+        batch_size: series per pass; a metric without ``of_pairs`` sees all series at once.
+        seed: of the draws.
+        progress: show a progress bar.
+    """
+
+    n_latents: Count = 12
+    n_edges: Count = 40
+    errors: bool = True
+    steps: Amount = 0
+    n_exact: Amount = 24
+    n_controls: Amount = 8
+    batch_size: Count = 128
+    seed: Seed = 0
+    progress: bool = True
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+
+@configured(GraphConfig)
 @checked
 @needs_gradients
 def feature_graph(
@@ -39,15 +80,8 @@ def feature_graph(
     *,
     baseline: str | Series = "zero",
     mask: Mask | None = None,
-    n_latents: int = 12,
-    n_edges: int = 40,
-    errors: bool = True,
-    steps: int = 0,
-    n_exact: int = 24,
-    n_controls: int = 8,
-    batch_size: Count = 128,
-    seed: Seed = 0,
-    progress: bool = True,
+    config: GraphConfig | None = None,
+    **settings: Any,
 ) -> FeatureGraph:
     """Which latents make the metric what it is, and through which latents of later layers.
 
@@ -75,17 +109,8 @@ def feature_graph(
         baseline: what latents are set to: ``"zero"``; ``"mean"`` over these series; or other
             series [batch, channel, time], one for each, such as the corrupted ones of pairs.
         mask: bool [batch, time], where ``data`` is a bare tensor; padding has no part in it.
-        n_latents: strongest latents per dictionary, by the size of their mean effect.
-        n_edges: strongest edges that are kept between them.
-        errors: make what each dictionary misses a node.
-        steps: gradients averaged on the way to the baseline (midpoint rule); 0 takes the one at
-            the clean run.
-        n_exact: nodes, and edges, that are measured: half of them the strongest, the others at
-            random. 0 measures nothing.
-        n_controls: active latents drawn at random per dictionary, to stand beside the strongest.
-        batch_size: series per pass; a metric without ``of_pairs`` sees all series at once.
-        seed: of the draws.
-        progress: show a progress bar.
+        config: how to build it.
+        **settings: fields of :class:`GraphConfig`: ``n_latents=12, n_exact=24`` …
 
     Returns:
         Nodes, edges, measured effects, with frame and figure.
@@ -110,23 +135,22 @@ def feature_graph(
         >>> graph.hooks
         ('blocks.0.hook_mlp_out', 'blocks.1.hook_normalized_resid_post')
     """
+    how = config or GraphConfig(**settings)
     series, mask = _series_of(model, data, mask)
     given = list(saes) if isinstance(saes, list | tuple) else [saes]
     _check(model, given, series, mask, metric, baseline)
-    check_at_least(1, n_latents=n_latents, n_edges=n_edges, batch_size=batch_size)
-    check_at_least(0, steps=steps, n_exact=n_exact, n_controls=n_controls)
     training = model.training
     model.eval()
     try:
         points = points_of(model, given, series, mask)
         reference = Reference(baseline, points)
-        blocks = list(_blocks(metric, len(series), batch_size))
+        blocks = list(_blocks(metric, len(series), how.batch_size))
 
         def batches(what: str) -> Iterator[Batch]:
-            for at in tqdm(blocks, desc=what, disable=not progress, leave=False):
+            for at in tqdm(blocks, desc=what, disable=not how.progress, leave=False):
                 part = None if mask is None else mask[at]
                 runs = Runs(model, points, series[at], part, _of_block(metric, at, len(series)))
-                yield Batch(runs, reference, at, steps)
+                yield Batch(runs, reference, at, how.steps)
 
         if baseline == "mean":
             for batch in batches("means"):
@@ -135,7 +159,7 @@ def feature_graph(
         latent_effects = [torch.cat([found.latents[i] for found in first]) for i in _n(points)]
         error_effects = [torch.cat([found.errors[i] for found in first]) for i in _n(points)]
         ever = [torch.stack([found.active[i] for found in first]).any(0) for i in _n(points)]
-        nodes = _choose(points, latent_effects, ever, n_latents, n_controls, errors, seed)
+        nodes = _choose(points, latent_effects, ever, how)
         node_effects = torch.stack(
             [
                 error_effects[node.layer]
@@ -146,11 +170,11 @@ def feature_graph(
             dim=1,
         )
         edge_effects = torch.cat([edges(batch, nodes) for batch in batches("edges")])
-        kept = _strongest(edge_effects.mean(0), nodes, n_edges)
-        some_nodes, some_edges = _sample(nodes, node_effects, edge_effects, kept, n_exact, seed)
+        kept = _strongest(edge_effects.mean(0), nodes, how.n_edges)
+        some_nodes, some_edges = _sample(nodes, node_effects, edge_effects, kept, how)
         exact = [
             (exact_nodes(batch, nodes, some_nodes), exact_edges(batch, nodes, some_edges))
-            for batch in (batches("measuring") if n_exact else ())
+            for batch in (batches("measuring") if how.n_exact else ())
         ]
         value = torch.cat([found.value for found in first])
     finally:
@@ -167,7 +191,12 @@ def feature_graph(
         metric=name_of(metric),
         unit=getattr(metric, "unit", "value"),
         baseline=baseline if isinstance(baseline, str) else "series",
-        made={"model": model.cfg.model_name, "steps": steps, "seed": seed, "n_series": len(series)},
+        made={
+            "model": model.cfg.model_name,
+            "steps": how.steps,
+            "seed": how.seed,
+            "n_series": len(series),
+        },
         better=getattr(metric, "better", None),
     )
 
@@ -243,24 +272,21 @@ def _choose(
     points: Sequence[Point],
     effects: Sequence[Tensor],
     ever: Sequence[Tensor],
-    n_latents: int,
-    n_controls: int,
-    errors: bool,
-    seed: int,
+    how: GraphConfig,
 ) -> list[FeatureNode]:
     """The strongest latents of each dictionary, its error, and other active latents at random."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(how.seed)
     nodes = []
     for layer, point in enumerate(points):
         size = effects[layer].mean(0).abs()
         order = size.argsort(descending=True, stable=True)
-        strongest = order[size[order] > 0][:n_latents]
+        strongest = order[size[order] > 0][: how.n_latents]
         rest = ever[layer].clone()
         rest[strongest] = False
         others = rest.nonzero()[:, 0]
-        drawn = others[torch.randperm(len(others), generator=generator)[:n_controls]]
+        drawn = others[torch.randperm(len(others), generator=generator)[: how.n_controls]]
         nodes += [FeatureNode(layer, point.writes, latent) for latent in strongest.tolist()]
-        nodes += [FeatureNode(layer, point.writes, None)] if errors else []
+        nodes += [FeatureNode(layer, point.writes, None)] if how.errors else []
         nodes += [FeatureNode(layer, point.writes, latent, True) for latent in drawn.tolist()]
     return nodes
 
@@ -281,17 +307,16 @@ def _sample(
     node_effects: Tensor,
     edge_effects: Tensor,
     kept: Tensor,
-    n: int,
-    seed: int,
+    how: GraphConfig,
 ) -> tuple[list[int], list[tuple[int, int]]]:
     """What is measured: the strongest, and as many drawn from all others."""
-    generator = torch.Generator().manual_seed(seed + 1)
+    generator = torch.Generator().manual_seed(how.seed + 1)
     control = torch.tensor([node.control for node in nodes])
     size = node_effects.mean(0).abs().masked_fill(control, -1.0)
-    some_nodes = _half_and_half(size, torch.ones_like(control), n, generator)
+    some_nodes = _half_and_half(size, torch.ones_like(control), how.n_exact, generator)
     mean = edge_effects.mean(0)
     size = mean.abs().masked_fill(~kept, -1.0)
-    chosen = _half_and_half(size.flatten(), ~mean.isnan().flatten(), n, generator)
+    chosen = _half_and_half(size.flatten(), ~mean.isnan().flatten(), how.n_exact, generator)
     width = len(nodes)
     return some_nodes, [divmod(index, width) for index in chosen]
 
