@@ -20,12 +20,12 @@ import plotly.graph_objects as go
 
 from tstlens.arguments import Count, Positive, checked
 from tstlens.errors import ArgumentError
-from tstlens.figures import style
+from tstlens.figures import marks, style
 from tstlens.figures.drawing import draw
-from tstlens.figures.intervals import Interval, check_kind, over_pairs
 from tstlens.figures.maps import Panel, Scale, Ticks, bars, heat_maps
-from tstlens.figures.words import number, quantity, site_label, site_title
+from tstlens.figures.words import number, quantity, site_label, site_title, suffix
 from tstlens.patching import SweepResult
+from tstlens.patching.intervals import Interval, Kind, over_pairs
 from tstlens.stats import no_interval
 
 # Axes from the one that makes panels and rows to the one that runs along the figure.
@@ -38,7 +38,7 @@ _MOST_PANELS = 48
 def draw_sweep(
     result: SweepResult,
     *,
-    kind: str = "effect",
+    kind: Kind = "effect",
     pair: int | None = None,
     title: str | None = "",
     limits: Positive | tuple[float, float] | None = None,
@@ -57,20 +57,14 @@ def draw_sweep(
     are scaled to this map's largest entry unless ``limits`` are given.
 
     Args:
-        result: the sweep.
         kind: "effect" (change against the corrupted run, in the metric's unit), "normalized"
             (share of the clean-corrupted gap closed) or "value" (the metric itself).
         pair: show this pair only; None for the mean over pairs.
-        title: "" for one made from the result, None for none.
         limits: the end of the zero-centred scale; for "value" its two ends.
         clusters: one hashable per pair, for the interval; see :func:`over_pairs`.
         across: small multiples beside each other.
 
-    Returns:
-        A plotly figure.
-
     Raises:
-        UnknownNameError: another kind.
         ArgumentError: a pair or limits that are not possible, or too many axes.
 
     Example:
@@ -81,7 +75,6 @@ def draw_sweep(
         >>> draw_sweep(result).data[0].z.shape
         (3, 8)
     """
-    check_kind(kind)
     result = result.named()
     if pair is not None:
         result = _one_pair(result, pair)
@@ -150,11 +143,9 @@ def scale_of(
     if isinstance(limits, tuple):
         if len(limits) != 2 or not all(isinstance(end, int | float) for end in limits):
             raise ArgumentError(f"expected limits as one number or (low, high), got {limits!r}")
-        if limits[0] != -limits[1]:
+        if limits[0] != -limits[1] or limits[1] <= 0:
             raise ArgumentError(f"limits of a change are one number or (-x, x), got {limits!r}")
         limits = limits[1]
-    if limits is not None and not limits > 0:
-        raise ArgumentError(f"expected limits above 0, got {limits!r}")
     if grey is not None and not grey.all():
         finite = values[np.isfinite(values) & ~grey]
     largest = limits or style.symmetric_limit(float(np.abs(finite).max(initial=0.0)))
@@ -169,10 +160,7 @@ def _rank(axis: str) -> int:
 def _one_pair(result: SweepResult, pair: int) -> SweepResult:
     if "pair" not in result.axes:
         raise ArgumentError(f"pair={pair}: the result was averaged over pairs before")
-    n_pairs = len(result.values)
-    if not -n_pairs <= pair < n_pairs:
-        raise ArgumentError(f"expected pair in 0..{n_pairs - 1}, got {pair}")
-    at = pair % n_pairs
+    at = marks.row_of(pair, len(result.values), "pair")
     return replace(
         result,
         values=result.values[at],
@@ -220,9 +208,9 @@ def _hover(
     mean = result.mean("pair") if "pair" in result.axes else result
     values, effects, shares = mean.values, mean.effect(), mean.normalized()
     rounding, grey = mean.rounding, rounded(mean)
-    unit = "" if result.unit in ("probability", "value") else f" {result.unit}"
-    texts = np.empty(tuple(values.shape), dtype=object)
-    for at in product(*(range(size) for size in texts.shape)):
+    unit = suffix(result.unit)
+
+    def text(*at: int) -> str:
         place = {axis: result.coords[axis][index] for axis, index in zip(axes, at, strict=True)}
         lines = [
             f"<b>{site_label(place, result.time_cells)}</b>",
@@ -235,8 +223,9 @@ def _hover(
             lines.append(f"within rounding (±{number(float(rounding))})")
         if interval is not None:
             lines.append(_interval_text(interval, at, kind, unit))
-        texts[at] = "<br>".join(lines)
-    return texts
+        return "<br>".join(lines)
+
+    return marks.each_cell(values.shape, text)
 
 
 def _percent(share: float) -> str:
@@ -264,7 +253,7 @@ def _title(result: SweepResult, axes: tuple[str, ...]) -> str:
 
 
 def _subtitle(result: SweepResult, pair: int | None) -> str:
-    unit = "" if result.unit in ("probability", "value") else f" {result.unit}"
+    unit = suffix(result.unit)
     which = f"pair {pair}" if pair is not None else f"mean over {result.n_pairs} pairs"
     if result.n_pairs == 1 and pair is None:
         which = "one pair"
@@ -285,7 +274,7 @@ def _per_pair(result: SweepResult, kind: str, scale: Scale, words: dict[str, Any
         each = shown(result, kind)
     grey = result.at_rounding().reshape(-1).cpu().numpy() & (kind != "value")
     scale = scale_of(result, each, kind, grey=grey)
-    unit = "" if result.unit in ("probability", "value") else f" {result.unit}"
+    unit = suffix(result.unit)
     hover = [
         f"<b>pair {name}</b><br>{scale.label}: {number(float(value), kind == 'effect')}{unit}"
         for name, value in zip(names, each, strict=True)

@@ -32,6 +32,7 @@ from tstlens.patching.circuits import (
     path_patch,
 )
 from tstlens.patching.influence import Influence, head_influence
+from tstlens.patching.intervals import Interval, over_pairs
 from tstlens.patching.lens import LensResult, lens
 from tstlens.patching.logit_attribution import Component, LogitAttribution, logit_attribution
 from tstlens.patching.metrics import log_prob, logit, logit_diff, mse, prob, quantile_loss
@@ -101,6 +102,7 @@ __all__ = [
     "Agreement",
     "Campaign",
     "Influence",
+    "Interval",
     "SplitHalf",
     "Summary",
     "ablate",
@@ -154,6 +156,7 @@ __all__ = [
     "logit",
     "logit_diff",
     "mse",
+    "over_pairs",
     "patch",
     "prob",
     "quantile_loss",
