@@ -219,8 +219,8 @@ def percentile_interval(
     return low, high
 
 
-def half_width(values: Float[np.ndarray, "row *site"]) -> Float[np.ndarray, "*site"]:
-    """Half of the normal 95 % interval of the mean over rows, for whiskers; too narrow for few rows.
+def half_width(values: Float[np.ndarray, "row site"]) -> Float[np.ndarray, " site"]:
+    """Half of the normal 95 % interval of the mean over rows: too narrow for few of them.
 
     For numbers that add up exactly and are only looked at; :func:`mean_interval` is what to cite.
     """
