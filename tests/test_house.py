@@ -27,6 +27,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "tstlens"
 # Shared by every room; these import from each other only.
 BASE = {
     "arguments",
+    "effects",
     "errors",
     "family_index",
     "lazy",
@@ -34,6 +35,7 @@ BASE = {
     "points",
     "randomness",
     "results",
+    "run",
     "shapes",
     "stats",
     "storage",

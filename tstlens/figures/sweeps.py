@@ -10,7 +10,7 @@ a map's colours are scaled to its own largest entry, so two maps compare only wi
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import product
 from typing import Any
@@ -19,10 +19,11 @@ import numpy as np
 import plotly.graph_objects as go
 
 from tstlens.arguments import Count, Positive, checked
-from tstlens.errors import ArgumentError
+from tstlens.effects import Labelled
+from tstlens.errors import ArgumentError, UnknownNameError
 from tstlens.figures import marks, style
-from tstlens.figures.drawing import draw
-from tstlens.figures.maps import Panel, Scale, Ticks, bars, heat_maps
+from tstlens.figures.drawing import draw, joined_later
+from tstlens.figures.maps import Cells, Panel, Scale, Ticks, bars, heat_maps
 from tstlens.figures.words import number, quantity, site_label, site_title, suffix
 from tstlens.patching import SweepResult
 from tstlens.patching.intervals import Interval, Kind, over_pairs
@@ -96,17 +97,110 @@ def draw_sweep(
             words["subtitle"] += "; grey: within rounding"
     if not axes:
         return _per_pair(result, kind, scale, words)
+    ends: dict[str, Any] = {}
+    if interval is not None:
+        ends = {"low": interval.low, "high": interval.high, "each": shown(result, kind)}
+    entries = {axis: result.coords[axis] for axis in axes}
+    hover = _hover(result, axes, interval, kind)
+    return by_shape(
+        entries, values, hover, scale, grey, result.time_cells, ends, across=across, **words
+    )
+
+
+@draw.register
+@checked
+def draw_labelled(
+    result: Labelled,
+    *,
+    column: str | None = None,
+    title: str | None = None,
+    across: Count | None = None,
+    **more: Any,
+) -> go.Figure:
+    """Any result on named axes: bars for one axis, a heat map for two, small multiples for more.
+
+    Args:
+        result: whose kind has no drawing of its own.
+        column: which of its numbers; None for the first.
+        title: of the figure.
+        across: small multiples beside each other.
+        **more: of the drawing of this kind of result, where that comes with a room that nothing
+            has imported yet.
+
+    Raises:
+        UnknownNameError: no such column.
+        ArgumentError: no axes, too many, or another option.
+    """
+    if joined_later(result):
+        given = {"column": column, "title": title, "across": across}
+        given = {name: value for name, value in given.items() if value is not None}
+        return draw(result, **given, **more)
+    if more:
+        raise ArgumentError(f"expected column, title or across, got {', '.join(more)}")
+    entries = result.entries()
+    tables = {name: part for name, part in result.tables().items() if part.dtype.kind in "fiu"}
+    name = next(iter(tables)) if column is None else column
+    if name not in tables:
+        raise UnknownNameError(name, tables, "This result has these columns")
+    if not entries:
+        raise ArgumentError("expected a result with an axis to draw along, got one number")
+    values, unit = tables[name].astype(float), getattr(result, "unit", "")
+
+    def said(*at: int) -> str:
+        place = {axis: some[index] for (axis, some), index in zip(entries.items(), at, strict=True)}
+        lines = [f"{other}: {number(float(part[at]))}" for other, part in tables.items()]
+        return "<br>".join([f"<b>{site_label(place)}</b>", *lines])
+
+    hover = marks.each_cell(values.shape, said)
+    ends = {end: tables[end] for end in ("low", "high") if end in tables and column is None}
+    scale = _scale(values, f"{name} ({unit})" if unit else name)
+    cells = getattr(result, "time_cells", None)
+    return by_shape(entries, values, hover, scale, None, cells, ends, across=across, title=title)
+
+
+def _scale(values: np.ndarray, label: str) -> Scale:
+    """Symmetric about zero where there is anything below it, else from 0."""
+    finite = values[np.isfinite(values)]
+    largest = style.symmetric_limit(float(np.abs(finite).max(initial=0.0)))
+    below = bool((finite < 0).any())
+    return Scale(label, -largest if below else 0.0, largest, diverging=below)
+
+
+def by_shape(
+    entries: Mapping[str, Sequence[Any]],
+    values: np.ndarray,
+    hover: np.ndarray,
+    scale: Scale,
+    grey: np.ndarray | None = None,
+    cells: Cells = None,
+    ends: Mapping[str, Any] | None = None,
+    *,
+    across: int | None = None,
+    **words: Any,
+) -> go.Figure:
+    """Bars for one axis, a heat map for two, small multiples for three or four.
+
+    Args:
+        entries: the axes, in the order of ``values``, and what is along each.
+        values: [*axes].
+        hover: one text per value.
+        scale: colours, or the vertical axis of bars.
+        grey: bool like ``values``, what is no more than rounding.
+        cells: samples that each position stands for.
+        ends: of bars: ``low``, ``high`` and ``each``.
+        across: small multiples beside each other.
+        **words: title and subtitle.
+    """
+    axes = list(entries)
     order = sorted(range(len(axes)), key=lambda at: (_rank(axes[at]), at))
-    values, grey = values.transpose(order), grey.transpose(order)
-    hover = _hover(result, axes, interval, kind).transpose(order)
+    faint = np.zeros(values.shape, dtype=bool) if grey is None else grey
+    values, hover, faint = (part.transpose(order) for part in (values, hover, faint))
     names = [axes[at] for at in order]
-    ticks = [Ticks.of(axis, result.coords[axis], result.time_cells) for axis in names]
+    ticks = [Ticks.of(axis, entries[axis], cells) for axis in names]
     if len(names) == 1:
-        low, high = (interval.low, interval.high) if interval else (None, None)
-        each = None if interval is None else shown(result, kind)
-        ends = {"low": low, "high": high, "each": each, "grey": grey}
-        return bars(ticks[0], values, hover.tolist(), scale, **ends, **words)
-    panels = _panels(names[:-2], result, values, hover, grey)
+        return bars(ticks[0], values, hover.tolist(), scale, grey=faint, **(ends or {}), **words)
+    some = {name: entries[name] for name in names[:-2]}
+    panels = _panels(some, values, hover, faint)
     return heat_maps(panels, ticks[-2], ticks[-1], scale, across=across, **words)
 
 
@@ -175,18 +269,14 @@ def _one_pair(result: SweepResult, pair: int) -> SweepResult:
 
 
 def _panels(
-    names: list[str],
-    result: SweepResult,
-    values: np.ndarray,
-    hover: np.ndarray,
-    grey: np.ndarray,
+    along: Mapping[str, Sequence[Any]], values: np.ndarray, hover: np.ndarray, grey: np.ndarray
 ) -> list[Panel]:
+    names, entries = list(along), list(along.values())
     if len(names) > 2:
         raise ArgumentError(
             f"expected at most 4 axes beside the pairs, got {len(names) + 2}; average over some "
             "with result.mean(axis)"
         )
-    entries = [result.coords[name] for name in names]
     n_panels = math.prod(len(some) for some in entries)
     if n_panels > _MOST_PANELS:
         raise ArgumentError(
