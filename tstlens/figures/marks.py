@@ -37,12 +37,12 @@ def curve(
     x: Any,
     y: Any,
     color: str,
-    width: float = 2,
+    width: float | int = 2,
     *,
     name: str | None = None,
     said: Said = None,
     dash: str | None = None,
-    dots: float | None = None,
+    dots: int | None = None,
     **more: Any,
 ) -> None:
     """A line, with a dot of ``dots`` pixels at every point."""
@@ -70,7 +70,7 @@ def dots(
     x: Any,
     y: Any,
     color: Any,
-    size: float = 7,
+    size: float | int = 7,
     *,
     look: dict[str, Any] | None = None,
     name: str | None = None,
@@ -84,14 +84,14 @@ def dots(
 
 
 def whiskers(
-    mean: Float[np.ndarray, " entry"],
-    low: Float[np.ndarray, " entry"],
-    high: Float[np.ndarray, " entry"],
+    mean: Any,
+    low: Any,
+    high: Any,
     color: str = style.INK,
-    thickness: float = 2,
-    width: float = 0,
+    thickness: float | int = 2,
+    width: float | int = 0,
 ) -> dict[str, Any]:
-    """Plotly's ``error_x`` or ``error_y`` from the ends of intervals."""
+    """Plotly's ``error_x`` or ``error_y`` from the ends of intervals, [entry] each."""
     ends = {"type": "data", "symmetric": False, "array": high - mean, "arrayminus": mean - low}
     return {**ends, "color": color, "thickness": thickness, "width": width}
 
@@ -107,9 +107,9 @@ def padded(low: float, high: float, share: float) -> list[float]:
     return [low - room, high + room]
 
 
-def diagonal(figure: go.Figure, low: float, high: float, **place: Any) -> np.ndarray:
+def diagonal(figure: go.Figure, low: Any, high: Any, **place: Any) -> np.ndarray:
     """The line y = x behind two axes of one quantity, and the ends of both."""
-    ends = np.array([low, high])
+    ends = np.array([low, high], dtype=float)
     ends += np.array([-0.04, 0.04]) * max(float(np.ptp(ends)), 1e-12)
     curve(figure, ends, ends, style.FAINT, 1.5, **place)
     return ends
@@ -154,13 +154,13 @@ def headings_left(figure: go.Figure, size: int = 12, **more: Any) -> None:
 def measured(
     figure: go.Figure,
     names: list[str],
-    values: list[float],
+    values: list[Any],
     measure: str,
     colors: list[str],
     explained: bool,
     row: int,
     **more: Any,
-) -> list[float]:
+) -> list[Any]:
     """One measure of several dictionaries as bars in a panel of their own; returns their ends.
 
     A share of the variance ``explained`` far below 0 (worse than the mean) ends at -0.1: it would
