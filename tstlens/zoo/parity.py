@@ -65,6 +65,54 @@ def series_trials(
     return tuple(inputs)
 
 
+def context_trials(
+    embed: Any,
+    n_channels: int | None,
+    run_source: Callable[..., Tensor],
+    kinds: Sequence[str] = ("large", "constant", "missing", "padded", "shorter"),
+    n_patches: int = 16,
+    least: int = 1,
+) -> tuple[Trial, ...]:
+    """Trials for a model of patches with a context, that takes missing values.
+
+    Args:
+        embed: the front end's config, with ``context_length`` and ``patch_len``.
+        n_channels: channels of a series.
+        run_source: ``run_source(source, series)`` gives the source's output.
+        kinds: which series.
+        n_patches: most patches of a series.
+        least: samples that are observed at least, where a series is padded at the start.
+    """
+    generator = torch.Generator().manual_seed(0)
+    longest = min(embed.context_length, n_patches * embed.patch_len)
+    shape = (4, n_channels or 1, longest)
+    normal = torch.randn(shape, generator=generator, dtype=torch.float64)
+    missing, padded, empty = normal.clone(), normal.clone(), normal.clone()
+    missing[torch.rand(shape, generator=generator) < 0.3] = torch.nan
+    for row, before in enumerate((0, 1, longest // 2, longest - min(longest, least))):
+        padded[row, :, :before] = torch.nan
+    empty[0] = torch.nan
+    ended = missing.clone()
+    ended[..., -1] = 1.0
+    shorter = normal[..., -max(1, longest - embed.patch_len // 2) :].clone()
+    given = {
+        "large": (f"random {list(shape)} times 10 plus 3", 10 * normal + 3),
+        "never negative": (f"never negative {list(shape)}", normal.abs()),
+        "constant": (f"constant {list(shape)}", normal[..., :1].expand(shape).clone()),
+        "missing": (f"missing values {list(shape)}", missing),
+        "missing inside": (f"missing values {list(shape)}", ended),
+        "padded": (f"padded at the start {list(shape)}", padded),
+        "shorter": (f"no whole number of patches {list(shorter.shape)}", shorter),
+        "empty": (f"one without observed values {list(shape)}", empty),
+    }
+    return tuple(Trial(given[k][0], (given[k][1],), run_model, run_source) for k in kinds)
+
+
+def run_model(model: HookedTST, series: Tensor, mask: Tensor | None = None) -> Tensor:
+    """The hooked model's output, for trials."""
+    return model(series, mask=mask)
+
+
 @checked
 def check_parity(
     model: HookedTST, source: nn.Module, trials: Sequence[Trial], source_name: str
