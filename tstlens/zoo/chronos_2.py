@@ -73,10 +73,9 @@ from tstlens.zoo.chronos_bolt import (
 from tstlens.zoo.comparing import Tap
 from tstlens.zoo.layers import RESID_PRE, LayerTable, fill
 from tstlens.zoo.parity import Trial, context_trials
-from tstlens.zoo.parts import ResidualMLP
+from tstlens.zoo.parts import ResidualMLP, observed_in, per_channel
 from tstlens.zoo.registry import Built, register_classes
 from tstlens.zoo.t5 import activation, dotted
-from tstlens.zoo.timesfm import per_channel
 from tstlens.zoo.transformers_source import (
     block_weights,
     live_or_rebuilt,
@@ -189,9 +188,7 @@ class Chronos2Patches(nn.Module):
 
     def forward(self, series: Series, mask: Mask | None) -> tuple[Residual, TrunkState]:
         n_channels = series.shape[1]
-        observed = ~series.isnan()
-        if mask is not None:
-            observed = observed & mask[:, None]
+        observed = observed_in(series, mask)
         loc, scale = location_and_scale(series, observed, self.cfg.flat_scale)
         loc, scale = self.hook_loc(loc), self.hook_scale(scale)
         scaled = (torch.where(observed, series, 0.0) - loc) / scale

@@ -47,7 +47,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tstlens.errors import ArgumentError, SeriesShapeError, UnsupportedSourceError
+from tstlens.errors import ArgumentError, UnsupportedSourceError
 from tstlens.model import HookedTST, HookedTSTConfig
 from tstlens.model.norms import watched
 from tstlens.model.parts import ActFn, one_of, positive
@@ -57,7 +57,7 @@ from tstlens.shapes import Mask, Output, Residual, Series
 from tstlens.zoo.comparing import Tap
 from tstlens.zoo.layers import fill
 from tstlens.zoo.parity import Trial, context_trials
-from tstlens.zoo.parts import ResidualMLP
+from tstlens.zoo.parts import EndingPatches, ResidualMLP, observed_in, per_channel
 from tstlens.zoo.parts import observed_mean_and_std as mean_and_std
 from tstlens.zoo.registry import Built, register_classes
 from tstlens.zoo.t5 import (
@@ -79,7 +79,7 @@ from tstlens.zoo.transformers_source import (
 
 
 @dataclass(frozen=True)
-class BoltPatchesConfig:
+class BoltPatchesConfig(EndingPatches):
     """Chronos-Bolt's front end.
 
     Args:
@@ -113,10 +113,6 @@ class BoltPatchesConfig:
         )
         one_of("BoltPatchesConfig.act_fn", self.act_fn, ("relu", "gelu", "gelu_tanh", "silu"))
 
-    def missing_before(self, n_time: int) -> int:
-        """Missing values put before the series, so that it is a whole number of patches."""
-        return -n_time % self.patch_len
-
     def n_patches(self, n_time: int) -> int:
         """Patches of a series of ``n_time`` samples."""
         return (n_time + self.missing_before(n_time) - self.patch_len) // self.stride + 1
@@ -132,25 +128,12 @@ class BoltPatchesConfig:
             x = nn.functional.pad(x, (before, 0))
         return x.unfold(2, self.patch_len, self.stride)
 
-    def check(self, n_time: int) -> None:
-        """Raise :class:`SeriesShapeError` unless the series fits into the context."""
-        if n_time > self.context_length:
-            raise SeriesShapeError(
-                f"expected at most context_length={self.context_length} samples, got {n_time}; "
-                f"cut the series: series[..., -{self.context_length}:] (which is what the source "
-                "does without a word)"
-            )
-
     def time_span(self, pos: int, n_time: int) -> slice:
         """Samples that position ``pos`` was embedded from; none for the special token."""
         if pos == self.n_patches(n_time):
             return slice(0, 0)
         start = pos * self.stride - self.missing_before(n_time)
         return slice(max(start, 0), max(start + self.patch_len, 0))
-
-    def time_cell(self, pos: int, n_time: int) -> slice:
-        """The same as :meth:`time_span`."""
-        return self.time_span(pos, n_time)
 
     def build(self, cfg: Any) -> nn.Module:
         """The front end, with new weights."""
@@ -212,9 +195,7 @@ class BoltPatches(nn.Module):
 
     def forward(self, series: Series, mask: Mask | None) -> tuple[Residual, TrunkState]:
         n_rows, n_channels = len(series) * series.shape[1], series.shape[1]
-        observed = ~series.isnan()
-        if mask is not None:
-            observed = observed & mask[:, None]
+        observed = observed_in(series, mask)
         loc, scale = location_and_scale(series, observed, self.cfg.flat_scale)
         loc, scale = self.hook_loc(loc), self.hook_scale(scale)
         scaled = (torch.where(observed, series, 0.0) - loc) / scale
@@ -266,18 +247,10 @@ class BoltHead(nn.Module):
         self.hook_quantiles = Hook("batch channel time quantile")  # scaled
 
     def forward(self, residual: Residual, state: TrunkState) -> Output:
-        if "scale" not in state.statistics:
-            raise ArgumentError(
-                "this head puts back what the front end took out of each channel; pass the state "
-                "that embed_series returned as state="
-            )
         out = self.block(self.hook_pooled(residual[:, 0]))
-        by_series = (-1, state.n_series_channels)
         by_level = out.unflatten(1, (len(self.cfg.quantiles), self.cfg.horizon)).transpose(1, 2)
-        scaled = self.hook_quantiles(by_level.unflatten(0, by_series))
-        loc, scale = (
-            state.statistics[name].unflatten(0, by_series)[..., None] for name in ("loc", "scale")
-        )
+        scaled = self.hook_quantiles(by_level.unflatten(0, (-1, state.n_series_channels)))
+        loc, scale = per_channel(state, "loc", "scale")
         return scaled * scale + loc
 
 

@@ -56,6 +56,7 @@ from tstlens.shapes import Mask, Output, Residual, Series
 from tstlens.zoo.comparing import Tap
 from tstlens.zoo.layers import fill
 from tstlens.zoo.parity import Trial, run_model
+from tstlens.zoo.parts import OwnCells, observed_in
 from tstlens.zoo.registry import Built, class_of, register_classes
 from tstlens.zoo.t5 import (
     dotted,
@@ -71,7 +72,7 @@ _EDGE = 1e20  # the outermost bins end here, as in the source
 
 
 @dataclass(frozen=True)
-class BinnedTokensConfig:
+class BinnedTokensConfig(OwnCells):
     """Chronos-T5's front end.
 
     Args:
@@ -140,10 +141,6 @@ class BinnedTokensConfig:
         last = pos == self.n_context(n_time)
         return slice(0, 0) if last else slice(pos, pos + 1)
 
-    def time_cell(self, pos: int, n_time: int) -> slice:
-        """The same as :meth:`time_span`."""
-        return self.time_span(pos, n_time)
-
     def build(self, cfg: Any) -> nn.Module:
         """The front end, with new weights."""
         return BinnedTokens(self, cfg.d_model)
@@ -192,9 +189,7 @@ class BinnedTokens(nn.Module):
 
     def forward(self, series: Series, mask: Mask | None) -> tuple[Residual, TrunkState]:
         n_channels, n_context = series.shape[1], self.cfg.n_context(series.shape[2])
-        observed = ~series.isnan()
-        if mask is not None:
-            observed = observed & mask[:, None]
+        observed = observed_in(series, mask)
         # Bins are a matter of single precision: the source sorts in it whatever it runs in.
         x = torch.where(observed, series, 0.0).float()
         scale = self.hook_scale(self._scale(x[..., :n_context], observed[..., :n_context]))

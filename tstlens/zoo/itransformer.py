@@ -289,10 +289,8 @@ def build(
         name = "iTransformer restated from a state dict"
     else:
         whole, name = source, dotted(source)
-    inputs = series_trials(cfg.n_channels or 1, cfg.n_time or 1, masked=False)
-    if options["classifies"] or n_marks:  # not scaled: larger values only show rounding
-        random, (series,) = inputs[0]
-        inputs = (inputs[0], (f"{random} times 2 plus 1", (2 * series + 1,)), inputs[2])
+    scaled = not (options["classifies"] or n_marks)
+    inputs = series_trials(cfg.n_channels or 1, cfg.n_time or 1, masked=False, scaled=scaled)
 
     def run_trial(whole: Any, series: Tensor) -> Tensor:
         return _run(whole, series, n_marks)

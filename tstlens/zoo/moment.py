@@ -57,6 +57,7 @@ from tstlens.shapes import Mask, Output, Residual, Series
 from tstlens.zoo.comparing import Tap
 from tstlens.zoo.layers import fill
 from tstlens.zoo.parity import Trial, run_model, series_trials
+from tstlens.zoo.parts import OwnCells, per_channel
 from tstlens.zoo.parts import observed_mean_and_std as mean_and_std
 from tstlens.zoo.registry import Built, class_of, register_classes
 from tstlens.zoo.t5 import (
@@ -74,7 +75,7 @@ TASKS = ("reconstruction", "forecasting", "classification", "embedding")
 
 
 @dataclass(frozen=True)
-class MomentPatchesConfig:
+class MomentPatchesConfig(OwnCells):
     """MOMENT's front end: scale each channel, cut it into patches, map each patch linearly.
 
     Args:
@@ -113,10 +114,6 @@ class MomentPatchesConfig:
     def time_span(self, pos: int, n_time: int) -> slice:
         """Samples that position ``pos`` was embedded from."""
         return slice(pos * self.patch_len, (pos + 1) * self.patch_len)
-
-    def time_cell(self, pos: int, n_time: int) -> slice:
-        """The same as :meth:`time_span`."""
-        return self.time_span(pos, n_time)
 
     def build(self, cfg: Any) -> nn.Module:
         """The front end, with new weights."""
@@ -301,15 +298,9 @@ class MomentHead(nn.Module):
 
     def _unscaled(self, x: Tensor, state: TrunkState) -> Tensor:
         """[row, sample] in scaled units as [batch, channel, sample] in the series' units."""
-        statistics = state.statistics
-        if "scale" not in statistics:
-            raise ArgumentError(
-                "this head puts back what the front end took out of each channel; pass the state "
-                "that embed_series returned as state="
-            )
-        by_series = (-1, state.n_series_channels)
-        x = self.hook_scaled(x.unflatten(0, by_series))
-        given = {name: value.unflatten(0, by_series) for name, value in statistics.items()}
+        names = ["scale", "loc", *(name for name in "wb" if name in state.statistics)]
+        given = {n: x[..., 0] for n, x in zip(names, per_channel(state, *names), strict=True)}
+        x = self.hook_scaled(x.unflatten(0, (-1, state.n_series_channels)))
         if "w" in given:
             x = (x - given["b"]) / (given["w"] + self.eps * self.eps)
         return x * given["scale"] + given["loc"]

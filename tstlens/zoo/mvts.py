@@ -92,9 +92,7 @@ def build(
         name = "mvts_transformer restated from a state dict"
     else:
         whole, name = source, dotted(source)
-    inputs = list(series_trials(cfg.n_channels or 1, cfg.n_time or 1, masked=True))
-    random, (series,) = inputs[0]  # takes standardised series; larger ones only show rounding
-    inputs[1] = (f"{random} times 2 plus 1", (2 * series + 1,))
+    inputs = series_trials(cfg.n_channels or 1, cfg.n_time or 1, masked=True, scaled=False)
     trials = tuple(Trial(name, tensors, run_model, run) for name, tensors in inputs)
     return Built(model.eval(), whole, trials, name)
 

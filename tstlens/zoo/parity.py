@@ -39,7 +39,7 @@ class Trial:
 
 
 def series_trials(
-    n_channels: int, n_time: int, masked: bool, seed: int = 0
+    n_channels: int, n_time: int, masked: bool, scaled: bool = True, seed: int = 0
 ) -> tuple[tuple[str, tuple[Tensor, ...]], ...]:
     """Names and inputs for a model of series: random, large, constant and, if asked, padded.
 
@@ -47,15 +47,18 @@ def series_trials(
         n_channels: channels of a series.
         n_time: samples of a series.
         masked: whether the source takes masks; a padded batch is then among the inputs.
+        scaled: whether the source scales series itself; elsewhere large values would only show how
+            coarsely they round, so that they are less large.
         seed: of the random numbers.
     """
     generator = torch.Generator().manual_seed(seed)
     shape = (8, n_channels, n_time)
     normal = torch.randn(shape, generator=generator, dtype=torch.float64)
     constant = normal[:, :, :1].expand(shape).clone()
+    times, plus = (10, 3) if scaled else (2, 1)
     inputs: list[tuple[str, tuple[Tensor, ...]]] = [
         (f"random {list(shape)}", (normal,)),
-        (f"random {list(shape)} times 10 plus 3", (10 * normal + 3,)),
+        (f"random {list(shape)} times {times} plus {plus}", (times * normal + plus,)),
         (f"constant {list(shape)}", (constant,)),
     ]
     if masked:

@@ -64,6 +64,7 @@ from tstlens.zoo.parity import Trial, run_model, series_trials
 from tstlens.zoo.parts import (
     PARAMETERS,
     Distribution,
+    OwnCells,
     check_observed,
     domain,
     fill_missing,
@@ -282,7 +283,7 @@ _Patches = Float[Tensor, "batch channel patch patch_len"]
 
 
 @dataclass(frozen=True)
-class PatchTSTEmbedConfig:
+class PatchTSTEmbedConfig(OwnCells):
     """Scale, cut into patches, embed; every channel goes through the trunk by itself.
 
     Missing samples (NaN, or False in the mask) are zeros before scaling and take no part in mean
@@ -350,10 +351,6 @@ class PatchTSTEmbedConfig:
             return slice(0, 0)
         start = self.start(n_time) + (pos - self.cls_token) * self.stride
         return slice(start, start + self.patch_len)
-
-    def time_cell(self, pos: int, n_time: int) -> slice:
-        """The same as :meth:`time_span`: a patch is its own cell."""
-        return self.time_span(pos, n_time)
 
     def build(self, cfg: Any) -> nn.Module:
         """The module, with new weights."""

@@ -503,10 +503,7 @@ def build(
     else:
         whole, name = source, dotted(source)
     length = model.cfg.n_time or shortest(model.cfg.embed, model.cfg.n_ctx or 1)
-    inputs = list(series_trials(model.cfg.n_channels or 1, length, masked=False))
-    if not options["revin"]:  # not scaled: larger values only show rounding
-        random, (series,) = inputs[0]
-        inputs[1] = (f"{random} times 2 plus 1", (2 * series + 1,))
+    inputs = series_trials(model.cfg.n_channels or 1, length, False, scaled=options["revin"])
     trials = tuple(Trial(name, tensors, run_model, run) for name, tensors in inputs)
     return Built(model.eval(), whole, trials, name)
 

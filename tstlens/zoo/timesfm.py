@@ -67,7 +67,7 @@ from tstlens.shapes import Mask, Output, Residual, Series
 from tstlens.zoo.comparing import Tap
 from tstlens.zoo.layers import RESID_POST, RESID_PRE, LayerTable, fill
 from tstlens.zoo.parity import Trial, context_trials
-from tstlens.zoo.parts import EndingPatches, ResidualMLP, first_place, root
+from tstlens.zoo.parts import EndingPatches, ResidualMLP, first_place, per_channel, root
 from tstlens.zoo.registry import Built, register_classes
 from tstlens.zoo.t5 import dotted
 from tstlens.zoo.transformers_source import (
@@ -285,17 +285,6 @@ class TimesFMHead(nn.Module):
         loc, scale = per_channel(state, "loc", "scale")
         forecast = scaled * scale + loc
         return forecast[..., 0] if self.cfg.output == "point" else forecast
-
-
-def per_channel(state: TrunkState, *names: str) -> list[Tensor]:
-    """What the front end took out of each channel, [batch, channel, 1, 1]."""
-    if not set(names) <= set(state.statistics):
-        raise ArgumentError(
-            "this head puts back what the front end took out of each channel; pass the state "
-            "that embed_series returned as state="
-        )
-    by_series = (-1, state.n_series_channels)
-    return [state.statistics[name].unflatten(0, by_series)[..., None] for name in names]
 
 
 _PACKAGE = "transformers.models.timesfm.modeling_timesfm"

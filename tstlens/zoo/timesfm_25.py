@@ -87,10 +87,17 @@ from tstlens.shapes import Mask, Output, Residual, Series
 from tstlens.zoo.comparing import Tap
 from tstlens.zoo.layers import RESID_POST, RESID_PRE, LayerTable, fill
 from tstlens.zoo.parity import Trial, context_trials
-from tstlens.zoo.parts import EndingPatches, ResidualMLP, first_place, root
+from tstlens.zoo.parts import (
+    EndingPatches,
+    ResidualMLP,
+    first_place,
+    observed_in,
+    per_channel,
+    root,
+)
 from tstlens.zoo.registry import Built, register_classes
 from tstlens.zoo.t5 import activation, dotted
-from tstlens.zoo.timesfm import check_levels, chosen_output, per_channel
+from tstlens.zoo.timesfm import check_levels, chosen_output
 from tstlens.zoo.transformers_source import (
     ATTENTION,
     as_compared,
@@ -221,9 +228,7 @@ class TimesFM25Patches(nn.Module):
         self.hook_observed = Hook("batch channel pos patch_len")
 
     def forward(self, series: Series, mask: Mask | None) -> tuple[Residual, TrunkState]:
-        observed = ~series.isnan()
-        if mask is not None:
-            observed = observed & mask[:, None]
+        observed = observed_in(series, mask)
         _check_gaps(observed)
         values = torch.where(observed, series, 0.0)
         whole = nn.functional.pad(values, (self.cfg.context_length - values.shape[2], 0))

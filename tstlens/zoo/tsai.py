@@ -606,10 +606,9 @@ def _trials(model: HookedTST, options: TsaiOptions) -> tuple[Trial, ...]:
     cfg = model.cfg
     n_time = cfg.n_time or shortest(cfg.embed, cfg.n_ctx or 1)
     masked = getattr(cfg.embed, "takes_missing", False)
-    inputs = list(series_trials(cfg.n_channels or 1, n_time, masked=masked))
+    scaled = options.kind == "PatchTST"  # the others take standardised series
+    inputs = list(series_trials(cfg.n_channels or 1, n_time, masked, scaled))
     name, (series,) = inputs[0]
-    if options.kind != "PatchTST":  # takes standardised series; larger ones only show rounding
-        inputs[1] = (f"{name} times 2 plus 1", (2 * series + 1,))
     if masked:
         gaps = series.clone()
         generator = torch.Generator().manual_seed(1)
