@@ -191,10 +191,11 @@ class LayerTable:
             owner, _, leaf = part.rpartition(".")
             if leaf in _PATTERNS:
                 found |= _projections(block, owner, leaf, linear(state, prefix + theirs))
-            elif f"{prefix}{theirs}.weight" in state:
-                found |= {f"{part}.{k}": w for k, w in norm_entries(state, prefix + theirs).items()}
-            else:
+            elif leaf == "w":
                 found[part] = state[prefix + theirs]
+            else:
+                norm = norm_entries(state, prefix + theirs, block.get_submodule(part))
+                found |= {f"{part}.{name}": tensor for name, tensor in norm.items()}
         return found
 
     def fill(self, block: Any, state: Mapping[str, Tensor], prefix: str = "") -> None:
@@ -315,12 +316,22 @@ def linear(entries: Mapping[str, Tensor], name: str) -> tuple[Tensor, Tensor | N
     return weight, entries.get(f"{name}{dot}bias")
 
 
-def norm_entries(entries: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
-    """``w``, and where the norm has them ``b`` and the running statistics of a batch norm."""
+def norm_entries(entries: Mapping[str, Tensor], name: str, norm: nn.Module) -> dict[str, Tensor]:
+    """``w``, ``b`` and, of a batch norm, the running statistics.
+
+    Args:
+        entries: the source's weights; of :class:`Entries` none that the norm has may be missing.
+        name: of the norm in them.
+        norm: the one they are for.
+    """
     leaves = {"w": "weight", "b": "bias", "running_mean": "running_mean"}
     leaves["running_var"] = "running_var"
-    present = {ours: entries.get(f"{name}.{theirs}") for ours, theirs in leaves.items()}
-    return {ours: tensor for ours, tensor in present.items() if tensor is not None}
+    needed = set(norm.state_dict()) if isinstance(entries, Entries) else {"w"}
+    return {
+        ours: entries[f"{name}.{theirs}"]
+        for ours, theirs in leaves.items()
+        if ours in needed or f"{name}.{theirs}" in entries
+    }
 
 
 TORCH_LAYER = LayerTable(
@@ -550,7 +561,7 @@ def fill_trunk(model: HookedTST, entries: Entries, final: str) -> None:
     """Copy all encoder layers, and the norm after them that is called ``final``."""
     for layer, block in enumerate(model.blocks):
         LAYER.fill(block, entries, f"{STACK}{layer}.")
-    fill(model.ln_final, norm_entries(entries, final))
+    fill(model.ln_final, norm_entries(entries, final, model.ln_final))
 
 
 class RestatedTsl(Restated):

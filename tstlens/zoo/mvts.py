@@ -143,6 +143,8 @@ def _fill(model: HookedTST, entries: Entries) -> None:
     fill(model.pos_embed, {"W_pos": entries["pos_enc.pe"][:, 0]})
     for layer, block in enumerate(model.blocks):
         TORCH_LAYER.fill(block, entries, f"{STACK}{layer}.")
+        for bias in ("self_attn.in_proj_bias", "linear1.bias", "linear2.bias"):
+            entries[f"{STACK}{layer}.{bias}"]  # a state dict without is not this model's
     fill(
         model.head,
         {"W_U": entries["output_layer.weight"].T, "b_U": entries["output_layer.bias"]},

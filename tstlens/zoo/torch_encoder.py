@@ -74,7 +74,7 @@ def build(
     for block, layer in zip(model.blocks, source.layers, strict=True):
         TORCH_LAYER.fill(block, layer.state_dict())
     if final_norm is not None:
-        fill(model.ln_final, norm_entries(source.state_dict(), "norm"))
+        fill(model.ln_final, norm_entries(source.state_dict(), "norm", model.ln_final))
     whole = WholeEncoder(source, embed, head, causal)
     return Built(model.eval(), whole, _trials(cfg, example), "torch.nn.TransformerEncoder")
 

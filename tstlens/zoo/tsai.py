@@ -566,14 +566,14 @@ def _fill(model: HookedTST, entries: Entries, options: TsaiOptions, head: str) -
     stack = stack_of(options.kind)
     names = layer_names(options.kind, entries, f"{stack}0.")
     if cfg.norm_embed:
-        fill(model.ln_embed, norm_entries(entries, f"{stack}0.{names['ln1']}"))
+        fill(model.ln_embed, norm_entries(entries, f"{stack}0.{names['ln1']}", model.ln_embed))
     for layer, block in enumerate(model.blocks):
         if options.pre_norm:  # the next norm of the stream ends ours, whichever layer holds it
             after = {"ln1": names["ln2"], "ln2": f"{stack}{layer + 1}.{names['ln1']}"}
             only = {k: v for k, v in names.rows.items() if k not in after}
             LayerTable(only | {"ln1": after["ln1"]}).fill(block, entries, f"{stack}{layer}.")
             if layer + 1 < cfg.n_layers:
-                fill(block.ln2, norm_entries(entries, after["ln2"]))
+                fill(block.ln2, norm_entries(entries, after["ln2"], block.ln2))
         else:
             names.fill(block, entries, f"{stack}{layer}.")
     fill(model.head, _head_weights(model, entries, head))
