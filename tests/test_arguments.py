@@ -385,7 +385,7 @@ def test_analyses_refuse_what_would_be_guessed_or_spread(model, data):
 def test_a_push_at_no_position_is_refused(model, data):
     way = probing.Direction("hook_embed", torch.ones(8), "by hand", "ones")
     for pos in (slice(50, 60), []):
-        with pytest.raises(ArgumentError, match=r"pos within 0\.\.10"):
+        with pytest.raises(ArgumentError, match=r"pos.* 0\.\."):
             probing.dose_response(model, data, way, target=0, pos=pos, n_random=1, progress=False)
 
 
@@ -434,10 +434,10 @@ def test_fields_of_a_config_are_keywords_too(config, settings, positional):
     [
         ({"widht": 3}, "fitted has no option 'widht'; did you mean 'width'. it has width, kind"),
         ({"baz": 3}, "fitted has no option 'baz'; did you mean 'bar'"),
-        ({"width": 0}, "Options.width as an integer of at least 1, got 0"),
-        ({"kind": "sofd"}, "Options.kind as 'soft' or 'hard', got 'sofd'; did you mean 'soft'"),
-        ({"config": 3}, "config as a Options or None, got 3"),
-        ({"config": {"width": 3}}, "config as a Options or None, got"),
+        ({"width": 0}, "expected width as an integer of at least 1, got 0"),
+        ({"kind": "sofd"}, "expected kind as 'soft' or 'hard', got 'sofd'; did you mean 'soft'"),
+        ({"config": 3}, "config as an Options or None, got 3"),
+        ({"config": {"width": 3}}, "config as an Options or None, got"),
         ({"bar": "no"}, "bar as True or False"),
     ],
 )

@@ -155,6 +155,8 @@ def configured(kind: type) -> Callable[[Function], Function]:
                 raise ArgumentError(
                     f"{function.__name__} has no option {name!r}{meant} it has {', '.join(known)}"
                 )
+            tests = _field_tests(type(config))
+            settings = {k: _read(k, *tests[k], v) if k in tests else v for k, v in settings.items()}
             given.arguments["config"] = replace(config, **settings)
             return function(*given.args, **given.kwargs)
 
