@@ -86,7 +86,7 @@ from tstlens.zoo.patchtst_source import (
     taps,
 )
 from tstlens.zoo.registry import Built, register_classes
-from tstlens.zoo.t5 import activation
+from tstlens.zoo.t5 import ACTIVATIONS
 
 
 def build(
@@ -126,7 +126,7 @@ def build(
         n_channels=settings.num_input_channels,
         n_time=settings.context_length,
         positions="learned" if settings.positional_encoding_type == "random" else "sinusoidal",
-        act_fn=activation(settings.activation_function, "activation_function"),  # type: ignore[arg-type]
+        act_fn=ACTIVATIONS[settings.activation_function],  # type: ignore[arg-type]
         norm_position="pre" if settings.pre_norm else "post",
         normalization_type="BN" if settings.norm_type == "batchnorm" else "LN",
         eps=settings.norm_eps,
@@ -144,7 +144,11 @@ def build(
 def _refuse(source: Any, name: str) -> None:
     """Name the option that is not covered, or that the source itself cannot run."""
     settings = source.config
-    activation(settings.activation_function, "activation_function")
+    if settings.activation_function not in ACTIVATIONS:
+        raise UnsupportedSourceError(
+            f"activation_function={settings.activation_function!r} is not covered; "
+            f"{', '.join(ACTIVATIONS)} are"
+        )
     scaler = inner(source).scaler.scaler
     if scaler.dim != 1 or not scaler.keepdim:
         raise UnsupportedSourceError(

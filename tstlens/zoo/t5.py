@@ -30,7 +30,7 @@ from tstlens.zoo.comparing import Tap
 from tstlens.zoo.layers import RESID_POST, RESID_PRE, LayerTable, fill
 from tstlens.zoo.registry import dotted
 
-_ACTIVATIONS = {
+ACTIVATIONS = {
     "relu": "relu",
     "gelu": "gelu",
     "gelu_new": "gelu_tanh",
@@ -82,11 +82,11 @@ def activation(name: str, option: str) -> str:
     Raises:
         UnsupportedSourceError: it is not covered.
     """
-    if name not in _ACTIVATIONS:
+    if name not in ACTIVATIONS:
         raise UnsupportedSourceError(
-            f"{option}: activation {name!r} is not covered; {', '.join(_ACTIVATIONS)} are"
+            f"{option}: activation {name!r} is not covered; {', '.join(ACTIVATIONS)} are"
         )
-    return _ACTIVATIONS[name]
+    return ACTIVATIONS[name]
 
 
 def _table(block: Any) -> LayerTable:
