@@ -35,6 +35,7 @@ BASE = {
     "points",
     "randomness",
     "results",
+    "run",
     "shapes",
     "stats",
     "storage",

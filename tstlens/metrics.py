@@ -8,11 +8,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn.functional import log_softmax, softmax
 
 from tstlens.arguments import check_finite, checked
-from tstlens.errors import ArgumentError
+from tstlens.errors import ArgumentError, LabelError, SeriesShapeError
 
 Better = Literal["higher", "lower"]
 ANY = (-math.inf, math.inf)
@@ -91,6 +93,21 @@ class Metric:
             check_finite(values, self.name, self.first_pair)
         return values
 
+    def of_rows(self, output: Float[Tensor, "row ..."], *targets: Tensor) -> Float[Tensor, " row"]:
+        """Finite values [row] of outputs whose rows are compared with targets of their own.
+
+        Raises:
+            ArgumentError: not one finite number per row.
+        """
+        values = self.measure(output, *targets)
+        if getattr(values, "shape", None) != output.shape[:1]:
+            raise ArgumentError(
+                f"expected the measure to give one number per series [{len(output)}], got "
+                f"{list(getattr(values, 'shape', ()))}; it gets the output {list(output.shape)}"
+            )
+        check_finite(values, self.name, None)
+        return values
+
     @checked
     def of_pairs(self, index: slice) -> Metric:
         """The same metric for some of the pairs."""
@@ -116,3 +133,60 @@ def name_of(function: Any) -> str:
     named = getattr(function, "func", function)  # what a functools.partial is of
     name = getattr(named, "__name__", type(named).__name__)
     return "metric" if name == "<lambda>" else name
+
+
+@dataclass(frozen=True)
+class OfClass:
+    """The target's entry [*world, pair] of the logits, or of what they are turned into."""
+
+    transform: Callable[[Tensor, int], Tensor] | None = None
+
+    def __call__(self, output: Tensor, target: Tensor) -> Tensor:
+        if output.ndim < 2 or output.shape[-2] != len(target):
+            raise SeriesShapeError(
+                f"expected logits of {len(target)} series, one per target, got {list(output.shape)}"
+            )
+        n_classes = output.shape[-1]
+        if len(target) and not 0 <= int(target.min()) <= int(target.max()) < n_classes:
+            bad = target[(target < 0) | (target >= n_classes)][0]
+            raise LabelError(f"expected targets in 0..{n_classes - 1}, got {int(bad)}")
+        index = target.to(output.device).long().expand(output.shape[:-1]).unsqueeze(-1)
+        values = output if self.transform is None else self.transform(output, -1)
+        return values.gather(-1, index).squeeze(-1)
+
+
+# What of a class is measured -> unit, function of the logits, smallest and largest value.
+OF_CLASS: dict[str, tuple[str, Callable[[Tensor, int], Tensor] | None, tuple[float, float]]] = {
+    "probability": ("probability", softmax, (0.0, 1.0)),
+    "log-probability": ("nats", log_softmax, (-math.inf, 0.0)),
+    "logit": ("logit", None, ANY),
+}
+
+
+def of_class(what: str, target: Tensor) -> Metric:
+    """A metric of the target class: ``"probability"``, ``"log-probability"`` or ``"logit"``.
+
+    Args:
+        what: of the class.
+        target: int [pair], indices of the model's logits.
+
+    Raises:
+        LabelError: targets that are no integers [pair].
+    """
+    check_targets(target)
+    unit, transform, range = OF_CLASS[what]
+    name = f"{what} of the target class"
+    return Metric(name, unit, OfClass(transform), (target,), "higher", range)
+
+
+def check_targets(target: Tensor) -> None:
+    """Raise :class:`LabelError` unless these are integers [pair]."""
+    if target.ndim != 1 or target.is_floating_point() or target.dtype == torch.bool:
+        raise LabelError(
+            f"expected targets as integers [pair], got {target.dtype} {list(target.shape)}"
+        )
+
+
+def mean_forecast(output: Float[Tensor, "pair channel horizon"]) -> Float[Tensor, " pair"]:
+    """The forecast averaged over channels and horizon."""
+    return output.flatten(1).mean(1)

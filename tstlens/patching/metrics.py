@@ -18,12 +18,11 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.nn.functional import log_softmax, softmax
 
 from tstlens.arguments import Share, check_finite, check_slice, checked, numbers_of_rows
 from tstlens.data.labels import IndexNames, class_index
 from tstlens.errors import ArgumentError, LabelError, SeriesShapeError, SeriesValueError
-from tstlens.metrics import ANY, Metric
+from tstlens.metrics import Metric, OfClass, check_targets, of_class
 from tstlens.model import HeadConfig, HookedTST
 from tstlens.zoo.parts import PARAMETERS, Distribution, quantiles_of
 
@@ -35,7 +34,7 @@ def prob(target: Int[Tensor, " pair"]) -> Metric:
     Args:
         target: int [pair], indices of the model's logits.
     """
-    return _of_class("probability", "probability", target, softmax, (0.0, 1.0))
+    return of_class("probability", target)
 
 
 @checked
@@ -45,7 +44,7 @@ def log_prob(target: Int[Tensor, " pair"]) -> Metric:
     Args:
         target: int [pair], indices of the model's logits.
     """
-    return _of_class("log-probability", "nats", target, log_softmax, (-math.inf, 0.0))
+    return of_class("log-probability", target)
 
 
 @checked
@@ -55,7 +54,7 @@ def logit(target: Int[Tensor, " pair"]) -> Metric:
     Args:
         target: int [pair], indices of the model's logits.
     """
-    return _of_class("logit", "logit", target, None)
+    return of_class("logit", target)
 
 
 @checked
@@ -74,8 +73,8 @@ def logit_diff(target: Int[Tensor, " pair"], other: Int[Tensor, " pair"]) -> Met
             f"expected as many other classes as targets {list(target.shape)}, "
             f"got {list(other.shape)}"
         )
-    _check_targets(target)
-    _check_targets(other)
+    check_targets(target)
+    check_targets(other)
     return Metric("logit difference", "logit", _logit_difference, (target, other), "higher")
 
 
@@ -227,47 +226,8 @@ def _as_slice(index: slice | int | None, size: int, axis: str) -> slice:
     return index
 
 
-def _of_class(
-    name: str,
-    unit: str,
-    target: Tensor,
-    transform: Callable[[Tensor, int], Tensor] | None,
-    range: tuple[float, float] = ANY,
-) -> Metric:
-    _check_targets(target)
-    name = f"{name} of the target class"
-    return Metric(name, unit, _OfClass(transform), (target,), "higher", range)
-
-
-def _check_targets(target: Tensor) -> None:
-    if target.ndim != 1 or target.is_floating_point() or target.dtype == torch.bool:
-        raise LabelError(
-            f"expected targets as integers [pair], got {target.dtype} {list(target.shape)}"
-        )
-
-
-@dataclass(frozen=True)
-class _OfClass:
-    """The target's entry [*world, pair] of the logits, or of what they are turned into."""
-
-    transform: Callable[[Tensor, int], Tensor] | None = None
-
-    def __call__(self, output: Tensor, target: Tensor) -> Tensor:
-        if output.ndim < 2 or output.shape[-2] != len(target):
-            raise SeriesShapeError(
-                f"expected logits of {len(target)} series, one per target, got {list(output.shape)}"
-            )
-        n_classes = output.shape[-1]
-        if len(target) and not 0 <= int(target.min()) <= int(target.max()) < n_classes:
-            bad = target[(target < 0) | (target >= n_classes)][0]
-            raise LabelError(f"expected targets in 0..{n_classes - 1}, got {int(bad)}")
-        index = target.to(output.device).long().expand(output.shape[:-1]).unsqueeze(-1)
-        values = output if self.transform is None else self.transform(output, -1)
-        return values.gather(-1, index).squeeze(-1)
-
-
 def _logit_difference(output: Tensor, target: Tensor, other: Tensor) -> Tensor:
-    return _OfClass()(output, target) - _OfClass()(output, other)
+    return OfClass()(output, target) - OfClass()(output, other)
 
 
 @dataclass(frozen=True)

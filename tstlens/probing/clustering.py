@@ -30,9 +30,10 @@ from tstlens.probing.extraction import (
     layer_of,
     spliced,
 )
-from tstlens.probing.measures import MeasureOutput, Runs, check_task, score
+from tstlens.probing.measures import MeasureOutput, check_task, score
 from tstlens.randomness import seeded
 from tstlens.results import Result
+from tstlens.run import Runs
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -614,7 +615,7 @@ def cluster_effect(
         if point != found.hook:
             raise ArgumentError(f"expected clusters at {point}, got clusters at {found.hook}")
 
-        runs = Runs(model, data, layer_of(point), batch_size)
+        runs = Runs(model, data, start=layer_of(point), batch_size=batch_size)
 
         def run(kept: Tensor | None) -> Tensor:
             def only(latents: Tensor, hook: Any) -> Tensor:
@@ -624,8 +625,7 @@ def cluster_effect(
                     )
                 return latents * kept.to(latents)
 
-            hooks = [] if kept is None else [(point, only)]
-            return runs(hooks)
+            return runs.outputs([] if kept is None else [(point, only)])
 
         def kept_of(group: Sequence[int] | np.ndarray) -> Tensor:
             chosen = torch.zeros(n_latents)

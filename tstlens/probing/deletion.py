@@ -20,6 +20,7 @@ from tqdm import tqdm
 from tstlens.arguments import Count, Draws, Seed, Share, checked, shown
 from tstlens.data import TimeSeriesData
 from tstlens.errors import ArgumentError, SeriesShapeError
+from tstlens.metrics import Metric
 from tstlens.model import HookedTST
 from tstlens.probing.input_attribution import (
     Cells,
@@ -31,9 +32,10 @@ from tstlens.probing.input_attribution import (
     spread,
     unit_of_sample,
 )
-from tstlens.probing.measures import Measure, measure_of, targets_of
-from tstlens.probing.steering import evaluating, series_and_mask
+from tstlens.probing.measures import measured
+from tstlens.probing.steering import series_and_mask
 from tstlens.results import Result
+from tstlens.run import evaluating
 from tstlens.stats import check_intervals, limits_of, mean_interval
 
 if TYPE_CHECKING:
@@ -237,8 +239,7 @@ def deletion_insertion(
     """
     series, mask = series_and_mask(series, mask)
     model.check_series(series, mask)
-    measured = measure_of(model, measure, "probability")
-    targets = targets_of(model, measured, target, len(series))
+    metric = measured(model, measure, target, len(series), "probability")
     check_intervals(level, n_boot)
     if n_points < 2 or n_random < 1 or rows_per_pass < 1:
         raise ArgumentError(
@@ -259,7 +260,7 @@ def deletion_insertion(
         ranks(torch.rand(scores.shape, generator=generator, dtype=torch.float64), seen)
         for _ in range(n_random)
     ]
-    run = _Run(model, measured, series, base, mask, targets, cells, seen, rows_per_pass)
+    run = _Run(model, metric, series, base, mask, cells, seen, rows_per_pass)
     ends = run.curve(own, (0.0, 1.0))
 
     def deleted(rank: Tensor) -> np.ndarray:
@@ -279,8 +280,8 @@ def deletion_insertion(
         insertion,
         random,
         random[:, :, ::-1],  # the opposite of a random order is one as well
-        measured.name,
-        measured.unit,
+        metric.name,
+        metric.unit,
         method,
         name,
         own_unit,
@@ -294,11 +295,10 @@ class _Run:
     """Perturbed series through the model."""
 
     model: HookedTST
-    measure: Measure
+    metric: Metric
     series: Tensor
     baseline: Tensor
     mask: Tensor | None
-    target: Tensor | None
     cells: Cells
     seen: Tensor
     rows_per_pass: int
@@ -320,12 +320,10 @@ class _Run:
                 gone |= loose & (share == 1.0)
                 own, other = self.series[at], self.baseline[at]
                 mixed.append(torch.where(gone.to(own.device), other, own))
-            beside = [
-                None if x is None else x[at].repeat(len(shares), *(1,) * (x.ndim - 1)).to(device)
-                for x in (self.mask, self.target)
-            ]
-            output = self.model(torch.cat(mixed).to(device), mask=beside[0])
-            values = self.measure(output, beside[1]).double().cpu()
+            mask = None if self.mask is None else self.mask[at].repeat(len(shares), 1).to(device)
+            output = self.model(torch.cat(mixed).to(device), mask=mask)
+            targets = [target[at].repeat(len(shares)) for target in self.metric.targets]
+            values = self.metric.of_rows(output, *targets).double().cpu()
             rows.append(values.view(len(shares), -1).T)
         return torch.cat(rows).numpy()
 
@@ -465,8 +463,7 @@ def prediction_difference(
     """
     series, mask = series_and_mask(series, mask)
     model.check_series(series, mask)
-    measured = measure_of(model, measure, "probability")
-    targets = targets_of(model, measured, target, len(series))
+    metric = measured(model, measure, target, len(series), "probability")
     scores, cells, _, _ = scores_of(model, attribution, series, unit)
     others = replacement[None] if replacement.ndim == 3 else replacement
     if others.ndim != 4 or not len(others) or others.shape[1:] != series.shape:
@@ -497,7 +494,7 @@ def prediction_difference(
         device = model.cfg.device
         seen_by_model = None if mask is None else mask.to(device)
         output = model(changed.to(device), mask=seen_by_model)
-        return measured(output, None if targets is None else targets.to(device)).cpu()
+        return metric.of_rows(output, *metric.targets).cpu()
 
     with evaluating(model), torch.no_grad():
         before = measure_at(series)

@@ -15,8 +15,6 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from jaxtyping import Bool, Float
-from torch import Tensor
-from tqdm.auto import tqdm
 from transformer_lens.utilities import get_act_name
 
 from tstlens.arguments import Count, checked
@@ -24,6 +22,7 @@ from tstlens.data import TimeSeriesData
 from tstlens.errors import ArgumentError, SeriesShapeError
 from tstlens.model import HookedTST
 from tstlens.model.hooking import require_one_pass
+from tstlens.run import Pass, Runs
 
 Pool = Literal["mean", "max", "last"]
 
@@ -156,7 +155,6 @@ def _of_short(model: HookedTST, name: str) -> list[str]:
 
 
 @checked
-@torch.no_grad()
 def activations(
     model: HookedTST,
     data: TimeSeriesData,
@@ -194,26 +192,12 @@ def activations(
     """
     names = hook_names(model, hooks)
     require_one_pass(model, "to probe it")
-    if not len(data):
-        raise ArgumentError("data: expected at least one series, got none")
-    if batch_size < 1:
-        raise ArgumentError(f"batch_size: expected at least 1, got {batch_size}")
-    parts: dict[str, list[np.ndarray]] = {name: [] for name in names}
-    seen: list[np.ndarray | None] = []
-    heads = dict.fromkeys(names, 1)
-    training = model.training
-    model.eval()
-    try:
-        starts = range(0, len(data), batch_size)
-        for start in tqdm(starts, desc="activations", disable=not progress, leave=False):
-            kept, observed = _pass(model, data[start : start + batch_size], names)
-            seen.append(observed)
-            for name in names:
-                values, heads[name] = _four_axes(kept[name], name, len(data[start:][:batch_size]))
-                parts[name].append(_numpy(values))
-    finally:
-        model.train(training)
-    return {name: _gathered(model, data, name, parts[name], seen, heads[name]) for name in names}
+    title: dict[str, Any] = {"progress": progress, "title": "activations"}
+    parts: dict[str, list[tuple[np.ndarray, np.ndarray, int]]] = {name: [] for name in names}
+    for one in Runs(model, data, hooks=names, batch_size=batch_size, **title).passes():
+        for name in names:
+            parts[name].append(_four_axes(one, name))
+    return {name: _gathered(model, data, name, parts[name]) for name in names}
 
 
 def latents(
@@ -256,78 +240,38 @@ def spliced(model: HookedTST, sae: Any, use_error_term: bool = True) -> Iterator
         yield f"{place}.hook_sae_acts_post"
 
 
-def _pass(
-    model: HookedTST, data: TimeSeriesData, names: Sequence[str]
-) -> tuple[dict[str, Tensor], np.ndarray | None]:
-    kept: dict[str, Tensor] = {}
-
-    def keep(activation: Tensor, hook: Any) -> None:
-        kept[hook.name] = activation.detach()
-
-    series = data.series.to(device=model.cfg.device, dtype=model.cfg.dtype)
-    mask = None if data.mask is None else data.mask.to(series.device)
-    _, state = model.embed_series(series, mask)  # for the padding
-    with model.hooks(fwd_hooks=[(name, keep) for name in names]):
-        model(series, mask=mask, stop_at_layer=_stop(model, names))
-    masks = [model.observed_at(name, state) for name in names]
-    if len({found is None for found in masks}) > 1:
-        raise ArgumentError("read an encoder and its decoder apart: they have their own positions")
-    return kept, None if masks[0] is None else masks[0].cpu().numpy()
-
-
-def _stop(model: HookedTST, names: Sequence[str]) -> int | None:
-    """The layer to stop before; None where the head has to run."""
-    stop = 0
-    for name in names:
-        layer = model.cfg.n_encoder_layers if model.crosses(name) else model.layer_of(name)
-        if layer is None and not name.startswith(("hook_", "embed.")):
-            return None
-        stop = max(stop, 0 if layer is None else layer + 1)
-    return stop
-
-
-def _four_axes(activation: Tensor, name: str, n_series: int) -> tuple[Tensor, int]:
-    """[series, channel, pos, width] and the heads in the width."""
-    n_heads = 1
-    if activation.ndim == 2:  # pooled
-        activation = activation[:, None]
-    if activation.ndim == 4:
-        n_heads = activation.shape[2]
-        activation = activation.flatten(2)
-    if activation.ndim != 3 or len(activation) % n_series:
+def _four_axes(one: Pass, name: str) -> tuple[np.ndarray, np.ndarray, int]:
+    """[series, channel, pos, width], which positions count, and the heads in the width."""
+    found, n_heads = one.acts[name], 1
+    if found.ndim == 2:  # pooled
+        found = found[:, None]
+    if found.ndim == 4:
+        n_heads = found.shape[2]
+        found = found.flatten(2)
+    if found.ndim != 3 or len(found) % len(one):
         raise SeriesShapeError(
-            f"expected an activation [row, pos, width] at {name}, got {list(activation.shape)}"
+            f"expected an activation [row, pos, width] at {name}, got {list(found.shape)}"
         )
-    return activation.unflatten(0, (n_series, -1)), n_heads
-
-
-def _numpy(values: Tensor) -> np.ndarray:
-    values = values.cpu()
-    return (values if values.dtype == torch.float64 else values.float()).numpy()
+    found = found.unflatten(0, (len(one), -1)).cpu()
+    values = (found if found.dtype == torch.float64 else found.float()).numpy()
+    observed, mask = np.ones(values.shape[:3], dtype=bool), one.observed(name)
+    if mask is not None and mask.shape[1] == values.shape[2] and not name.startswith("head"):
+        observed[:] = mask.cpu().numpy().reshape(len(one), -1, values.shape[2])
+    return values, observed, n_heads
 
 
 def _gathered(
     model: HookedTST,
     data: TimeSeriesData,
     name: str,
-    parts: list[np.ndarray],
-    seen: list[np.ndarray | None],
-    n_heads: int,
+    parts: list[tuple[np.ndarray, np.ndarray, int]],
 ) -> Activations:
-    values = np.concatenate(parts)
-    n_pos = values.shape[2]
-    observed = np.ones(values.shape[:3], dtype=bool)
-    masks = [part for part in seen if part is not None]
-    if masks and masks[0].shape[1] == n_pos and not name.startswith("head"):
-        start = 0
-        for part, mask in zip(parts, seen, strict=True):
-            if mask is not None:
-                observed[start : start + len(part)] = mask.reshape(len(part), -1, n_pos)
-            start += len(part)
+    values, observed = (np.concatenate([part[at] for part in parts]) for at in (0, 1))
+    cells, spans = (
+        _times(model, kind, values.shape[2], data.n_time) for kind in ("time_cell", "time_span")
+    )
     values = np.where(observed[..., None], values, 0)
-    cells = _times(model, "time_cell", n_pos, data.n_time)
-    spans = _times(model, "time_span", n_pos, data.n_time)
-    return Activations(values, observed, name, n_heads, cells, spans)
+    return Activations(values, observed, name, parts[0][2], cells, spans)
 
 
 def _times(

@@ -26,11 +26,13 @@ from tstlens.arguments import Count, Seed, check_gradients, checked
 from tstlens.data import TimeSeriesData
 from tstlens.data.validate import check_series
 from tstlens.errors import ArgumentError, SeriesShapeError, SeriesValueError
+from tstlens.metrics import Metric
 from tstlens.model import HookedTST
-from tstlens.probing.measures import Measure, measure_of, targets_of
-from tstlens.probing.steering import evaluating, series_and_mask
+from tstlens.probing.measures import measured
+from tstlens.probing.steering import series_and_mask
 from tstlens.randomness import seeded
 from tstlens.results import Result
+from tstlens.run import evaluating
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -648,8 +650,8 @@ def attribute(
         raise ArgumentError(
             f"expected n_samples and rows_per_pass of at least 1, got {n_samples}, {rows_per_pass}"
         )
-    measured = measure_of(model, measure, "logit")
-    targets = targets_of(model, measured, target, len(series))
+    metric = measured(model, measure, target, len(series), "logit")
+    targets = metric.targets[0] if metric.targets else None
     cells = cells_of(model, series.shape[2], unit)
     base = make_baseline(baseline, series, mask, background)
     if base.many and method != "gradient_shap":
@@ -662,7 +664,7 @@ def attribute(
     with evaluating(model), seeded(seed):
         for start in tqdm(starts, desc=method, unit="block", disable=not progress, delay=1):
             at = slice(start, start + batch_size)
-            task = _task(model, measured, series, mask, targets, base, cells, at)
+            task = _task(model, metric, series, mask, targets, base, cells, at)
             values = run_method(
                 library, method, task, n_steps, n_samples, rows_per_pass, seed + start
             )
@@ -688,8 +690,8 @@ def attribute(
         baseline_output,
         None if targets is None else targets.cpu(),
         method,
-        measured.name,
-        measured.unit,
+        metric.name,
+        metric.unit,
         None if mask is None else mask.cpu(),
         options,
     )
@@ -697,7 +699,7 @@ def attribute(
 
 def _task(
     model: HookedTST,
-    measure: Measure,
+    metric: Metric,
     series: Tensor,
     mask: Tensor | None,
     targets: Tensor | None,
@@ -708,7 +710,7 @@ def _task(
     device = model.cfg.device
 
     def forward(x: Tensor, mask: Tensor | None, target: Tensor | None) -> Tensor:
-        return measure(model(x, mask=mask), target)
+        return metric.of_rows(model(x, mask=mask), *([] if target is None else [target]))
 
     return Task(
         forward,

@@ -21,8 +21,9 @@ from tstlens.errors import ArgumentError, HookError, SeriesShapeError
 from tstlens.metrics import Better, Metric, name_of
 from tstlens.model import HookedTST
 from tstlens.probing.extraction import Activations, Pool, activations, layer_of
-from tstlens.probing.measures import MeasureOutput, Runs, check_task, score
+from tstlens.probing.measures import MeasureOutput, check_task, score
 from tstlens.results import Result
+from tstlens.run import Runs
 from tstlens.stats import mean_interval
 
 if TYPE_CHECKING:
@@ -404,8 +405,8 @@ def skip_cost(
         )
     data = data.for_model(model)
     n_layers = model.cfg.n_layers
-    runs = Runs(model, data, 0, batch_size)
-    whole = runs([])
+    runs = Runs(model, data, start=0, batch_size=batch_size)
+    whole = runs.outputs()
     check_task(data, whole, metric)
     value, right = score(data, whole, metric)
     shape = (n_layers, n_layers)
@@ -414,7 +415,7 @@ def skip_cost(
     }
     pairs = [(a, b) for a in range(n_layers) for b in range(a, n_layers)]
     for first, last in tqdm(pairs, desc="skipping", unit="run", disable=not progress):
-        output = runs(skipping(model, first, last))
+        output = runs.outputs(skipping(model, first, last))
         found, correct = score(data, output, metric)
         at = first, last
         parts["value"][at], parts["accuracy"][at] = float(found.mean()), float(correct.mean())

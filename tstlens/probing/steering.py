@@ -10,8 +10,7 @@ way between their means *along it*, so strengths of different methods can be com
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -28,9 +27,10 @@ from tstlens.errors import ArgumentError, HookError, SeriesShapeError
 from tstlens.model import HookedTST
 from tstlens.model.hooking import require_one_pass
 from tstlens.probing.extraction import Activations, activations
-from tstlens.probing.measures import Measure, measure_of, targets_of
+from tstlens.probing.measures import measured
 from tstlens.randomness import seeded
 from tstlens.results import Result
+from tstlens.run import Runs
 from tstlens.stats import check_intervals, limits_of, mean_interval
 
 if TYPE_CHECKING:
@@ -67,17 +67,6 @@ def as_data(given: Tensor | TimeSeriesData, mask: Tensor | None = None) -> TimeS
     """The same as a :class:`TimeSeriesData`."""
     series, mask = series_and_mask(given, mask)
     return TimeSeriesData(series, mask=mask)
-
-
-@contextmanager
-def evaluating(model: HookedTST) -> Iterator[None]:
-    """Eval mode for a while."""
-    training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(training)
 
 
 Method = Literal["mean", "median", "lda", "probe"]
@@ -514,8 +503,7 @@ def dose_response(
     series, mask = series_and_mask(data, mask)
     model.check_series(series, mask)
     require_one_pass(model, "to measure what a push does")
-    measured = measure_of(model, measure, "probability")
-    targets = targets_of(model, measured, target, len(series))
+    metric = measured(model, measure, target, len(series), "probability")
     doses = tuple(sorted({0.0, *(float(strength) for strength in strengths)}))
     if len(doses) < 2 or not np.isfinite(doses).all():
         raise ArgumentError(f"expected one or more strengths other than 0, got {list(strengths)}")
@@ -527,13 +515,15 @@ def dose_response(
         total=(1 + n_random) * (len(doses) - 1) + 1, desc="dose response", disable=not progress
     )
 
+    runs = Runs(model, series, mask, batch_size=batch_size)
+
     def run(pushed: Direction, strength: float) -> np.ndarray:
         with model.steer(pushed, strength, pos):
-            values = _measured(model, series, mask, measured, targets, batch_size)
+            values = runs.measure(metric).numpy()
         bar.update()
         return values
 
-    with evaluating(model), bar:
+    with bar:
         still = run(direction, 0.0)
         curves = [
             np.stack([run(one, dose) if dose else still for dose in doses], 1)
@@ -543,7 +533,7 @@ def dose_response(
     zero = doses.index(0.0)
     change = values - values[:, [zero]]
     above = change - (random - random[:, :, [zero]]).mean(0)
-    least, most = limits_of(measured.unit, values, random)
+    least, most = limits_of(metric.unit, values, random)
     none = values[:, zero].mean()
     ends = []
     for x, limits in ((change, (least - none, most - none)), (above, (least - most, most - least))):
@@ -568,25 +558,8 @@ def dose_response(
         hook=direction.hook,
         method=direction.method,
         unit=direction.unit,
-        measure=measured.name,
-        measure_unit=measured.unit,
+        measure=metric.name,
+        measure_unit=metric.unit,
         level=level,
         made=made,
     )
-
-
-def _measured(
-    model: HookedTST,
-    series: Tensor,
-    mask: Tensor | None,
-    measure: Measure,
-    targets: Tensor | None,
-    batch_size: int,
-) -> Float[np.ndarray, " series"]:
-    parts = []
-    device = model.cfg.device
-    for start in range(0, len(series), batch_size):
-        at = slice(start, start + batch_size)
-        output = model(series[at].to(device), mask=None if mask is None else mask[at].to(device))
-        parts.append(measure(output, None if targets is None else targets[at]).double().cpu())
-    return torch.cat(parts).numpy()

@@ -8,7 +8,6 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -17,10 +16,10 @@ from tstlens.data import TimeSeriesData
 from tstlens.data.window_properties import window_properties
 from tstlens.errors import ArgumentError
 from tstlens.model import HookedTST
-from tstlens.probing.measures import measure_of, targets_of
-from tstlens.probing.steering import evaluating
+from tstlens.probing.measures import measured
 from tstlens.randomness import seeded
 from tstlens.results import Result
+from tstlens.run import Runs
 from tstlens.stats import check_intervals, mean_interval
 
 if TYPE_CHECKING:
@@ -154,9 +153,8 @@ def surrogate(
         raise ArgumentError(f"expected at least {2 * max(n_splits, 2)} series, got {len(data)}")
     if not 1 <= n_windows <= data.n_time:
         raise ArgumentError(f"expected n_windows in 1..{data.n_time}, got {n_windows}")
-    measured = measure_of(model, measure, "logit")
-    targets = targets_of(model, measured, target, len(data))
-    output = _outputs(model, data, measured, targets, batch_size)
+    metric = measured(model, measure, target, len(data), "logit")
+    output = Runs(model, data, batch_size=batch_size).measure(metric).numpy()
     if not np.ptp(output) > 0:
         raise ArgumentError("expected an output that differs between series, got the same for all")
     x, names = _features(data, n_windows)
@@ -198,25 +196,10 @@ def surrogate(
         predicted,
         text,
         kind,
-        measured.name,
-        measured.unit,
+        metric.name,
+        metric.unit,
         made,
     )
-
-
-@torch.no_grad()
-def _outputs(
-    model: HookedTST, data: TimeSeriesData, measure: Any, targets: Tensor | None, batch_size: int
-) -> Float[np.ndarray, " series"]:
-    parts = []
-    with evaluating(model):
-        for start in range(0, len(data), batch_size):
-            at = slice(start, start + batch_size)
-            series = data.series[at].to(device=model.cfg.device, dtype=model.cfg.dtype)
-            mask = None if data.mask is None else data.mask[at].to(series.device)
-            output = model(series, mask=mask)
-            parts.append(measure(output, None if targets is None else targets[at]).double().cpu())
-    return torch.cat(parts).numpy()
 
 
 def _features(
