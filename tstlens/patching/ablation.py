@@ -20,7 +20,7 @@ from tstlens.data.validate import blanked
 from tstlens.errors import ArgumentError, UnknownAxisError
 from tstlens.model import HookedTST
 from tstlens.patching.metrics import MeasureOutput, as_metric, pair_blocks, read_runs
-from tstlens.patching.outputs import Swept, assembled, measured, rows_of
+from tstlens.patching.outputs import Swept, assembled, measured
 from tstlens.patching.result import AblationResult
 from tstlens.patching.sites import Site
 from tstlens.patching.sources import (
@@ -33,6 +33,7 @@ from tstlens.patching.sources import (
     observed,
     record,
     replacing,
+    rows_of,
 )
 from tstlens.patching.worlds import CorruptedRun, run_corrupted
 from tstlens.shapes import PairMask, PairSeries

@@ -23,6 +23,7 @@ from tstlens.effects import Labelled
 from tstlens.errors import ArgumentError, UnknownHookError
 from tstlens.model import HookedTST
 from tstlens.patching.outputs import rows_that_fit, time_cells
+from tstlens.patching.sources import rows_of
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -166,9 +167,8 @@ def attention(
     patterns, all_observed, all_stats = [], [], []
     starts = range(0, len(series), per_block)
     for start in tqdm(starts, desc="attention", unit="block", disable=not progress, delay=1):
-        rows = slice(start, start + per_block)
-        seen = None if mask is None else mask[rows]
-        pattern, observed = _patterns(model, names, series[rows], seen)
+        own = rows_of(series, mask, slice(start, start + per_block))
+        pattern, observed = _patterns(model, names, *own)
         all_stats.append(_stats(pattern, observed, cells, model.cfg.causal))
         patterns.append(_sums(pattern) if average else pattern)
         all_observed.append(observed)

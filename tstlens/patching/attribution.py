@@ -43,17 +43,19 @@ from tstlens.model import HookedTST
 from tstlens.patching.checks import check_pairs
 from tstlens.patching.grids import Grid, make_grids
 from tstlens.patching.metrics import MeasureOutput, as_metric, pair_blocks, read_metric, read_runs
-from tstlens.patching.outputs import Rows, Swept, assembled, rows_of, rows_that_fit
+from tstlens.patching.outputs import Swept, assembled, rows_that_fit
 from tstlens.patching.result import SweepResult
 from tstlens.patching.sites import Place, Site, axis_of, locate
 from tstlens.patching.sources import (
     Reference,
     ReferenceMask,
+    Rows,
     Source,
     both,
     observed,
     record,
     replacing,
+    rows_of,
     sources,
 )
 from tstlens.patching.worlds import CorruptedRun, run_corrupted, start_of

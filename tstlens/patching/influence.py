@@ -21,9 +21,9 @@ from tstlens.model import HookedTST
 from tstlens.patching.checks import check_pairs, require_two_writers
 from tstlens.patching.grids import Grid, make_grid
 from tstlens.patching.metrics import PAIRS_PER_BLOCK
-from tstlens.patching.outputs import Rows, Swept, rows_of, rows_that_fit
+from tstlens.patching.outputs import Swept, rows_that_fit
 from tstlens.patching.sites import Site, locate
-from tstlens.patching.sources import record, sources
+from tstlens.patching.sources import Rows, record, rows_of, sources
 from tstlens.patching.worlds import CorruptedRun, run_corrupted
 from tstlens.shapes import PairMask, PairSeries
 

@@ -43,6 +43,7 @@ from tstlens.model import HookedTST, TrunkState
 from tstlens.model.parts import Pooling
 from tstlens.patching.checks import require_one_stack
 from tstlens.patching.outputs import time_cells
+from tstlens.patching.sources import rows_of
 from tstlens.shapes import PosMask, Residual
 
 if TYPE_CHECKING:
@@ -252,8 +253,7 @@ def lens(
     starts = range(0, len(series), SERIES_PER_BLOCK)
     for start in tqdm(starts, desc="lens", unit="block", disable=not progress, delay=1):
         rows = slice(start, start + SERIES_PER_BLOCK)
-        seen = None if mask is None else mask[rows]
-        stream, state, final = streams(model, series[rows], seen)
+        stream, state, final = streams(model, *rows_of(series, mask, rows))
         check_finite(final.flatten(1).T, "the model", start)
         outputs.append(torch.stack([model.unembed(point, state) for point in stream]))
         finals.append(final)

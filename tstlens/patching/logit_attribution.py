@@ -29,6 +29,7 @@ from tstlens.patching.checks import require_one_stack
 from tstlens.patching.lens import route
 from tstlens.patching.metrics import OutputPart
 from tstlens.patching.outputs import time_cells
+from tstlens.patching.sources import rows_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -256,7 +257,8 @@ def logit_attribution(
     bar = tqdm(starts, desc="logit attribution", unit="block", disable=not progress, delay=1)
     for start in bar:
         rows = slice(start, start + SERIES_PER_BLOCK)
-        blocks.append(_split_block(model, head, asked.rows(rows), series[rows], _rows(mask, rows)))
+        own = rows_of(series, mask, rows)
+        blocks.append(_split_block(model, head, asked.rows(rows), *own))
     values = torch.cat([block.values for block in blocks])
     constant = torch.cat([block.constant for block in blocks])
     output = torch.cat([block.output for block in blocks])
@@ -419,7 +421,3 @@ def _check_sum(values: Tensor, constant: Tensor, output: Tensor) -> float:
             "(a permanent hook, a spliced module); remove it with model.reset_hooks()"
         )
     return float(gap.max())
-
-
-def _rows(mask: Tensor | None, rows: slice) -> Tensor | None:
-    return None if mask is None else mask[rows]

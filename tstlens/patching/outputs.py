@@ -21,14 +21,8 @@ from tstlens.patching.result import SweepResult
 from tstlens.patching.sites import Place, Site, locate
 from tstlens.patching.worlds import CorruptedRun, run_worlds
 
-Rows = tuple[Tensor, Tensor | None]  # series and their mask
 Piece = tuple[Tensor, dict[str, Tensor]]  # values [pair, *axes] and what the two runs gave
 Kind = TypeVar("Kind", bound=SweepResult)
-
-
-def rows_of(series: Tensor, mask: Tensor | None, rows: slice) -> Rows:
-    """Some of the series, with their masks."""
-    return series[rows], None if mask is None else mask[rows]
 
 
 @dataclass(frozen=True)

@@ -333,7 +333,7 @@ def split_half(
     result: SweepResult,
     k: Count = 5,
     *,
-    n_splits: int = 200,
+    n_splits: Count = 200,
     cluster: Groups | None = None,
     seed: Seed = 0,
 ) -> SplitHalf:
@@ -375,8 +375,6 @@ def split_half(
             f"expected at least 4 independent series and 3 sites of finite effects to rank, got "
             f"{len(counts)} and {sums.shape[1]}"
         )
-    if n_splits < 1 or k < 1:
-        raise ArgumentError(f"expected n_splits and k of at least 1, got {n_splits} and {k}")
     generator = np.random.default_rng(seed)
     spearman, overlap = np.empty(n_splits), np.empty(n_splits)
     for split in range(n_splits):
@@ -614,8 +612,6 @@ def agreement(exact: SweepResult, approximate: SweepResult, k: Count = 5) -> Agr
                 f"expected two results over the same {name}, got {first} and {second}; run both "
                 "with the same site, axes, pairs and metric"
             )
-    if k < 1:
-        raise ArgumentError(f"expected k of at least 1, got {k}")
     axes = tuple(axis for axis in exact.axes if axis != "pair")
     grid = torch.cartesian_prod(*(torch.arange(len(exact.coords[axis])) for axis in axes))
     index = grid.view(-1, len(axes)).tolist() if axes else [[]]

@@ -23,10 +23,18 @@ from tstlens.metrics import Metric
 from tstlens.model import HookedTST
 from tstlens.patching.checks import check_pairs
 from tstlens.patching.metrics import MeasureOutput, as_metric, pair_blocks, read_runs
-from tstlens.patching.outputs import Piece, Rows, Swept, assembled, measured, rows_of
+from tstlens.patching.outputs import Piece, Swept, assembled, measured
 from tstlens.patching.result import SweepResult
 from tstlens.patching.sites import Site
-from tstlens.patching.sources import Reference, ReferenceMask, Source, record, sources
+from tstlens.patching.sources import (
+    Reference,
+    ReferenceMask,
+    Rows,
+    Source,
+    record,
+    rows_of,
+    sources,
+)
 from tstlens.patching.worlds import run_corrupted
 from tstlens.shapes import PairMask, PairSeries
 

@@ -29,8 +29,9 @@ from tstlens.patching.metrics import (
     read_metric,
     read_runs,
 )
-from tstlens.patching.outputs import assembled, rows_of, rows_that_fit
+from tstlens.patching.outputs import assembled, rows_that_fit
 from tstlens.patching.result import SweepResult
+from tstlens.patching.sources import rows_of
 from tstlens.shapes import PairMask, PairSeries
 
 LENGTHS = (1, 2, 4, 8, 16)

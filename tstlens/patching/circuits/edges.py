@@ -67,8 +67,9 @@ from tstlens.patching.circuits.streams import (
     written,
 )
 from tstlens.patching.metrics import MeasureOutput, as_metric, read_metric, read_runs
-from tstlens.patching.outputs import Kind, assembled, rows_of, rows_that_fit
+from tstlens.patching.outputs import Kind, assembled, rows_that_fit
 from tstlens.patching.result import SweepResult
+from tstlens.patching.sources import rows_of
 from tstlens.shapes import PairMask, PairSeries
 
 Answer = tuple[Tensor, Tensor, Tensor]  # senders [world], receivers [world], outputs
