@@ -255,17 +255,7 @@ def _one_pair(result: SweepResult, pair: int) -> SweepResult:
     if "pair" not in result.axes:
         raise ArgumentError(f"pair={pair}: the result was averaged over pairs before")
     at = marks.row_of(pair, len(result.values), "pair")
-    return replace(
-        result,
-        values=result.values[at],
-        effects=result.effect()[at],
-        axes=tuple(axis for axis in result.axes if axis != "pair"),
-        coords={axis: entries for axis, entries in result.coords.items() if axis != "pair"},
-        baseline=result.baseline[at],
-        clean=result.clean[at],
-        rounding=None if result.rounding is None else result.rounding[at],
-        n_pairs=1,
-    )
+    return replace(result.at(pair=result.coords["pair"][at]), n_pairs=1)
 
 
 def _panels(
