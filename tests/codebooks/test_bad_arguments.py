@@ -47,7 +47,7 @@ def test_codes_are_not_rounded(model, series, codes, where, words):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"n_codes": "8"}, "CodebookConfig.n_codes as an integer, got '8'"),
+        ({"n_codes": "8"}, "CodebookConfig.n_codes as an integer of at least 1, got '8'"),
         ({"k": 1.5}, "CodebookConfig.k as an integer of at least 1, got 1.5"),
         ({"normalize": "no"}, "CodebookConfig.normalize as True or False, got 'no'"),
         ({"dtype": "half precision"}, "the name of a floating point dtype.*got 'half precision'"),
@@ -86,8 +86,8 @@ def test_tables(make_book, call, words):
         ({"lr": -1.0}, "lr as a positive number, got -1.0"),
         ({"codebook_lr": 0.0}, "codebook_lr as a positive number, got 0.0"),
         ({"clip_norm": -1.0}, "clip_norm as a positive number or None, got -1.0"),
-        ({"reconstruction": -1.0}, "reconstruction of 0 or more, got -1.0"),
-        ({"commitment": -1.0}, "commitment of 0 or more"),
+        ({"reconstruction": -1.0}, "reconstruction as a finite number of at least 0, got -1.0"),
+        ({"commitment": -1.0}, "commitment as a finite number of at least 0"),
         ({"target": torch.zeros(6, 3, 2)}, "for train_model=True; got 6 with train_model=False"),
         ({"target": torch.zeros(9, 3, 2), "train_model": True}, "of the 6 series.*got 9"),
         ({"n_codes": "8"}, "n_codes as an integer"),

@@ -77,6 +77,25 @@ def test_codes_and_their_sum_are_those_of_a_plain_loop(similarity, k, n_groups, 
         torch.testing.assert_close(acts @ book.W_dec, decoded)
 
 
+@pytest.mark.parametrize("n_groups", [1, 2])
+def test_what_is_normalised_and_not_put_back_is_the_sum_of_codes(n_groups, tmp_path):
+    """As layer norm without weights in front of a codebook that normalises nothing."""
+    options = {"d_in": 8, "n_codes": 16, "k": 2, "n_groups": n_groups}
+    book = Codebook(CodebookConfig(**options, normalize=True, restore=False))
+    plain, x = Codebook(CodebookConfig(**options)), 3 * x_of(5, 7, 8) + 1
+    parts = x.unflatten(-1, (n_groups, -1))
+    normalised = torch.nn.functional.layer_norm(parts, parts.shape[-1:]).flatten(-2)
+    snap, expected = book.trace(x), plain.trace(normalised)
+    assert torch.equal(snap.acts, expected.acts)
+    torch.testing.assert_close(snap.output, expected.output)
+    torch.testing.assert_close(book.decode(book.encode(x)), expected.output)  # needs no statistics
+    leaf = x.clone().requires_grad_()
+    book(leaf).sum().backward()
+    assert torch.equal(leaf.grad, torch.ones_like(x))  # straight through, as without
+    book.save_model(tmp_path)
+    assert not SAE.load_from_disk(tmp_path).cfg.restore
+
+
 @pytest.mark.parametrize("shift", [0.0, 50.0])
 def test_one_euclidean_code_is_the_nearest_neighbour(shift):
     book = Codebook(CodebookConfig(d_in=6, n_codes=200, similarity="euclidean"))
@@ -291,10 +310,10 @@ def test_sae_lens_loads_it_in_a_new_process_with_the_same_codes(tmp_path):
     [
         ({"k": 20}, "expected k <= n_codes=16, got k=20"),
         ({"n_groups": 3}, "expected n_groups to divide d_in=8, got n_groups=3"),
-        ({"similarity": "dot"}, "'cosine', 'inner_product' or 'euclidean', got 'dot'"),
-        ({"gradient": "all"}, "'task', 'reconstruction' or 'both', got 'all'"),
+        ({"similarity": "dot"}, "'inner_product' or 'euclidean', got 'dot'"),
+        ({"gradient": "all"}, "'reconstruction' or 'both', got 'all'"),
         ({"d_sae": 17}, "d_sae = n_groups \\* n_codes = 16, got 17"),
-        ({"n_codes": 0}, "expected n_codes >= 1, got 0"),
+        ({"n_codes": 0}, "n_codes as an integer of at least 1, got 0"),
         ({"normalize_activations": "layer_norm"}, "normalize_activations='none' only"),
     ],
 )

@@ -168,7 +168,7 @@ def test_the_frame_and_the_figure_hold_the_numbers():
         ({"label": 1, "measure": "forecast"}, "is for forecasters"),
         ({"label": 1, "doses": [0]}, r"doses in 1..10 positions, got \[0\]"),
         ({"label": 1, "n_controls": 16}, "at least 16 other codes .* got 15; ask for fewer"),
-        ({"label": 1, "action": "swap"}, "action as 'force' or 'ban'"),
+        ({"label": 1, "action": "swap"}, "action as 'force' or 'ban', got 'swap'"),
     ],
 )
 def test_what_cannot_be_measured_is_refused(model, make_book, data, options, message, request):

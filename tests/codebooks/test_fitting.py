@@ -205,6 +205,24 @@ def test_moving_averages_find_the_means():
     assert (means - book.table[0]).abs().max() <= 1e-2 * rows.std()
 
 
+def test_tables_decay_by_a_share_of_their_learning_rate_in_every_step():
+    """Codes that nobody uses have no gradient, so their entries shrink by a known factor."""
+    options = {"begin_from": "normal", "n_codes": 60, "similarity": "euclidean", "revive": False}
+    options |= {"codebook_lr": 0.05, "epochs": 3, "batch_size": 8}
+    start = codebooks.CodebookConfig(n_codes=60, similarity="euclidean")
+    before = codebooks.start(make_model(), make_data(), [MLP], start, "normal")[MLP].table
+    plain = fit(make_model(), make_data(), [MLP], **options)[MLP]
+    model = make_model()
+    decayed = fit(model, make_data(), [MLP], weight_decay=0.4, **options)[MLP]
+    ids = model.code_ids(make_data().series)[MLP]
+    unmoved = (plain.table == before)[0].all(1)  # never used: no step moved it
+    unmoved[ids.unique()] = False
+    assert 5 < unmoved.sum() < 60
+    n_steps = 3 * 3  # 24 series, 8 a step
+    expected = before[0, unmoved] * (1 - 0.05 * 0.4) ** n_steps
+    torch.testing.assert_close(decayed.table[0, unmoved], expected)
+
+
 def test_k_falls_from_large_to_small():
     model, data = make_model(), make_data()
     books = fit(model, data, [MLP], k=1, k_start=4, epochs=6, k_epochs=4)
@@ -258,9 +276,14 @@ def test_a_forecaster_is_fitted_to_its_targets():
         ({"gradient": "task"}, "gradient='task' is for train_model=True"),
         ({"ema": 0.9}, "give gradient='reconstruction'; got ema=0.9"),
         ({"k": 3, "k_start": 2}, "expected k_start >= 3, got 2"),
-        ({"epochs": 0}, "epochs must be at least 1, got 0"),
-        ({"precision": "float16"}, "precision as 'float32' or 'bfloat16'"),
+        ({"epochs": 0}, "epochs as an integer of at least 1, got 0"),
+        ({"precision": "float16"}, "precision as 'float32' or 'bfloat16', got 'float16'"),
         ({"begin_from": "zeros"}, "begin_from as 'kmeans', 'sample' or 'normal'"),
+        (
+            {"ema": 0.9, "gradient": "reconstruction", "weight_decay": 0.1},
+            "no step to decay in: weight_decay=0",
+        ),
+        ({"restore": False}, "leaves out what normalize=True takes off"),
         ({"n_codes": 500}, "expected at least n_codes=500 activations"),
     ],
 )

@@ -27,9 +27,9 @@ from tstlens.codebooks.codebook import Codebook, CodebookConfig, Snap
 
 if TYPE_CHECKING:
     from tstlens.codebooks.book import CodeWindows
-    from tstlens.codebooks.code_effects import CodeEffects, effects
+    from tstlens.codebooks.code_effects import CodeEffects, EffectsConfig, effects
     from tstlens.codebooks.comparing import ChangedCodes, CommonCodes, SimilarCodes
-    from tstlens.codebooks.fitting import FittedCodebooks, fit, start
+    from tstlens.codebooks.fitting import FitConfig, FittedCodebooks, fit, start
     from tstlens.codebooks.index import CodeIndex, browse
     from tstlens.codebooks.making import load, make_codebooks
     from tstlens.codebooks.notes import CodeNotes
@@ -49,6 +49,8 @@ __all__ = [
     "CodeWindows",
     "CodebookScores",
     "CommonCodes",
+    "EffectsConfig",
+    "FitConfig",
     "FittedCodebooks",
     "SearchWindows",
     "SimilarCodes",

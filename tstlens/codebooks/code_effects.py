@@ -1,13 +1,10 @@
-"""What forcing or banning codes does to the output, beside random codes as frequent.
-
-What an intervention on codes did, beside the same on random codes as frequent.
-"""
+"""What forcing or banning codes does to the output, beside random codes as frequent."""
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -17,22 +14,26 @@ from scipy import stats
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from tstlens.arguments import Count, Seed, checked, one_per_row
+from tstlens.arguments import Count, Seed, check_fields, checked, one_per_row
 from tstlens.data import TimeSeriesData
 from tstlens.data.labels import IndexNames, class_index
 from tstlens.errors import ArgumentError, HookError
 from tstlens.metrics import name_of
 from tstlens.model import HookedTST
+from tstlens.model.codes import Book
 from tstlens.model.hooking import require_one_pass
-from tstlens.results import Result
+from tstlens.results import TableResult
+from tstlens.saes.reading.activity import on_device
 
 if TYPE_CHECKING:
     import pandas as pd
 
 
 @dataclass(frozen=True)
-class CodeEffects(Result):
+class CodeEffects(TableResult):
     """A measure of the output under an intervention on codes, by number of positions.
+
+    ``to_dataframe()`` has one row per codes (control -1 is those asked about), dose and series.
 
     Args:
         values: [dose, series], with the codes that were asked about.
@@ -108,21 +109,16 @@ class CodeEffects(Result):
             )
         return pd.DataFrame(rows)
 
-    def to_dataframe(self) -> pd.DataFrame:
-        """One row per codes (control -1 is those asked about), dose and series."""
-        import pandas as pd
-
+    def _rows(self) -> dict[str, Any]:
         stacked = np.concatenate([self.values[None], self.controls])  # [control, dose, series]
         control, dose, series = np.indices(stacked.shape)
-        return pd.DataFrame(
-            {
-                "control": control.ravel() - 1,
-                "dose": np.asarray(self.doses)[dose.ravel()],
-                "series": series.ravel(),
-                "value": stacked.ravel(),
-                "effect": (stacked - self.baseline).ravel(),
-            }
-        )
+        return {
+            "control": control.ravel() - 1,
+            "dose": np.asarray(self.doses)[dose.ravel()],
+            "series": series.ravel(),
+            "value": stacked.ravel(),
+            "effect": (stacked - self.baseline).ravel(),
+        }
 
 
 def _cohens_d(difference: np.ndarray) -> float:
@@ -138,26 +134,49 @@ ByGroup = dict[str, dict[int, list[int]]]
 Measure = Literal["probability", "log_probability", "forecast"] | Callable[[Tensor], Tensor]
 
 
+@dataclass(frozen=True, kw_only=True)
+class EffectsConfig:
+    """What is done to codes, where, and how often; see :func:`effects`.
+
+    Args:
+        action: ``"force"`` makes the codes active, ``"ban"`` keeps them from it.
+        doses: numbers of positions; None for 1, 2, 4 … and all of them.
+        group, head: which tables, as for ``model.force_codes``.
+        n_controls: random sets of codes. Each code is replaced by one of the ``n_controls`` of
+            its own table that are nearest to it in frequency.
+        others: as for ``model.force_codes``.
+        fill: as for ``model.ban_codes``.
+        seed: of positions and controls.
+        batch_size: series per forward pass.
+    """
+
+    action: Literal["force", "ban"] = "force"
+    doses: Sequence[int] | None = None
+    group: Any = None
+    head: Any = None
+    n_controls: Count = 20
+    others: Literal["keep", "drop"] = "keep"
+    fill: Literal["next", "zero"] = "next"
+    seed: Seed = 0
+    batch_size: Count = 256
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+
 @checked
 @torch.no_grad()
 def effects(
     model: HookedTST,
     data: TimeSeriesData,
     codes: Mapping[str, Any],
+    config: EffectsConfig | None = None,
     *,
-    action: Literal["force", "ban"] = "force",
     label: int | str | None = None,
     measure: Measure | None = None,
-    doses: Sequence[int] | None = None,
-    group: Any = None,
-    head: Any = None,
-    n_controls: int = 20,
     reference: TimeSeriesData | None = None,
-    others: Literal["keep", "drop"] = "keep",
-    fill: Literal["next", "zero"] = "next",
-    seed: Seed = 0,
-    batch_size: Count = 256,
     progress: bool = True,
+    **settings: Any,
 ) -> CodeEffects:
     """Force (or ban) codes at more and more positions, and do the same with random codes.
 
@@ -175,22 +194,16 @@ def effects(
         model: with codebooks in, switched on.
         data: series to intervene on; the test split, if the codes were found on the other.
         codes: hook point -> code, codes, or group -> codes, as for ``model.force_codes``.
-        action: ``"force"`` makes the codes active, ``"ban"`` keeps them from it.
+        config: what is done to them; the defaults of :class:`EffectsConfig` where None.
         label: the class whose probability is measured.
         measure: ``"probability"`` (the default with ``label``), ``"log_probability"`` (nats),
             ``"forecast"`` (its mean over channels and steps, the default for a forecaster), or a
             function from outputs [batch, ...] to [batch].
-        doses: numbers of positions; None for 1, 2, 4 … and all of them.
-        group, head: which tables, as for ``model.force_codes``.
-        n_controls: random sets of codes. Each code is replaced by one of the ``n_controls`` of
-            its own table that are nearest to it in frequency.
         reference: data that frequencies are counted on, such as the training split; ``data``
             itself where None, which says little where ``data`` leaves out the class of the codes.
-        others: as for ``model.force_codes``.
-        fill: as for ``model.ban_codes``.
-        seed: of positions and controls.
-        batch_size: series per forward pass.
         progress: show a progress bar.
+        **settings: fields of :class:`EffectsConfig`, in place of those of ``config``:
+            ``action="ban"``.
 
     Returns:
         Values, controls and baseline; ``summary()`` has effect sizes and tests.
@@ -210,73 +223,72 @@ def effects(
         >>> found.values.shape, found.controls.shape
         ((2, 20), (4, 2, 20))
     """
-    if action not in ("force", "ban"):
-        raise ArgumentError(f"expected action='force' or 'ban', got {action!r}")
-    if n_controls < 1:
-        raise ArgumentError(f"n_controls must be at least 1, got {n_controls}")
     require_one_pass(model, "to measure what codes do")
+    config = replace(config or EffectsConfig(), **settings)
     read, name = _measure(model, measure, label, model.cfg.class_names or data.class_names)
-    asked = model.codes_by_group(codes, group, head)
-    shared_head = head if _shared(model, asked) else None
-    usage = _frequencies(model, data if reference is None else reference, list(asked), batch_size)
-    generator = np.random.default_rng(seed)
-    order, n_observed = _order(model, data, generator, batch_size)
-    steps = _doses(doses, order.shape[1])
-    controls = _controls(asked, usage, n_controls, generator)
+    asked = model.codes_by_group(codes, config.group, config.head)
+    usage = _frequencies(model, reference or data, list(asked), config.batch_size)
+    generator = np.random.default_rng(config.seed)
+    order, n_observed = _order(model, data, generator, config.batch_size)
+    doses = _doses(config.doses, order.shape[1])
+    tested = [asked, *_controls(asked, usage, config.n_controls, generator)]
+    head = config.head if _shared(model, asked) else None
+    n_rows = len(order) // len(data)
 
-    def run(wanted: ByGroup | None, dose: int) -> np.ndarray:
+    def intervened(wanted: ByGroup, where: Tensor) -> Any:
+        if config.action == "force":
+            return model.force_codes(wanted, where, head=head, others=config.others)
+        return model.ban_codes(wanted, config.fill, where, head=head)
+
+    def run(wanted: ByGroup | None, dose: int) -> Float[np.ndarray, " series"]:
         parts = []
-        per_series = len(order) // len(data)
-        for start in range(0, len(data), batch_size):
-            end = min(start + batch_size, len(data))
-            series = data.series[start:end].to(model.cfg.device)
-            mask = None if data.mask is None else data.mask[start:end].to(model.cfg.device)
-            rows = slice(start * per_series, end * per_series)
+        for at, series, mask in _batches(model, data, config.batch_size):
+            rows = slice(at.start * n_rows, at.stop * n_rows)
             where = (order[rows] < dose) & (order[rows] < n_observed[rows, None])
-            if wanted is None:
+            with nullcontext() if wanted is None else intervened(wanted, where):
                 output = model(series, mask=mask)
-                parts.append(one_per_row(read(output), output, "measure"))
-                continue
-            options: dict[str, Any] = {"pos": where, "head": shared_head}
-            context = (
-                model.force_codes(wanted, others=others, **options)
-                if action == "force"
-                else model.ban_codes(wanted, fill, **options)
-            )
-            with context:
-                output = model(series, mask=mask)
-                parts.append(one_per_row(read(output), output, "measure"))
+            parts.append(one_per_row(read(output), output, "measure"))
         return torch.cat(parts).double().cpu().numpy()
 
     baseline = run(None, 0)
-    total = (1 + len(controls)) * len(steps)
-    with tqdm(total=total, desc=f"{action} codes", unit="run", disable=not progress) as bar:
-        found = []
-        for wanted in [asked, *controls]:
-            by_dose = []
-            for dose in steps:
-                by_dose.append(run(wanted, dose))
-                bar.update()
-            found.append(np.stack(by_dose))
+    runs = tqdm(
+        [(wanted, dose) for wanted in tested for dose in doses],
+        desc=f"{config.action} codes",
+        unit="run",
+        disable=not progress,
+    )
+    found = np.stack([run(wanted, dose) for wanted, dose in runs])
+    found = found.reshape(len(tested), len(doses), -1)
+    frequency = np.array([_mean_frequency(one, usage) for one in tested])
+    filled = "others" if config.action == "force" else "fill"
     return CodeEffects(
         values=found[0],
-        controls=np.stack(found[1:]),
+        controls=found[1:],
         baseline=baseline,
-        doses=steps,
+        doses=doses,
         measure=name,
-        action=action,
+        action=config.action,
         codes=asked,
-        control_codes=tuple(controls),
-        frequency=_mean_frequency(asked, usage),
-        control_frequency=np.array([_mean_frequency(one, usage) for one in controls]),
+        control_codes=tuple(tested[1:]),
+        frequency=float(frequency[0]),
+        control_frequency=frequency[1:],
         made={
             "model": model.cfg.model_name,
             "data": " ".join(part for part in (data.name, data.split) if part),
             "n_series": len(data),
-            "seed": seed,
-            "others" if action == "force" else "fill": others if action == "force" else fill,
+            "seed": config.seed,
+            filled: getattr(config, filled),
         },
     )
+
+
+def _batches(
+    model: HookedTST, data: TimeSeriesData, size: int
+) -> Iterator[tuple[slice, Tensor, Tensor | None]]:
+    """Where a batch is in the data, its series and its mask."""
+    for start in range(0, len(data), size):
+        at = slice(start, min(start + size, len(data)))
+        yield at, *on_device(model, data[at])
 
 
 def _measure(
@@ -321,7 +333,7 @@ def _measure(
 
 def _shared(model: HookedTST, asked: ByGroup) -> bool:
     """Whether heads share one table here, so that the k-hot vector has a head axis."""
-    kinds = {model._book(name).shared for name in asked}
+    kinds = {Book.at(model, name).shared for name in asked}
     if len(kinds) > 1:
         raise ArgumentError(
             "expected codebooks that all have a table per head, or none; ask about them one by one"
@@ -335,11 +347,9 @@ def _frequencies(
     """Hook point -> [group, code], share of observed places at which a code is active."""
     found: dict[str, Tensor] = {}
     places: dict[str, int] = dict.fromkeys(hooks, 0)
-    for start in range(0, len(data), batch_size):
-        batch = slice(start, start + batch_size)
-        mask = None if data.mask is None else data.mask[batch].to(model.cfg.device)
+    for _, series, mask in _batches(model, data, batch_size):
         with model.watch_codes() as seen:
-            model(data.series[batch].to(model.cfg.device), mask=mask)
+            model(series, mask=mask)
         for name in hooks:
             if name not in seen:
                 raise HookError(f"the codebook at {name} is switched off; model.set_snapping(True)")
@@ -353,26 +363,27 @@ def _frequencies(
 def _controls(
     asked: ByGroup, usage: dict[str, Tensor], n_controls: int, generator: np.random.Generator
 ) -> list[ByGroup]:
-    controls: list[ByGroup] = [copy.deepcopy(asked) for _ in range(n_controls)]
+    controls: list[ByGroup] = [
+        {hook: {group: [] for group in groups} for hook, groups in asked.items()}
+        for _ in range(n_controls)
+    ]
     for hook, groups in asked.items():
         for group, codes in groups.items():
             shares = usage[hook][group].cpu().numpy()
             free = np.setdiff1d(np.arange(len(shares)), codes)
-            if len(free) < n_controls + len(codes) - 1:
+            needed = n_controls + len(codes) - 1
+            if len(free) < needed:
                 raise ArgumentError(
-                    f"expected at least {n_controls + len(codes) - 1} other codes at {hook} to "
-                    f"draw {n_controls} controls from, got {len(free)}; ask for fewer controls"
+                    f"expected at least {needed} other codes at {hook} to draw {n_controls} "
+                    f"controls from, got {len(free)}; ask for fewer controls"
                 )
-            for control in controls:
-                control[hook][group] = []
             for code in codes:
                 shuffled = generator.permutation(free)
                 nearest = np.argsort(np.abs(shares[shuffled] - shares[code]), kind="stable")
-                pool = shuffled[nearest][: n_controls + len(codes) - 1]
+                pool = shuffled[nearest][:needed]
                 for control, first in zip(controls, generator.permutation(n_controls), strict=True):
-                    taken = control[hook][group]
-                    turned = np.roll(pool, -int(first))
-                    taken.append(next(int(other) for other in turned if int(other) not in taken))
+                    taken, turned = control[hook][group], np.roll(pool, -int(first)).tolist()
+                    taken.append(next(other for other in turned if other not in taken))
     return controls
 
 
@@ -391,10 +402,8 @@ def _order(
 ) -> tuple[Tensor, Tensor]:
     """[row, pos], each position's turn, padding last; and [row], how many are observed."""
     masks = []
-    for start in range(0, len(data), batch_size):
-        batch = slice(start, start + batch_size)
-        mask = None if data.mask is None else data.mask[batch].to(model.cfg.device)
-        residual, state = model.embed_series(data.series[batch].to(model.cfg.device), mask)
+    for _, series, mask in _batches(model, data, batch_size):
+        residual, state = model.embed_series(series, mask)
         everywhere = torch.ones(residual.shape[:2], dtype=torch.bool, device=residual.device)
         masks.append(everywhere if state.pos_mask is None else state.pos_mask)
     observed = torch.cat(masks)

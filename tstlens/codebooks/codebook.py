@@ -14,15 +14,13 @@ are not comparable across tables, nor across seeds.
 
 Source: Tamkin, Taufeeque, Goodman 2023 (arXiv 2310.17230); straight through: Bengio et al. 2013
 (arXiv 1308.3432).
-
-What a codebook is made of.
 """
 
 from __future__ import annotations
 
 import copy
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -32,7 +30,7 @@ from sae_lens.saes.sae import SAEConfig, SAEMetadata
 from torch import Tensor, nn
 from torch.nn.functional import mse_loss, normalize
 
-from tstlens.arguments import Count, Seed, check_fields, checked
+from tstlens.arguments import Amount, Count, Seed, check_fields, checked
 from tstlens.data.validate import check_dtype_name, usable_device
 from tstlens.errors import ArgumentError, SeriesShapeError
 
@@ -58,6 +56,11 @@ class CodebookConfig(SAEConfig):
         normalize: snap the activation less its mean over its standard deviation (each group by
             itself), and undo both on the way out. Scale and mean of a position then pass the
             codebook by: they are no part of what the codes tell.
+        restore: with ``normalize``, put mean and scale back. False is the way of the paper's own
+            code: what goes on is the sum of the codes as it is, in normalised units, so that
+            nothing passes the codes by. A model that was not trained with it then reads
+            activations of another size than it knows, and explained variance, which is of the
+            activation, is low or below 0; fit both together (``train_model=True``).
         gradient: what trains the table: the gradient of the ``"task"``, that of the
             ``"reconstruction"`` term of :meth:`Codebook.losses`, or ``"both"``. The task's
             gradient always goes on to what lies upstream, as if nothing were spliced in.
@@ -78,15 +81,16 @@ class CodebookConfig(SAEConfig):
         512
     """
 
-    d_in: int = 0
+    d_in: Amount = 0
     d_sae: int = 0
     apply_b_dec_to_input: bool = False
     metadata: Any = field(default_factory=SAEMetadata)  # sae-lens first gives it a dict
-    n_codes: int = 256
+    n_codes: Count = 256
     k: Count = 1
-    n_groups: int = 1
+    n_groups: Amount = 1
     similarity: Similarity = "cosine"
     normalize: bool = False
+    restore: bool = True
     gradient: GradientMode = "both"
     seed: Seed = 0
 
@@ -102,15 +106,8 @@ class CodebookConfig(SAEConfig):
         except ValueError as error:
             raise ArgumentError(f"sae-lens refuses this configuration: {error}") from error
         check_dtype_name(self.dtype)
-        for name, least in (("d_in", 0), ("n_codes", 1), ("k", 1), ("n_groups", 0)):
-            if getattr(self, name) < least:
-                raise ArgumentError(f"expected {name} >= {least}, got {getattr(self, name)}")
-        for name, known in (("similarity", Similarity), ("gradient", GradientMode)):
-            if getattr(self, name) not in get_args(known):
-                raise ArgumentError(
-                    f"expected {name} to be one of {', '.join(get_args(known))}, got "
-                    f"{getattr(self, name)!r}"
-                )
+        if not (self.normalize or self.restore):
+            raise ArgumentError("restore=False leaves out what normalize=True takes off: give both")
         if self.k > self.n_codes:
             raise ArgumentError(f"expected k <= n_codes={self.n_codes}, got k={self.k}")
         for name, only in (
@@ -134,6 +131,11 @@ class CodebookConfig(SAEConfig):
                 f"expected d_sae = n_groups * n_codes = {wanted}, got {self.d_sae}; leave it out"
             )
         self.d_sae = wanted
+
+    @property
+    def restores(self) -> bool:
+        """Whether mean and scale are taken off on the way in and put back on the way out."""
+        return self.normalize and self.restore
 
     @property
     def d_group(self) -> int:
@@ -160,8 +162,6 @@ class CodebookConfig(SAEConfig):
 
     def build(self) -> Any:
         """A new codebook of this config."""
-        usable_device(self.device)
-
         return Codebook(self)
 
 
@@ -273,9 +273,7 @@ class Codebook(SAE[CodebookConfig]):
         Raises:
             ArgumentError: fewer activations than codes.
         """
-        rows = self._parts(self._checked(activations).reshape(-1, activations.shape[-1]))[
-            0
-        ]  # [row, group, d]
+        rows = self.as_seen(activations.reshape(-1, activations.shape[-1]))  # [row, group, d]
         if len(rows) < self.n_codes:
             raise ArgumentError(
                 f"expected at least n_codes={self.n_codes} activations to draw from, got "
@@ -291,7 +289,7 @@ class Codebook(SAE[CodebookConfig]):
     @torch.no_grad()
     def set_k(self, k: Count) -> Codebook:
         """Change how many codes are active; the table is scaled so that their sum is as before."""
-        if not 1 <= k <= self.n_codes:
+        if k > self.n_codes:
             raise ArgumentError(f"expected k in 1..{self.n_codes}, got {k}")
         self.table.mul_(self.k / k)
         self.cfg.k = k
@@ -342,7 +340,7 @@ class Codebook(SAE[CodebookConfig]):
         with torch.autocast(x.device.type, enabled=False):
             x = self._checked(self.hook_sae_input(x.to(self.dtype)))
             given, mean, scale = self._parts(x)
-            self._statistics = (mean, scale) if self.cfg.normalize else None
+            self._statistics = (mean, scale) if self.cfg.restores else None
             return self._look_up(given)[1]
 
     @checked
@@ -353,14 +351,14 @@ class Codebook(SAE[CodebookConfig]):
 
         Args:
             acts: k-hot, or any weights of the codes.
-            given: the activations whose mean and scale are put back, with ``normalize``; None
-                for those that :meth:`encode` read last, as with sae-lens' SAEs.
+            given: the activations whose mean and scale are put back, with ``normalize`` and
+                ``restore``; None for those that :meth:`encode` read last, as with sae-lens' SAEs.
 
         Raises:
             ArgumentError: mean and scale are needed and not known.
         """
         mean = scale = None
-        if self.cfg.normalize:
+        if self.cfg.restores:
             if given is not None:
                 _, mean, scale = self._parts(self._checked(given.to(self.dtype)))
             elif self._statistics is not None:
@@ -492,7 +490,7 @@ class Codebook(SAE[CodebookConfig]):
         table = self.table.detach() if self.cfg.gradient == "reconstruction" else self.table
         summed = torch.einsum("...gc,gcd->...gd", self._by_group(acts.to(table.dtype)), table)
         summed = self.hook_sae_recons(summed.flatten(-2))
-        if not self.cfg.normalize or mean is None or scale is None:
+        if not self.cfg.restores or mean is None or scale is None:
             return summed
         return (summed.unflatten(-1, (self.n_groups, -1)) * scale + mean).flatten(-2)
 
@@ -509,7 +507,7 @@ class Codebook(SAE[CodebookConfig]):
         chosen = self.similarities(given).topk(self.k, dim=-1).indices
         acts = torch.zeros_like(given[..., :1].expand(*given.shape[:-1], self.n_codes))
         summed = torch.einsum("...gc,gcd->...gd", acts.scatter(-1, chosen, 1.0), self.table)
-        return (summed * scale + mean if self.cfg.normalize else summed).flatten(-2)
+        return (summed * scale + mean if self.cfg.restores else summed).flatten(-2)
 
 
 if CodebookConfig.architecture() not in SAE_CLASS_REGISTRY:

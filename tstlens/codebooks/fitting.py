@@ -1,29 +1,36 @@
 """Fitting codebooks: to the activations of a frozen model, or together with the model.
 
-The loop behind :func:`tstlens.codebooks.fit`: seeded, resumable, padding left out.
-
-Codes that are used, and new entries for those that are not.
-
-Where a table's entries begin: real activations, or the centroids of them.
+A table begins with real activations or the centroids of them; the loop is seeded and resumable and
+leaves padding out; codes that no position uses get new entries.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from statistics import fmean
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 import torch
+from annotated_types import Ge
 from torch import Tensor, nn
 from tqdm.auto import trange
 
 from tstlens import storage
-from tstlens.arguments import Count, Positive, Seed, checked, needs_gradients
+from tstlens.arguments import (
+    Amount,
+    Count,
+    Positive,
+    Seed,
+    Share,
+    check_fields,
+    checked,
+    needs_gradients,
+)
 from tstlens.codebooks.codebook import Codebook, CodebookConfig, GradientMode, Similarity, Snap
 from tstlens.data import TimeSeriesData
 from tstlens.errors import ArgumentError, HookError
@@ -126,6 +133,7 @@ def _forget(optimizer: torch.optim.Optimizer, table: Tensor, group: int, codes: 
 
 
 Start = Literal["kmeans", "sample", "normal"]
+Weight = Annotated[float, Ge(0)]
 
 MOST_ROWS = 50_000  # activations that k-means reads
 
@@ -158,7 +166,7 @@ def start(
         Hook point -> codebook.
 
     Raises:
-        ArgumentError: fewer activations than codes, or a way to start that is not known.
+        ArgumentError: fewer activations than codes.
         UnknownHookError: the model has no such hook point.
 
     Example:
@@ -169,9 +177,6 @@ def start(
         >>> list(codebooks.start(model, data, ["blocks.0.hook_mlp_out"], config))
         ['blocks.0.hook_mlp_out']
     """
-    if how not in get_args(Start):
-        known = ", ".join(get_args(Start))
-        raise ArgumentError(f"expected one of {known} to start from, got {how!r}")
     with model.codebooks():  # what is put in here comes out again
         books = model.add_codebooks(config, hooks)
     if how == "normal":
@@ -223,58 +228,109 @@ def _centroids(book: Codebook, rows: Tensor, seed: int) -> None:
         table[taken.to(table.device)] = centroids[taken].to(table) / book.k
 
 
-_Term = dict[str, float]
+@dataclass(frozen=True, kw_only=True)
+class FitConfig:
+    """How codebooks are fitted; see :func:`fit`.
 
+    Args:
+        n_codes: entries per table.
+        k: codes active at once, summed.
+        n_groups: tables per hook point; 0 is one per head at q, k, v and z, else one.
+        similarity: see :class:`CodebookConfig`.
+        normalize: see :class:`CodebookConfig`.
+        restore: see :class:`CodebookConfig`.
+        gradient: what trains the tables: ``"task"``, ``"reconstruction"`` or ``"both"``.
+        train_model: learn together (end to end), or fit the tables of a frozen model.
+        epochs: passes over the series.
+        batch_size: series per step.
+        accumulate: equal parts that a step's series run in, for less memory; the step is the same.
+        lr: learning rate of the model.
+        codebook_lr: of the tables, in units of the activation's standard deviation.
+        weight_decay: of the tables: every step takes this share of ``codebook_lr`` off each entry,
+            those of codes that are not used too, as AdamW does; 0 for none.
+        reconstruction: weight of the squared error that trains the tables, relative to the
+            activation's variance at the start.
+        commitment: weight of the squared error that draws activations to their codes.
+        begin_from: ``"kmeans"``, ``"sample"`` or ``"normal"``, see :func:`start`.
+        k_start: codes active in the first epoch, falling (geometrically) to ``k``.
+        k_epochs: epochs until ``k`` is reached; half of them where None.
+        revive: replace codes that an epoch did not use by activations, but for the last epoch.
+        ema: decay of a moving average of what each code stood for, which then makes the tables
+            (and no gradient does: ``gradient`` must be ``"reconstruction"``).
+        precision: of the model's forward pass; codebooks always run in full precision.
+        clip_norm: largest norm of the model's gradient; None for no limit.
+        seed: of the order, the start and the revivals.
 
-@dataclass(frozen=True)
-class Settings:
-    """The arguments of a fit; see :func:`tstlens.codebooks.fit`."""
+    Raises:
+        ArgumentError: options that exclude each other.
+    """
 
-    hooks: tuple[str, ...]
-    n_codes: int
-    k: int
-    k_start: int
-    k_epochs: int
-    n_groups: int
-    similarity: str
-    normalize: bool
-    gradient: str
-    train_model: bool
-    epochs: int
-    batch_size: int
-    accumulate: int
-    lr: float
-    codebook_lr: float
-    reconstruction: float
-    commitment: float
-    begin_from: str
-    revive: bool
-    ema: float | None
-    precision: str
-    clip_norm: float | None
-    seed: int
+    n_codes: Count = 256
+    k: Count = 1
+    n_groups: Amount = 0
+    similarity: Similarity = "cosine"
+    normalize: bool = False
+    restore: bool = True
+    gradient: GradientMode = "both"
+    train_model: bool = False
+    epochs: Count = 20
+    batch_size: Count = 32
+    accumulate: Count = 1
+    lr: Positive = 3e-4
+    codebook_lr: Positive = 3e-3
+    weight_decay: Weight = 0.0
+    reconstruction: Weight = 1.0
+    commitment: Weight = 0.25
+    begin_from: Start = "kmeans"
+    k_start: Count | None = None
+    k_epochs: Count | None = None
+    revive: bool = True
+    ema: Share | None = None
+    precision: Literal["float32", "bfloat16"] = "float32"
+    clip_norm: Positive | None = 1.0
+    seed: Seed = 0
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "accumulate", "k_epochs"):
-            if getattr(self, name) < 1:
-                raise ArgumentError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.precision not in ("float32", "bfloat16"):
-            raise ArgumentError(f"precision must be float32 or bfloat16, got {self.precision!r}")
-        if self.k_start < self.k:
+        check_fields(self)
+        if (self.k_start or self.k) < self.k:
             raise ArgumentError(
                 f"the number of codes falls from k_start to k: expected k_start >= {self.k}, got "
                 f"{self.k_start}"
             )
+        if not self.train_model and self.gradient == "task":
+            raise ArgumentError(
+                "a frozen model's tables learn from the reconstruction; gradient='task' is for "
+                "train_model=True"
+            )
+        if self.ema is not None and self.gradient != "reconstruction":
+            raise ArgumentError(
+                "with ema= the tables follow the activations, so give "
+                f"gradient='reconstruction'; got ema={self.ema}, gradient={self.gradient!r}"
+            )
+        if self.ema is not None and self.weight_decay:
+            raise ArgumentError("with ema= the tables have no step to decay in: weight_decay=0")
 
     def k_of(self, epoch: int) -> int:
         """Codes active in an epoch: from ``k_start`` to ``k`` in equal ratios."""
-        if epoch >= self.k_epochs or self.k_start == self.k:
-            return self.k
-        return max(self.k, round(self.k_start * (self.k / self.k_start) ** (epoch / self.k_epochs)))
+        first, over = self.k_start or self.k, self.k_epochs or max(1, self.epochs // 2)
+        return max(self.k, round(first * (self.k / first) ** min(epoch / over, 1)))
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values."""
-        return {**dataclasses.asdict(self), "hooks": list(self.hooks)}
+    def book(self, model: HookedTST) -> CodebookConfig:
+        """The configuration of every codebook."""
+        ours = {one.name for one in fields(self)} & {one.name for one in fields(CodebookConfig)}
+        shared: dict[str, Any] = {name: getattr(self, name) for name in ours} | {"k": self.k_of(0)}
+        dtype, device = str(model.cfg.dtype).removeprefix("torch."), str(model.cfg.device)
+        return CodebookConfig(**shared, dtype=dtype, device=device)
+
+    def to_dict(self, hooks: Iterable[str]) -> dict[str, Any]:
+        """Plain JSON values, with what None stands for."""
+        kept = {k: v for k, v in asdict(self).items() if _SINCE.get(k, ...) != v}
+        over = self.k_epochs or max(1, self.epochs // 2)
+        return {**kept, "k_start": self.k_start or self.k, "k_epochs": over, "hooks": list(hooks)}
+
+
+# Not recorded while they are what an older tstlens did, so that its fits can be gone on with.
+_SINCE = {"weight_decay": 0.0, "restore": True}
 
 
 class FitRun:
@@ -285,7 +341,7 @@ class FitRun:
         data: the series.
         target: true values of a forecaster.
         books: hook point -> codebook, trained in place.
-        settings: of the fit.
+        settings: how.
     """
 
     def __init__(
@@ -294,7 +350,7 @@ class FitRun:
         data: TimeSeriesData,
         target: Tensor | None,
         books: dict[str, Codebook],
-        settings: Settings,
+        settings: FitConfig,
     ) -> None:
         self.model, self.data, self.target = model, data, target
         self.books, self.settings = books, settings
@@ -302,7 +358,10 @@ class FitRun:
             name: Usage(book, settings.seed + number)
             for number, (name, book) in enumerate(books.items())
         }
-        rows = {name: self._rows(name) for name in books}
+        rows = {
+            name: activations(model, data, name).reshape(-1, book.cfg.d_in)
+            for name, book in books.items()
+        }
         self.variance = {
             name: max(float(book.as_seen(rows[name]).var(0, unbiased=False).mean()), 1e-12)
             for name, book in books.items()
@@ -312,18 +371,16 @@ class FitRun:
             name: _Average(book, settings.ema) for name, book in books.items() if settings.ema
         }
         # Adam moves every entry by about its learning rate: a share of the entries' spread.
-        groups: list[dict[str, Any]] = [
-            {
-                "params": [book.table],
-                "lr": settings.codebook_lr * (self.variance[name] ** 0.5) / settings.k,
-            }
-            for name, book in books.items()
-            if not settings.ema
-        ]
+        groups: list[dict[str, Any]] = []
+        for name, book in ({} if settings.ema else books).items():
+            size = self.variance[name] ** 0.5 / settings.k
+            decay = settings.weight_decay / size  # AdamW takes off lr * decay of an entry
+            lr = settings.codebook_lr * size
+            groups.append({"params": [book.table], "lr": lr, "weight_decay": decay})
         if settings.train_model:
             trained = [p for p in model.parameters() if p.requires_grad]
             groups.append({"params": trained, "lr": settings.lr})
-        self.optimizer = torch.optim.Adam(groups) if groups else None
+        self.optimizer = torch.optim.AdamW(groups, weight_decay=0.0) if groups else None
         self.order = torch.Generator().manual_seed(settings.seed)
         self.history: list[dict[str, Any]] = []
 
@@ -331,45 +388,37 @@ class FitRun:
         self, folder: Path | None, made: dict[str, str], progress: bool
     ) -> list[dict[str, Any]]:
         """Run all epochs that are left; the history, one dict per epoch."""
-        settings = self.settings
+        settings, record = self.settings, self.settings.to_dict(self.books)
         if folder is not None:
-            self._resume(load_progress(folder, settings.to_dict(), made))
-        fitted: list[nn.Module] = [*self.books.values()]
-        if settings.train_model:
-            fitted.append(self.model)
-        self.good = LastGood(
-            nn.ModuleList(fitted), max(settings.lr * settings.train_model, settings.codebook_lr)
-        )
-        with self._modes():
-            bar = trange(
-                len(self.history),
-                settings.epochs,
-                initial=len(self.history),
-                total=settings.epochs,
-                desc="Codebooks",
-                disable=not progress,
-            )
+            self._resume(load_progress(folder, record, made))
+        trained = [self.model] if settings.train_model else []
+        fitted = nn.ModuleList([*self.books.values(), *trained])
+        self.good = LastGood(fitted, max(settings.lr * settings.train_model, settings.codebook_lr))
+        epochs, done = settings.epochs, len(self.history)
+        with _in_eval_mode(self.model):
+            options: dict[str, Any] = {"initial": done, "total": epochs, "disable": not progress}
+            bar = trange(done, epochs, desc="Codebooks", **options)
             for epoch in bar:
-                self.epoch = epoch + 1
-                for book in self.books.values():
+                self.when = f"in epoch {epoch + 1}"
+                for name, book in self.books.items():
                     book.set_k(settings.k_of(epoch))
-                for used in self.used.values():
-                    used.begin()
+                    self.used[name].begin()
                 means = self._epoch_together() if settings.train_model else self._epoch_frozen()
-                self.good.keep(f"after epoch {self.epoch}")
-                last = epoch + 1 == settings.epochs
+                self.good.keep(f"after epoch {epoch + 1}")
+                used = self.used.values()
+                revive = settings.revive and epoch + 1 < epochs
                 entry = {
                     "epoch": epoch + 1,
                     "k": settings.k_of(epoch),
                     **means,
-                    "dead": sum(used.dead for used in self.used.values()),
-                    "perplexity": _mean([used.perplexity() for used in self.used.values()]),
-                    "revived": self._revive() if settings.revive and not last else 0,
+                    "dead": sum(one.dead for one in used),
+                    "perplexity": fmean(one.perplexity() for one in used),
+                    "revived": sum(one.revive(self.optimizer) for one in used) if revive else 0,
                 }
                 self.history.append(entry)
                 bar.set_postfix(reconstruction=f"{means['reconstruction']:.3f}", dead=entry["dead"])
                 if folder is not None:
-                    save_progress(folder, settings.to_dict(), made, self._state())
+                    save_progress(folder, record, made, self._state())
         return self.history
 
     def _epoch_together(self) -> dict[str, Any]:
@@ -389,7 +438,7 @@ class FitRun:
                         settings.reconstruction * terms["reconstruction"]
                         + settings.commitment * terms["commitment"]
                     )
-                    self.good.check_loss(float(loss.detach()), f"in epoch {self.epoch}")
+                    self.good.check_loss(float(loss.detach()), self.when)
                     loss.backward()
                     of_all = len(part) / n_series
                     sums["task"] += float(task.detach()) * of_all
@@ -437,14 +486,14 @@ class FitRun:
                 snap = book.trace(rows[index.to(rows.device)])
                 self._look(name, snap, None)
                 loss = book.losses(snap)["reconstruction"] / self.variance[name]
-                self.good.check_loss(float(loss.detach()), f"in epoch {self.epoch}")
+                self.good.check_loss(float(loss.detach()), self.when)
                 squared += float(loss.detach()) * len(index)
                 if not self.settings.ema and self.optimizer is not None:
                     self._clear()
                     (self.settings.reconstruction * loss).backward()
                 self._step(only=name)
             errors.append(squared / len(rows))
-        return {"task": None, "reconstruction": _mean(errors), "commitment": None}
+        return {"task": None, "reconstruction": fmean(errors), "commitment": None}
 
     def _look(self, name: str, snap: Snap, keep: Tensor | None) -> None:
         self.used[name].see(snap, keep)
@@ -479,24 +528,6 @@ class FitRun:
                 kept = state.pos_mask
                 counts.append(float(len(part) if kept is None else kept.sum()))
         return [count / sum(counts) for count in counts]
-
-    def _revive(self) -> int:
-        return sum(used.revive(self.optimizer) for used in self.used.values())
-
-    def _rows(self, hook: str) -> Tensor:
-        rows = activations(self.model, self.data, hook)
-        return rows.reshape(-1, self.books[hook].cfg.d_in)
-
-    @contextmanager
-    def _modes(self) -> Iterator[None]:
-        """Eval mode throughout: a batch norm keeps its statistics."""
-        training = {module: module.training for module in self.model.modules()}
-        self.model.eval()
-        try:
-            yield
-        finally:
-            for module, was_training in training.items():
-                module.training = was_training
 
     def _state(self) -> dict[str, Any]:
         return {
@@ -577,8 +608,16 @@ class _Average:
         self.weight, self.sum = state["weight"], state["sum"]
 
 
-def _mean(values: list[float]) -> float:
-    return sum(values) / len(values)
+@contextmanager
+def _in_eval_mode(model: HookedTST) -> Iterator[None]:
+    """Throughout: a batch norm keeps its statistics."""
+    training = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, was_training in training.items():
+            module.training = was_training
 
 
 class FittedCodebooks(dict[str, Codebook]):
@@ -613,32 +652,12 @@ def fit(
     model: HookedTST,
     data: TimeSeriesData,
     hooks: Iterable[str],
+    config: FitConfig | None = None,
     *,
-    n_codes: int = 256,
-    k: Count = 1,
-    n_groups: int = 0,
-    similarity: Similarity = "cosine",
-    normalize: bool = False,
-    gradient: GradientMode = "both",
-    train_model: bool = False,
     target: Tensor | None = None,
-    epochs: int = 20,
-    batch_size: Count = 32,
-    accumulate: int = 1,
-    lr: Positive = 3e-4,
-    codebook_lr: Positive = 3e-3,
-    reconstruction: float = 1.0,
-    commitment: float = 0.25,
-    begin_from: Start = "kmeans",
-    k_start: int | None = None,
-    k_epochs: int | None = None,
-    revive: bool = True,
-    ema: float | None = None,
-    precision: Literal["float32", "bfloat16"] = "float32",
-    clip_norm: Positive | None = 1.0,
-    seed: Seed = 0,
     folder: str | Path | None = None,
     progress: bool = True,
+    **settings: Any,
 ) -> FittedCodebooks:
     """Fit one codebook per hook point, and leave them on the model.
 
@@ -652,34 +671,12 @@ def fit(
         model: changed in place; no codebooks may be on it.
         data: series of the training split, labels for a classifier. Padded positions take no part.
         hooks: hook points, see :meth:`HookedTST.add_codebook`.
-        n_codes: entries per table.
-        k: codes active at once, summed.
-        n_groups: tables per hook point; 0 is one per head at q, k, v and z, else one.
-        similarity: see :class:`CodebookConfig`.
-        normalize: see :class:`CodebookConfig`.
-        gradient: what trains the tables: ``"task"``, ``"reconstruction"`` or ``"both"``.
-        train_model: learn together (end to end), or fit the tables of a frozen model.
+        config: how; the defaults of :class:`FitConfig` where None.
         target: true values [batch, channel, horizon] for a forecaster, with ``train_model``.
-        epochs: passes over the series.
-        batch_size: series per step.
-        accumulate: equal parts that a step's series run in, for less memory; the step is the same.
-        lr: learning rate of the model.
-        codebook_lr: of the tables, in units of the activation's standard deviation.
-        reconstruction: weight of the squared error that trains the tables, relative to the
-            activation's variance at the start.
-        commitment: weight of the squared error that draws activations to their codes.
-        begin_from: ``"kmeans"``, ``"sample"`` or ``"normal"``, see :func:`start`.
-        k_start: codes active in the first epoch, falling (geometrically) to ``k``.
-        k_epochs: epochs until ``k`` is reached; half of them where None.
-        revive: replace codes that an epoch did not use by activations, but for the last epoch.
-        ema: decay of a moving average of what each code stood for, which then makes the tables
-            (and no gradient does: ``gradient`` must be ``"reconstruction"``).
-        precision: of the model's forward pass; codebooks always run in full precision.
-        clip_norm: largest norm of the model's gradient; None for no limit.
-        seed: of the order, the start and the revivals.
         folder: keeps progress after every epoch; a fit found there is continued, one of another
             model, other data or settings is refused.
         progress: show a bar.
+        **settings: fields of :class:`FitConfig`, in place of those of ``config``: ``n_codes=64``.
 
     Returns:
         Hook point -> codebook, with ``history``. They are on the model too:
@@ -703,8 +700,6 @@ def fit(
         >>> list(books), list(model.acts_to_codebooks)
         (['blocks.0.hook_mlp_out'], ['blocks.0.hook_mlp_out'])
     """
-    if isinstance(hooks, str):
-        raise ArgumentError(f"expected several hook points, got one; give hooks=[{hooks!r}]")
     names = list(hooks)
     if not names or len(set(names)) != len(names):
         raise ArgumentError(f"expected one or more different hook points, got {names}")
@@ -713,77 +708,28 @@ def fit(
             f"codebooks are on the model already, at {', '.join(model.acts_to_codebooks)}; "
             "model.reset_codebooks() first"
         )
-    if not train_model and gradient == "task":
-        raise ArgumentError(
-            "a frozen model's tables learn from the reconstruction; gradient='task' is for "
-            "train_model=True"
-        )
-    if ema is not None and (gradient != "reconstruction" or not 0 < ema < 1):
-        raise ArgumentError(
-            "with ema= (0 to 1) the tables follow the activations, so give "
-            f"gradient='reconstruction'; got ema={ema}, gradient={gradient!r}"
-        )
-    if train_model and data.labels is None and target is None:
+    config = replace(config or FitConfig(), **settings)
+    if config.train_model and data.labels is None and target is None:
         raise ArgumentError("expected data with labels, or target= for a forecaster, got neither")
-    if train_model and target is None:
+    if config.train_model and target is None:
         data = data.for_model(model)
-    if target is not None and (not train_model or len(target) != len(data)):
+    if target is not None and (not config.train_model or len(target) != len(data)):
         raise ArgumentError(
             f"target= holds the true values of the {len(data)} series, for train_model=True; got "
-            f"{len(target)} with train_model={train_model}"
+            f"{len(target)} with train_model={config.train_model}"
         )
-    for name, weight in (("reconstruction", reconstruction), ("commitment", commitment)):
-        if weight < 0:
-            raise ArgumentError(f"expected {name} of 0 or more, got {weight}")
-    k_start = k if k_start is None else k_start
-    settings = Settings(
-        hooks=tuple(names),
-        k=k,
-        k_start=k_start,
-        gradient=gradient,
-        train_model=train_model,
-        epochs=epochs,
-        batch_size=batch_size,
-        accumulate=accumulate,
-        lr=lr,
-        codebook_lr=codebook_lr,
-        reconstruction=reconstruction,
-        commitment=commitment,
-        k_epochs=k_epochs or max(1, epochs // 2),
-        revive=revive,
-        ema=ema,
-        precision=precision,
-        clip_norm=clip_norm,
-        seed=seed,
-        n_codes=n_codes,
-        n_groups=n_groups,
-        similarity=similarity,
-        normalize=normalize,
-        begin_from=begin_from,
-    )
-    config = CodebookConfig(
-        n_codes=n_codes,
-        k=k_start,
-        n_groups=n_groups,
-        similarity=similarity,
-        normalize=normalize,
-        gradient=gradient,
-        seed=seed,
-        dtype=str(model.cfg.dtype).removeprefix("torch."),
-        device=str(model.cfg.device),
-    )
     place, made = None if folder is None else Path(folder), {}
     if place is not None:
         given = [data.series, data.labels, data.mask, target]
         made = storage.fingerprint(model=model.state_dict(), data=given)
+    record = config.to_dict(names)
     with storage.claimed(place):
-        books = start(model, data, names, config, begin_from, seed)
-        run = FitRun(model, data, target, books, settings)
-        history = run.train(place, made, progress)
+        books = start(model, data, names, config.book(model), config.begin_from, config.seed)
+        history = FitRun(model, data, target, books, config).train(place, made, progress)
     for name, book in books.items():
         metadata = book.cfg.metadata
         metadata.model_name = model.cfg.model_name
         metadata.dataset_path = " ".join(part for part in (data.name, data.split) if part)
-        metadata.tstlens_fit = settings.to_dict()
+        metadata.tstlens_fit = record
         model.add_codebook(book, name)
-    return FittedCodebooks(books, history, settings.to_dict())
+    return FittedCodebooks(books, history, record)

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import copy
 import json
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -43,7 +42,9 @@ from tstlens.errors import (
     UnknownHookError,
 )
 from tstlens.model import HookedTST
+from tstlens.model.codes import Book
 from tstlens.model.hooking import require_one_pass
+from tstlens.points import in_block
 from tstlens.results import PagedResult
 from tstlens.saes.checks import check_data
 from tstlens.saes.reading.activity import Activity, Spans, cells_of, on_device, spans_of
@@ -164,8 +165,8 @@ class CodeIndex(PagedResult):
         require_one_pass(model, "to index its codes")
         if not model.acts_to_codebooks:
             raise HookError("no codebook is on the model: model.add_codebook(codebook, hook=...)")
-        splices = model._code_splices(hooks)
-        model._require_on(splices)
+        splices = model.code_splices(hooks)
+        model.require_on(splices)
         books = {name: splice.dictionary for name, splice in splices.items()}
         labelled = test is not None and data.labels is not None and test.labels is not None
         if test is not None and labelled and data.class_names != test.class_names:
@@ -436,7 +437,7 @@ class _Run:
         )
 
     def _book(self, hook: str) -> IndexedBook:
-        place = self.model._book(hook)
+        place = Book.at(self.model, hook)
         codebook = self.model.acts_to_codebooks[hook]
         values: Any = vstack(self.active.pop(hook), format="csc")
         values.sort_indices()
@@ -472,8 +473,8 @@ def _plain(data: TimeSeriesData) -> TimeSeriesData:
 
 def _hidden(model: HookedTST, hooks: list[str]) -> list[str]:
     """Hidden layers of the MLPs in the blocks that have codes, where no codebook stands there."""
-    layers = {int(found[1]) for hook in hooks if (found := re.match(r"blocks\.(\d+)\.", hook))}
-    names = [f"blocks.{layer}.mlp.hook_post" for layer in sorted(layers)]
+    layers = {found[:2] for hook in hooks if (found := in_block(hook))}
+    names = [f"{stack}.{number}.mlp.hook_post" for stack, number in sorted(layers)]
     return [name for name in names if name in model.hook_dict and name not in hooks]
 
 
