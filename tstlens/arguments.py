@@ -155,7 +155,12 @@ def configured(kind: type) -> Callable[[Function], Function]:
                 raise ArgumentError(
                     f"{function.__name__} has no option {name!r}{meant} it has {', '.join(known)}"
                 )
-            given.arguments["config"] = replace(config, **settings)
+            tests = _field_tests(type(config))  # by the keyword that the caller wrote
+            read = {
+                name: _read(name, *tests[name], value) if name in tests else value
+                for name, value in settings.items()
+            }
+            given.arguments["config"] = replace(config, **read)
             return function(*given.args, **given.kwargs)
 
         options = [

@@ -87,7 +87,6 @@ class Cell:
 
 Values = np.ndarray | Tensor
 Target = str | Values | tuple[Values, Values] | Callable[[TimeSeriesData], Values]
-By = Literal["layer", "head", "position"]
 
 
 @dataclass(frozen=True)
@@ -119,7 +118,7 @@ class ProbeConfig:
     """
 
     hooks: str | Sequence[str] = ("resid_post",)
-    by: By | Sequence[By] = "position"
+    by: str | Sequence[str] = "position"
     target: Target = "labels"
     kind: Kind = "logistic"
     pool: Pool = "mean"
@@ -136,7 +135,7 @@ class ProbeConfig:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        if not self.axes or not self.axes <= {"layer", "head", "position"}:
+        if not self.axes or self.axes - {"layer", "head", "position"}:
             raise ArgumentError(
                 f"expected by to be one or several of layer, head, position, got {self.by!r}"
             )
