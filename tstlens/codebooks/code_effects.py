@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
@@ -22,7 +22,7 @@ from tstlens.metrics import name_of
 from tstlens.model import HookedTST
 from tstlens.model.hooking import require_one_pass
 from tstlens.results import TableResult
-from tstlens.saes.reading.activity import on_device
+from tstlens.run import Runs
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -232,7 +232,7 @@ def effects(
     doses = _doses(config.doses, order.shape[1])
     tested = [asked, *_controls(asked, usage, config.n_controls, generator)]
     head = config.head if _shared(model, asked) else None
-    n_rows = len(order) // len(data)
+    runs, n_rows = Runs(model, data, batch_size=config.batch_size), len(order) // len(data)
 
     def intervened(wanted: ByGroup, where: Tensor) -> Any:
         if config.action == "force":
@@ -241,22 +241,22 @@ def effects(
 
     def run(wanted: ByGroup | None, dose: int) -> Float[np.ndarray, " series"]:
         parts = []
-        for at, series, mask in _batches(model, data, config.batch_size):
+        for at in runs.parts():
             rows = slice(at.start * n_rows, at.stop * n_rows)
             where = (order[rows] < dose) & (order[rows] < n_observed[rows, None])
             with nullcontext() if wanted is None else intervened(wanted, where):
-                output = model(series, mask=mask)
+                output: Any = runs.at(at).output
             parts.append(one_per_row(read(output), output, "measure"))
         return torch.cat(parts).double().cpu().numpy()
 
     baseline = run(None, 0)
-    runs = tqdm(
+    asked_for = tqdm(
         [(wanted, dose) for wanted in tested for dose in doses],
         desc=f"{config.action} codes",
         unit="run",
         disable=not progress,
     )
-    found = np.stack([run(wanted, dose) for wanted, dose in runs])
+    found = np.stack([run(wanted, dose) for wanted, dose in asked_for])
     found = found.reshape(len(tested), len(doses), -1)
     frequency = np.array([_mean_frequency(one, usage) for one in tested])
     filled = "others" if config.action == "force" else "fill"
@@ -279,15 +279,6 @@ def effects(
             filled: getattr(config, filled),
         },
     )
-
-
-def _batches(
-    model: HookedTST, data: TimeSeriesData, size: int
-) -> Iterator[tuple[slice, Tensor, Tensor | None]]:
-    """Where a batch is in the data, its series and its mask."""
-    for start in range(0, len(data), size):
-        at = slice(start, min(start + size, len(data)))
-        yield at, *on_device(model, data[at])
 
 
 def _measure(
@@ -346,9 +337,10 @@ def _frequencies(
     """Hook point -> [group, code], share of observed places at which a code is active."""
     found: dict[str, Tensor] = {}
     places: dict[str, int] = dict.fromkeys(hooks, 0)
-    for _, series, mask in _batches(model, data, batch_size):
+    runs = Runs(model, data, batch_size=batch_size)
+    for at in runs.parts():
         with model.watch_codes() as seen:
-            model(series, mask=mask)
+            runs.at(at)
         for name in hooks:
             if name not in seen:
                 raise HookError(f"the codebook at {name} is switched off; model.set_snapping(True)")
@@ -401,8 +393,9 @@ def _order(
 ) -> tuple[Tensor, Tensor]:
     """[row, pos], each position's turn, padding last; and [row], how many are observed."""
     masks = []
-    for _, series, mask in _batches(model, data, batch_size):
-        residual, state = model.embed_series(series, mask)
+    runs = Runs(model, data, batch_size=batch_size)
+    for at in runs.parts():
+        residual, state = model.embed_series(*runs.placed(at))
         everywhere = torch.ones(residual.shape[:2], dtype=torch.bool, device=residual.device)
         masks.append(everywhere if state.pos_mask is None else state.pos_mask)
     observed = torch.cat(masks)
