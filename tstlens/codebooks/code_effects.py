@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -20,7 +20,9 @@ from tstlens.data.labels import IndexNames, class_index
 from tstlens.errors import ArgumentError, HookError
 from tstlens.metrics import name_of
 from tstlens.model import HookedTST
+from tstlens.model.codes import Book
 from tstlens.model.hooking import require_one_pass
+from tstlens.points import Index
 from tstlens.results import TableResult
 from tstlens.run import Runs
 
@@ -281,6 +283,83 @@ def effects(
     )
 
 
+@checked
+@contextmanager
+def ban_nearest(
+    model: HookedTST,
+    n: Count = 1,
+    hooks: str | Sequence[str] | None = None,
+    *,
+    fill: Literal["next", "zero"] = "next",
+    pos: Index | Tensor = None,
+    group: Index = None,
+    head: Index = None,
+) -> Iterator[HookedTST]:
+    """Keep the ``n`` codes most like each activation from being active, whichever they are.
+
+    Answers "does the model need the nearest codes, or do those that come after them say the
+    same?". ``model.ban_codes`` bans codes by their number instead, at every activation alike.
+    Inside a ``force_codes`` the forced codes are the nearest.
+
+    Args:
+        model: with codebooks in, switched on.
+        n: so many, in each group (and at each head).
+        hooks: of which codebooks; None for all.
+        fill: ``"next"`` lets the codes that follow take their places; ``"zero"`` leaves those
+            places empty.
+        pos, group, head: where, as for ``model.force_codes``; None for everywhere.
+
+    Raises:
+        UnknownHookError: no codebook is spliced in there.
+        HookError: a codebook that is switched off.
+        ArgumentError: fewer than k codes left, or no such position, group or head.
+
+    Source: Tamkin, Taufeeque, Goodman 2023 (their code's ``disable_topk``).
+
+    Example:
+        >>> import torch
+        >>> from tstlens import HookedTST, codebooks
+        >>> model, hook = HookedTST.from_pretrained("japanese-vowels"), "blocks.1.hook_mlp_out"
+        >>> _ = model.add_codebooks(codebooks.CodebookConfig(n_codes=32, k=2), hooks=[hook])
+        >>> series = torch.randn(1, 12, 25)
+        >>> before = model.code_ids(series)[hook][..., 1]
+        >>> with codebooks.ban_nearest(model):
+        ...     torch.equal(model.code_ids(series)[hook][..., 0], before)
+        True
+    """
+    splices = model.code_splices(hooks)
+    model.require_on(splices)
+    books = [Book.at(model, name) for name in splices]
+    edits = [edit for book in books for edit in _without_nearest(book, n, fill, pos, (group, head))]
+    with model.hooks(fwd_hooks=edits):
+        yield model
+
+
+def _without_nearest(
+    book: Book, n: int, fill: str, pos: Any, tables: tuple[Any, Any]
+) -> list[tuple[str, Any]]:
+    if book.n_codes - n < (book.k if fill == "next" else 0):
+        raise ArgumentError(
+            f"banning {n} of {book.n_codes} codes at {book.hook} leaves fewer than k={book.k}; "
+            "ban fewer"
+        )
+    nearest: list[Tensor] = []  # bool, of the run that is under way
+
+    def find(similarities: Tensor, hook: Any) -> Tensor:
+        by_group = book.by_group(similarities)
+        banned = torch.zeros_like(by_group, dtype=torch.bool)
+        banned.scatter_(-1, by_group.topk(n, dim=-1).indices, True)
+        banned &= book.selected(similarities, pos, *tables)
+        nearest[:] = [banned.flatten(-2)]
+        return similarities.masked_fill(nearest[0], -torch.inf) if fill == "next" else similarities
+
+    def empty(acts: Tensor, hook: Any) -> Tensor:
+        return acts.masked_fill(nearest[0], 0.0)
+
+    edits = [(f"{book.hook}.hook_sae_acts_pre", find)]
+    return edits if fill == "next" else [*edits, (f"{book.hook}.hook_sae_acts_post", empty)]
+
+
 def _measure(
     model: HookedTST,
     measure: Measure | None,
@@ -323,7 +402,7 @@ def _measure(
 
 def _shared(model: HookedTST, asked: ByGroup) -> bool:
     """Whether heads share one table here, so that the k-hot vector has a head axis."""
-    kinds = {model._book(name).shared for name in asked}
+    kinds = {Book.at(model, name).shared for name in asked}
     if len(kinds) > 1:
         raise ArgumentError(
             "expected codebooks that all have a table per head, or none; ask about them one by one"
