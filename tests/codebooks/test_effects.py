@@ -214,7 +214,9 @@ def test_the_nearest_codes_of_one_group_or_head_are_banned_alone(make_model, mak
         before = model.code_ids(data.series)[Z][..., 0]  # [row, pos, group or head]
         with ban_nearest(model, hooks=Z, **{table: 1}):
             after = model.code_ids(data.series)[Z][..., 0]
-        assert torch.equal(after[..., 0], before[..., 0]) and (after[..., 1] != before[..., 1]).all()
+        assert (
+            torch.equal(after[..., 0], before[..., 0]) and (after[..., 1] != before[..., 1]).all()
+        )
     with pytest.raises(ArgumentError, match="leaves fewer than k=1"), ban_nearest(model, 16):
         pass
     model.set_snapping(False)
