@@ -209,7 +209,7 @@ def test_what_cannot_be_steered_says_why(no_shape_checks):
     ):
         pass
     with (
-        pytest.raises(ArgumentError, match="positions in 0..9, got pos=10"),
+        pytest.raises(ArgumentError, match="pos in 0..9, got 10"),
         model.steer(push("hook_embed", vector), pos=10),
     ):
         model(x)

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import copy
 import json
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -42,7 +41,9 @@ from tstlens.errors import (
     UnknownHookError,
 )
 from tstlens.model import HookedTST
+from tstlens.model.codes import Book
 from tstlens.model.hooking import require_one_pass
+from tstlens.points import in_block
 from tstlens.results import PagedResult
 from tstlens.run import Runs
 from tstlens.saes.checks import check_data
@@ -434,7 +435,7 @@ class _Run:
         )
 
     def _book(self, hook: str) -> IndexedBook:
-        place = self.model._book(hook)
+        place = Book.at(self.model, hook)
         codebook = self.model.acts_to_codebooks[hook]
         values: Any = vstack(self.active.pop(hook), format="csc")
         values.sort_indices()
@@ -470,8 +471,8 @@ def _plain(data: TimeSeriesData) -> TimeSeriesData:
 
 def _hidden(model: HookedTST, hooks: list[str]) -> list[str]:
     """Hidden layers of the MLPs in the blocks that have codes, where no codebook stands there."""
-    layers = {int(found[1]) for hook in hooks if (found := re.match(r"blocks\.(\d+)\.", hook))}
-    names = [f"blocks.{layer}.mlp.hook_post" for layer in sorted(layers)]
+    layers = {found[:2] for hook in hooks if (found := in_block(hook))}
+    names = [f"{stack}.{number}.mlp.hook_post" for stack, number in sorted(layers)]
     return [name for name in names if name in model.hook_dict and name not in hooks]
 
 

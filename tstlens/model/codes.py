@@ -1,16 +1,13 @@
-"""Codebooks on a model: put in, taken out, run with, and read as integer codes.
+"""Codebooks on a model: put in, taken out, run with, read as integer codes, and edited.
 
 A codebook is a dictionary that is spliced in as an SAE is (see :mod:`tstlens.model.splicing`), and
 that has ``trace`` and ``ids`` beside ``encode`` and ``decode``: what
 :class:`tstlens.codebooks.Codebook` has. Nothing here needs sae-lens.
 
-Places of codes: which positions, heads, groups and codes of a spliced codebook are meant.
-
-Forcing, banning and swapping codes while a model runs.
-
-Each is a context manager that puts hooks on the similarities or the k-hot vector of the codebooks
-that are spliced in, and takes them off at the end. They can be nested; the inner one comes last and
-has the last word. They work under autograd and inside patching sweeps.
+An edit of codes is a list of hooks on the similarities or the k-hot vector of spliced codebooks
+(:func:`forcing`, :func:`banning`, :func:`swapping`); the model's context managers put them on for
+a while. They can be nested; the inner one comes last and has the last word. They work under
+autograd and inside patching sweeps.
 
 What can mislead: a code put where no series has it makes an activation that the rest of the model
 never saw, so compare with forcing other codes as frequent as it (``codebooks.effects``); and where
@@ -19,8 +16,8 @@ never saw, so compare with forcing other codes as frequent as it (``codebooks.ef
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -32,6 +29,11 @@ from tstlens.errors import ArgumentError, HookError, SeriesShapeError, UnknownHo
 from tstlens.model.splicing import Splice, SplicedDictionaries, Watched, joined_width
 from tstlens.points import Index, select, whole_numbers
 from tstlens.shapes import Mask, Series
+
+Given = Any  # a codebook, several, or hook -> codebook
+Codes = int | Sequence[int] | Mapping[int, int | Sequence[int]]  # the last: group -> codes
+Hooks = list[tuple[str, Callable[[Tensor, Any], Tensor]]]
+Tables = tuple[Index, Index]  # group and head
 
 
 @runtime_checkable
@@ -49,16 +51,282 @@ class CodeDictionary(Protocol):
         ...
 
 
-Given = Any  # a codebook, several, or hook -> codebook
+@dataclass(frozen=True)
+class Book:
+    """A spliced codebook's sizes and where its k-hot vector is."""
+
+    hook: str
+    n_codes: int
+    n_groups: int
+    k: int
+    n_heads: int | None  # of the hook point, where this splice sees all of them
+    shared: bool  # one table for all heads: the k-hot vector has a head axis
+
+    @classmethod
+    def at(cls, model: CodedModel, name: str) -> Book:
+        """The codebook that reads a hook point of a model."""
+        splice = model._spliced[name]
+        cfg, d_head = splice.dictionary.cfg, int(model.cfg.d_head)
+        whole = splice.head is None and model.point(name).joins
+        shared = whole and not splice.joins_heads(d_head)
+        n_heads = cfg.d_in // d_head if whole and not shared else None
+        return cls(splice.writes, cfg.n_codes, cfg.n_groups, cfg.k, n_heads, shared)
+
+    def groups(self, group: Index, head: Index) -> list[int]:
+        """The groups that are meant."""
+        if group is not None and head is not None:
+            raise ArgumentError("group= and head= name the same tables here; give one of them")
+        if head is not None and not self.shared:
+            if self.n_heads is None:
+                raise ArgumentError(f"head={head} was given, but codes at {self.hook} have no head")
+            per_head = self.n_groups // self.n_heads
+            if not per_head:
+                raise ArgumentError(
+                    f"head={head} was given, but the codebook at {self.hook} reads all heads as "
+                    "one vector (n_groups=1)"
+                )
+            heads = select(head, self.n_heads, "head")
+            return [h * per_head + i for h in heads for i in range(per_head)]
+        if group is None:
+            return list(range(self.n_groups))
+        return select(group, self.n_groups, "group")
+
+    def selected(self, acts: Tensor, pos: Index | Tensor, group: Index, head: Index) -> Tensor:
+        """bool, broadcast over [row, (pos, (head,)) group, code], of the places that are meant."""
+        shape = (*acts.shape[1:-1], self.n_groups, 1)
+        chosen = torch.ones((1, *shape), dtype=torch.bool, device=acts.device)
+        if pos is not None:
+            if acts.ndim < 3:
+                raise ArgumentError(f"pos={pos} was given, but {self.hook} has no positions")
+            chosen = chosen & self._positions(acts, pos, chosen)
+        if head is not None and self.shared:
+            chosen = chosen & axis_mask(select(head, acts.shape[2], "head"), chosen, 2)
+            head = None
+        return chosen & axis_mask(self.groups(group, head), chosen, chosen.ndim - 2)
+
+    def _positions(self, acts: Tensor, pos: Index | Tensor, like: Tensor) -> Tensor:
+        if not isinstance(pos, Tensor) or (pos.ndim < 2 and pos.dtype != torch.bool):
+            return axis_mask(select(pos, acts.shape[1], "pos"), like, 1)
+        if pos.dtype != torch.bool or pos.shape != acts.shape[:2]:
+            raise SeriesShapeError(
+                f"expected pos as bool [row={acts.shape[0]}, pos={acts.shape[1]}] at {self.hook}, "
+                f"got {pos.dtype} {list(pos.shape)}"
+            )
+        return pos.to(acts.device).view(*pos.shape, *(1,) * (like.ndim - 2))
+
+    def codes(self, codes: Sequence[int]) -> Tensor:
+        """bool [code], True at these codes, or the error that says what is wrong with them."""
+        if not codes:
+            raise ArgumentError(f"expected at least one code at {self.hook}, got none")
+        chosen = torch.zeros(self.n_codes, dtype=torch.bool)
+        for code in codes:
+            if not 0 <= code < self.n_codes:
+                raise ArgumentError(
+                    f"expected codes in 0..{self.n_codes - 1} at {self.hook}, got {code}"
+                )
+            chosen[code] = True
+        return chosen
+
+    def by_group(self, acts: Tensor) -> Tensor:
+        """[..., group * code] as [..., group, code]."""
+        return acts.unflatten(-1, (self.n_groups, self.n_codes))
+
+
+def axis_mask(numbers: list[int], like: Tensor, axis: int) -> Tensor:
+    """bool, True at these numbers of one axis, broadcast over ``like``."""
+    chosen = torch.zeros(like.shape[axis], dtype=torch.bool, device=like.device)
+    chosen[numbers] = True
+    return chosen.view(-1, *(1,) * (like.ndim - axis - 1))
+
+
+def wanted(
+    model: CodedModel, codes: Mapping[str, Codes], group: Index = None, head: Index = None
+) -> list[tuple[Book, list[int], Tables]]:
+    """Codebook, codes and (group, head) of everything that is asked for, checked."""
+    if not isinstance(codes, Mapping):
+        raise ArgumentError(f"expected hook point -> codes, got {codes!r}")
+    model.require_on(model.code_splices(list(codes)))
+    asked = []
+    for name, given in codes.items():
+        book = Book.at(model, name)
+        if isinstance(given, Mapping):
+            if group is not None or (head is not None and not book.shared):
+                raise ArgumentError("codes by group were given, so leave group= and head= out")
+            asked += [(book, some, (number, head)) for number, some in given.items()]
+            continue
+        unsaid = group is None and (head is None or book.shared)
+        if book.n_groups > 1 and unsaid:
+            raise ArgumentError(
+                f"the codebook at {name} has {book.n_groups} groups with a table each, so say "
+                "in which: group=, head=, or {hook: {group: codes}}"
+            )
+        asked.append((book, given, (group, head)))
+    found = []
+    for book, some, (groups, heads) in asked:
+        numbers = whole_numbers(some, f"codes at {book.hook}")
+        book.codes(numbers)
+        book.groups(groups, None if book.shared else heads)
+        found.append((book, numbers, (groups, heads)))
+    return found
+
+
+def forcing(
+    model: CodedModel,
+    codes: Mapping[str, Codes],
+    pos: Index | Tensor = None,
+    *,
+    group: Index = None,
+    head: Index = None,
+    others: Literal["keep", "drop"] = "keep",
+) -> Hooks:
+    """The hooks of :meth:`CodedModel.force_codes`."""
+    found = wanted(model, codes, group, head)
+    for book, some, _ in found:
+        if len(some) > book.k:
+            raise ArgumentError(
+                f"expected at most k={book.k} codes to force at {book.hook}, got {len(some)}"
+            )
+
+    def keep(by_group: Tensor, where: Tensor, on: Tensor, book: Book) -> Tensor:
+        # Codes that were forced before come after these.
+        finite = by_group.clamp(max=torch.finfo(by_group.dtype).max)
+        return finite.masked_fill(where & on, float("inf"))
+
+    def drop(by_group: Tensor, where: Tensor, on: Tensor, book: Book) -> Tensor:
+        return torch.where(where, on.to(by_group) * (book.k / int(on.sum())), by_group)
+
+    point = "hook_sae_acts_pre" if others == "keep" else "hook_sae_acts_post"
+    return _edits(found, pos, point, keep if others == "keep" else drop)
+
+
+def banning(
+    model: CodedModel,
+    codes: Mapping[str, Codes],
+    fill: Literal["next", "zero"] = "next",
+    pos: Index | Tensor = None,
+    *,
+    group: Index = None,
+    head: Index = None,
+) -> Hooks:
+    """The hooks of :meth:`CodedModel.ban_codes`."""
+    found = wanted(model, codes, group, head)
+    for book, some, _ in found:
+        n_banned = len(set(some))
+        if fill == "next" and book.n_codes - n_banned < book.k:
+            raise ArgumentError(
+                f"banning {n_banned} of {book.n_codes} codes at {book.hook} leaves fewer than "
+                f"k={book.k}; ban fewer, or use fill='zero'"
+            )
+
+    def ban(by_group: Tensor, where: Tensor, on: Tensor, book: Book) -> Tensor:
+        return by_group.masked_fill(where & on, float("-inf") if fill == "next" else 0.0)
+
+    point = "hook_sae_acts_pre" if fill == "next" else "hook_sae_acts_post"
+    return _edits(found, pos, point, ban)
+
+
+def _edits(
+    found: list[tuple[Book, list[int], Tables]],
+    pos: Index | Tensor,
+    point: str,
+    edit: Callable[[Tensor, Tensor, Tensor, Book], Tensor],
+) -> Hooks:
+    """Hooks that edit [..., group, code] at the codes and places that are asked for."""
+
+    def hook_of(book: Book, some: list[int], tables: Tables) -> tuple[str, Any]:
+        codes = book.codes(some)
+
+        def function(acts: Tensor, hook: Any) -> Tensor:
+            where = book.selected(acts, pos, *tables)
+            return edit(book.by_group(acts), where, codes.to(acts.device), book).flatten(-2)
+
+        return f"{book.hook}.{point}", function
+
+    return [hook_of(*asked) for asked in found]
+
+
+def swapping(
+    model: CodedModel,
+    source: Series,
+    hooks: str | Sequence[str] | None = None,
+    pos: Index = None,
+    *,
+    source_pos: Index = None,
+    group: Index = None,
+    head: Index = None,
+    mask: Mask | None = None,
+) -> Hooks:
+    """The hooks of :meth:`CodedModel.swap_codes`; runs the model on ``source`` once."""
+    splices = model.code_splices(hooks)
+    model.require_on(splices)
+    with torch.no_grad(), model.watch_codes() as seen:
+        model(source, mask=mask)
+    found: Hooks = []
+    for name in splices:
+        book, taken = Book.at(model, name), (seen[name].snap.acts.detach(), seen[name].keep)
+        function = _swap(book, *taken, len(source), (pos, source_pos), (group, head))
+        found.append((f"{book.hook}.hook_sae_acts_post", function))
+    return found
+
+
+def _swap(
+    book: Book,
+    source: Tensor,
+    keep: Tensor | None,
+    n_series: int,
+    positions: tuple[Index, Index],
+    tables: tuple[Index, Index],
+) -> Any:
+    pos, source_pos = positions
+    if source_pos is not None:
+        if pos is None:
+            raise ArgumentError("source_pos= was given without pos=, the positions it is for")
+        from_ = select(source_pos, source.shape[1], "source_pos")
+        source, keep = source[:, from_], None if keep is None else keep[:, from_]
+    elif pos is not None and source.ndim > 2:
+        chosen = select(pos, source.shape[1], "pos")
+        source, keep = source[:, chosen], None if keep is None else keep[:, chosen]
+    if keep is not None and pos is not None and not bool(keep.all()):
+        raise ArgumentError(
+            f"the source has padding (or bypassed positions) where codes at {book.hook} are to be "
+            "taken from; choose other positions"
+        )
+
+    def swap(acts: Tensor, hook: Any) -> Tensor:
+        found = source.to(acts)
+        if n_series == 1:
+            found = found.repeat(len(acts) // len(found), *(1,) * (found.ndim - 1))
+        to = acts
+        where = None
+        if pos is not None and acts.ndim > 2:
+            where = select(pos, acts.shape[1], "pos")
+            to = acts[:, where]
+        if found.shape != to.shape:
+            raise SeriesShapeError(
+                f"expected a source of one series, or codes {list(to.shape)} at {book.hook} as "
+                f"the run has, got {list(found.shape)}"
+            )
+        kept = book.selected(to, None, *tables)
+        if keep is not None:  # nothing is taken from padding
+            rows = (
+                keep if n_series > 1 else keep.repeat(len(to) // len(keep), *(1,) * (keep.ndim - 1))
+            )
+            kept = kept & rows[..., None, None]
+        mixed = torch.where(kept, book.by_group(found), book.by_group(to)).flatten(-2)
+        if where is None:
+            return mixed
+        return acts.index_copy(1, torch.tensor(where, device=acts.device), mixed)
+
+    return swap
 
 
 class CodedModel(SplicedDictionaries):
-    """A hooked model that codebooks can be put into."""
+    """A hooked model that codebooks can be put into, and whose codes can be edited for a while."""
 
     @property
     def acts_to_codebooks(self) -> dict[str, Any]:
         """The spliced codebooks by hook point."""
-        return {name: splice.dictionary for name, splice in self._code_splices().items()}
+        return {name: splice.dictionary for name, splice in self.code_splices().items()}
 
     @checked
     def add_codebook(
@@ -162,7 +430,7 @@ class CodedModel(SplicedDictionaries):
         Raises:
             UnknownHookError: no codebook is spliced in there.
         """
-        self.reset_saes([splice.reads for splice in self._code_splices(hooks).values()])
+        self.reset_saes([splice.reads for splice in self.code_splices(hooks).values()])
 
     @checked
     @contextmanager
@@ -192,14 +460,10 @@ class CodedModel(SplicedDictionaries):
                 "expected codebooks as one, several, or a dict by hook name, got "
                 f"{type(codebooks).__name__}"
             )
-        with self._turn.held():
-            before = dict(self._spliced)
-            try:
-                for name, book in given:
-                    self.add_codebook(book, name, use_error_term=use_error_term, bypass=bypass)
-                yield self
-            finally:
-                self._restore(before)
+        with self._for_a_while():
+            for name, book in given:
+                self.add_codebook(book, name, use_error_term=use_error_term, bypass=bypass)
+            yield self
 
     @checked
     def run_with_codebooks(
@@ -226,7 +490,7 @@ class CodedModel(SplicedDictionaries):
             codebook's ``snap`` and the mask ``keep`` of the activations that count.
         """
         with self._turn.held():
-            splices = self._code_splices().values()
+            splices = self.code_splices().values()
             before = [(splice, splice.watched) for splice in splices]
             seen: dict[str, Watched] = {}
             try:
@@ -274,10 +538,8 @@ class CodedModel(SplicedDictionaries):
             >>> model.code_ids(torch.randn(4, 12, 25))["blocks.1.hook_mlp_out"].shape
             torch.Size([4, 25, 2])
         """
-        if batch_size < 1:
-            raise ArgumentError(f"batch_size must be at least 1, got {batch_size}")
-        splices = self._code_splices(hooks)
-        self._require_on(splices)
+        splices = self.code_splices(hooks)
+        self.require_on(splices)
         parts: dict[str, list[Tensor]] = {name: [] for name in splices}
         for start in range(0, max(len(series), 1), batch_size):
             batch = slice(start, start + batch_size)
@@ -287,136 +549,6 @@ class CodedModel(SplicedDictionaries):
                 snap, keep = seen[name].snap, seen[name].keep
                 parts[name].append(splice.dictionary.ids(snap.acts, snap.similarities, keep))
         return {name: torch.cat(found) for name, found in parts.items()}
-
-    def _code_splices(self, hooks: str | Sequence[str] | None = None) -> dict[str, Splice]:
-        known = {
-            name: splice
-            for name, splice in self._spliced.items()
-            if isinstance(splice.dictionary, CodeDictionary)
-        }
-        if hooks is None:
-            return known
-        names = [hooks] if isinstance(hooks, str) else list(hooks)
-        for name in names:
-            if name not in known:
-                raise UnknownHookError(
-                    name, known, "No codebook is spliced in there: model.add_codebook(codebook)"
-                )
-        return {name: known[name] for name in names}
-
-    def _require_on(self, splices: Mapping[str, Splice]) -> None:
-        if not splices:
-            raise HookError("no codebook is spliced in: model.add_codebook(codebook, hook=...)")
-        off = [name for name, splice in splices.items() if not splice.on]
-        if off:
-            raise HookError(
-                f"the codebook at {off[0]} is switched off, so it has no codes; "
-                "model.set_snapping(True)"
-            )
-
-    def _build(self, config: Any, name: str) -> Any:
-        if not callable(getattr(config, "build", None)):
-            raise ArgumentError(f"expected a CodebookConfig, got a {type(config).__name__}")
-        if name not in self.hook_dict and name not in self._written():
-            raise UnknownHookError(name, self.hook_dict, self._why_absent(name))
-        point = self._described(name)
-        point.require_features()
-        width, n_heads = joined_width(point), point.n_heads if point.joins else None
-        if width is None and not config.d_in:
-            raise ArgumentError(f"the width of {name} is not known beforehand: give d_in")
-        return config.at(name, width or config.d_in, n_heads).build()
-
-
-Codes = int | Sequence[int] | Mapping[int, int | Sequence[int]]  # the last: group -> codes
-
-
-@dataclass(frozen=True)
-class Book:
-    """A spliced codebook's sizes and where its k-hot vector is."""
-
-    hook: str
-    n_codes: int
-    n_groups: int
-    k: int
-    n_heads: int | None  # of the hook point, where this splice sees all of them
-    shared: bool  # one table for all heads: the k-hot vector has a head axis
-
-    def groups(self, group: Index, head: Index) -> list[int]:
-        """The groups that are meant."""
-        if group is not None and head is not None:
-            raise ArgumentError("group= and head= name the same tables here; give one of them")
-        if head is not None and not self.shared:
-            if self.n_heads is None:
-                raise ArgumentError(f"head={head} was given, but codes at {self.hook} have no head")
-            per_head = self.n_groups // self.n_heads
-            if not per_head:
-                raise ArgumentError(
-                    f"head={head} was given, but the codebook at {self.hook} reads all heads as "
-                    "one vector (n_groups=1)"
-                )
-            heads = select(head, self.n_heads, "head")
-            return [h * per_head + i for h in heads for i in range(per_head)]
-        if group is None:
-            return list(range(self.n_groups))
-        return select(group, self.n_groups, "group")
-
-    def selected(self, acts: Tensor, pos: Index | Tensor, group: Index, head: Index) -> Tensor:
-        """bool, broadcast over [row, (pos, (head,)) group, code], of the places that are meant."""
-        shape = (*acts.shape[1:-1], self.n_groups, 1)
-        chosen = torch.ones((1, *shape), dtype=torch.bool, device=acts.device)
-        if pos is not None:
-            if acts.ndim < 3:
-                raise ArgumentError(f"pos={pos} was given, but {self.hook} has no positions")
-            chosen = chosen & self._positions(acts, pos, chosen)
-        if head is not None and self.shared:
-            chosen = chosen & axis_mask(select(head, acts.shape[2], "head"), chosen, 2)
-            head = None
-        return chosen & axis_mask(self.groups(group, head), chosen, chosen.ndim - 2)
-
-    def _positions(self, acts: Tensor, pos: Index | Tensor, like: Tensor) -> Tensor:
-        if not isinstance(pos, Tensor) or (pos.ndim < 2 and pos.dtype != torch.bool):
-            return axis_mask(select(pos, acts.shape[1], "pos"), like, 1)
-        if pos.dtype != torch.bool or pos.shape != acts.shape[:2]:
-            raise SeriesShapeError(
-                f"expected pos as bool [row={acts.shape[0]}, pos={acts.shape[1]}] at {self.hook}, "
-                f"got {pos.dtype} {list(pos.shape)}"
-            )
-        return pos.to(acts.device).view(*pos.shape, *(1,) * (like.ndim - 2))
-
-    def by_group(self, acts: Tensor) -> Tensor:
-        """[..., group * code] as [..., group, code]."""
-        return acts.unflatten(-1, (self.n_groups, self.n_codes))
-
-
-def checked_codes(given: int | Sequence[int], book: Book) -> list[int]:
-    """One code or several as a list, or the error that says what is wrong."""
-    codes = whole_numbers(given, f"codes at {book.hook}")
-    if not codes:
-        raise ArgumentError(f"expected at least one code at {book.hook}, got none")
-    for code in codes:
-        if not 0 <= code < book.n_codes:
-            raise ArgumentError(
-                f"expected codes in 0..{book.n_codes - 1} at {book.hook}, got {code}"
-            )
-    return codes
-
-
-def over_codes(codes: list[int], book: Book) -> Tensor:
-    """bool [code], True at these codes."""
-    chosen = torch.zeros(book.n_codes, dtype=torch.bool)
-    chosen[codes] = True
-    return chosen
-
-
-def axis_mask(numbers: list[int], like: Tensor, axis: int) -> Tensor:
-    """bool, True at these numbers of one axis, broadcast over ``like``."""
-    chosen = torch.zeros(like.shape[axis], dtype=torch.bool, device=like.device)
-    chosen[numbers] = True
-    return chosen.view(-1, *(1,) * (like.ndim - axis - 1))
-
-
-class SteerableCodes(CodedModel):
-    """A hooked model whose codes can be forced, banned and swapped for a while."""
 
     @checked
     @contextmanager
@@ -456,33 +588,8 @@ class SteerableCodes(CodedModel):
             ...     model.code_ids(torch.randn(1, 12, 25))[hook][0, :8, 0].tolist()
             [17, 17, 17, 17, 17, 17, 17, 17]
         """
-        with ExitStack() as stack:
-            for book, wanted, where in self._wanted(codes, group, head):
-                if len(wanted) > book.k:
-                    raise ArgumentError(
-                        f"expected at most k={book.k} codes to force at {book.hook}, got "
-                        f"{len(wanted)}"
-                    )
-                forced = over_codes(wanted, book)
-
-                def force(
-                    acts: Tensor,
-                    hook: Any,
-                    book: Book = book,
-                    forced: Tensor = forced,
-                    where: tuple[Index, Index] = where,
-                ) -> Tensor:
-                    by_group = book.by_group(acts)
-                    chosen = book.selected(acts, pos, *where)
-                    on = forced.to(acts.device)
-                    if others == "keep":  # codes that were forced before come after these
-                        finite = by_group.clamp(max=torch.finfo(acts.dtype).max)
-                        return finite.masked_fill(chosen & on, float("inf")).flatten(-2)
-                    weight = on.to(acts) * (book.k / int(on.sum()))
-                    return torch.where(chosen, weight, by_group).flatten(-2)
-
-                point = "hook_sae_acts_pre" if others == "keep" else "hook_sae_acts_post"
-                stack.enter_context(self._hooked(book, point, force))
+        hooks = forcing(self, codes, pos, group=group, head=head, others=others)
+        with self.hooks(fwd_hooks=hooks):
             yield self
 
     @checked
@@ -511,29 +618,7 @@ class SteerableCodes(CodedModel):
             HookError: a codebook that is switched off.
             ArgumentError: no such code, position, group or head; fewer than k codes left.
         """
-        with ExitStack() as stack:
-            for book, wanted, where in self._wanted(codes, group, head):
-                if fill == "next" and book.n_codes - len(set(wanted)) < book.k:
-                    raise ArgumentError(
-                        f"banning {len(set(wanted))} of {book.n_codes} codes at {book.hook} leaves "
-                        f"fewer than k={book.k}; ban fewer, or use fill='zero'"
-                    )
-                banned = over_codes(wanted, book)
-                value = float("-inf") if fill == "next" else 0.0
-
-                def ban(
-                    acts: Tensor,
-                    hook: Any,
-                    book: Book = book,
-                    banned: Tensor = banned,
-                    where: tuple[Index, Index] = where,
-                    value: float = value,
-                ) -> Tensor:
-                    chosen = book.selected(acts, pos, *where) & banned.to(acts.device)
-                    return book.by_group(acts).masked_fill(chosen, value).flatten(-2)
-
-                point = "hook_sae_acts_pre" if fill == "next" else "hook_sae_acts_post"
-                stack.enter_context(self._hooked(book, point, ban))
+        with self.hooks(fwd_hooks=banning(self, codes, fill, pos, group=group, head=head)):
             yield self
 
     @checked
@@ -568,16 +653,9 @@ class SteerableCodes(CodedModel):
             SeriesShapeError: numbers of series or positions that do not match.
             ArgumentError: no such position, group or head, or padding to take codes from.
         """
-        splices = self._code_splices(hooks)
-        self._require_on(splices)
-        with torch.no_grad(), self.watch_codes() as seen:
-            self(source, mask=mask)
-        taken = {name: (seen[name].snap.acts.detach(), seen[name].keep) for name in splices}
-        with ExitStack() as stack:
-            for name in splices:
-                book = self._book(name)
-                swap = _swap(book, *taken[name], len(source), (pos, source_pos), (group, head))
-                stack.enter_context(self._hooked(book, "hook_sae_acts_post", swap))
+        tables = {"group": group, "head": head}
+        swapped = swapping(self, source, hooks, pos, source_pos=source_pos, mask=mask, **tables)
+        with self.hooks(fwd_hooks=swapped):
             yield self
 
     @checked
@@ -586,95 +664,49 @@ class SteerableCodes(CodedModel):
     ) -> dict[str, dict[int, list[int]]]:
         """Codes as hook point -> group -> codes, checked as :meth:`force_codes` checks them."""
         found: dict[str, dict[int, list[int]]] = {name: {} for name in codes}
-        for book, wanted, (groups, heads) in self._wanted(codes, group, head):
+        for book, some, (groups, heads) in wanted(self, codes, group, head):
             for number in book.groups(groups, None if book.shared else heads):
-                found[book.hook].setdefault(number, []).extend(wanted)
+                found[book.hook].setdefault(number, []).extend(some)
         return found
 
-    def _hooked(self, book: Book, point: str, function: Any) -> Any:
-        return self.hooks(fwd_hooks=[(f"{book.hook}.{point}", function)])
+    def code_splices(self, hooks: str | Sequence[str] | None = None) -> dict[str, Splice]:
+        """What holds the spliced codebooks, by hook point; None for all.
 
-    def _book(self, name: str) -> Book:
-        splice = self._spliced[name]
-        cfg = splice.dictionary.cfg
-        whole = splice.head is None and self._described(name).joins
-        shared = whole and not splice.joins_heads(int(self.cfg.d_head))
-        n_heads = cfg.d_in // int(self.cfg.d_head) if whole and not shared else None
-        return Book(splice.writes, cfg.n_codes, cfg.n_groups, cfg.k, n_heads, shared)
-
-    def _wanted(
-        self, codes: Mapping[str, Codes], group: Index, head: Index
-    ) -> Iterator[tuple[Book, list[int], tuple[Index, Index]]]:
-        """Codebook, codes and (group, head) of everything that is asked for, checked."""
-        if not isinstance(codes, Mapping):
-            raise ArgumentError(f"expected hook point -> codes, got {codes!r}")
-        self._require_on(self._code_splices(list(codes)))
-        asked = []
-        for name, given in codes.items():
-            book = self._book(name)
-            if isinstance(given, Mapping):
-                if group is not None or (head is not None and not book.shared):
-                    raise ArgumentError("codes by group were given, so leave group= and head= out")
-                asked += [(book, checked_codes(c, book), (g, head)) for g, c in given.items()]
-                continue
-            unsaid = group is None and (head is None or book.shared)
-            if book.n_groups > 1 and unsaid:
-                raise ArgumentError(
-                    f"the codebook at {name} has {book.n_groups} groups with a table each, so say "
-                    "in which: group=, head=, or {hook: {group: codes}}"
+        Raises:
+            UnknownHookError: no codebook is spliced in at one of these.
+        """
+        known = {
+            name: splice
+            for name, splice in self._spliced.items()
+            if isinstance(splice.dictionary, CodeDictionary)
+        }
+        if hooks is None:
+            return known
+        names = [hooks] if isinstance(hooks, str) else list(hooks)
+        for name in names:
+            if name not in known:
+                raise UnknownHookError(
+                    name, known, "No codebook is spliced in there: model.add_codebook(codebook)"
                 )
-            asked.append((book, checked_codes(given, book), (group, head)))
-        for book, _, (g, h) in asked:
-            book.groups(g, None if book.shared else h)
-        yield from asked
+        return {name: known[name] for name in names}
 
-
-def _swap(
-    book: Book,
-    source: Tensor,
-    keep: Tensor | None,
-    n_series: int,
-    positions: tuple[Index, Index],
-    tables: tuple[Index, Index],
-) -> Any:
-    pos, source_pos = positions
-    if source_pos is not None:
-        if pos is None:
-            raise ArgumentError("source_pos= was given without pos=, the positions it is for")
-        from_ = select(source_pos, source.shape[1], "source_pos")
-        source, keep = source[:, from_], None if keep is None else keep[:, from_]
-    elif pos is not None and source.ndim > 2:
-        chosen = select(pos, source.shape[1], "pos")
-        source, keep = source[:, chosen], None if keep is None else keep[:, chosen]
-    if keep is not None and pos is not None and not bool(keep.all()):
-        raise ArgumentError(
-            f"the source has padding (or bypassed positions) where codes at {book.hook} are to be "
-            "taken from; choose other positions"
-        )
-
-    def swap(acts: Tensor, hook: Any) -> Tensor:
-        found = source.to(acts)
-        if n_series == 1:
-            found = found.repeat(len(acts) // len(found), *(1,) * (found.ndim - 1))
-        to = acts
-        where = None
-        if pos is not None and acts.ndim > 2:
-            where = select(pos, acts.shape[1], "pos")
-            to = acts[:, where]
-        if found.shape != to.shape:
-            raise SeriesShapeError(
-                f"expected a source of one series, or codes {list(to.shape)} at {book.hook} as "
-                f"the run has, got {list(found.shape)}"
+    def require_on(self, splices: Mapping[str, Splice]) -> None:
+        """Raise :class:`HookError` unless these are some codebooks, all of them switched on."""
+        if not splices:
+            raise HookError("no codebook is spliced in: model.add_codebook(codebook, hook=...)")
+        off = [name for name, splice in splices.items() if not splice.on]
+        if off:
+            raise HookError(
+                f"the codebook at {off[0]} is switched off, so it has no codes; "
+                "model.set_snapping(True)"
             )
-        kept = book.selected(to, None, *tables)
-        if keep is not None:  # nothing is taken from padding
-            rows = (
-                keep if n_series > 1 else keep.repeat(len(to) // len(keep), *(1,) * (keep.ndim - 1))
-            )
-            kept = kept & rows[..., None, None]
-        mixed = torch.where(kept, book.by_group(found), book.by_group(to)).flatten(-2)
-        if where is None:
-            return mixed
-        return acts.index_copy(1, torch.tensor(where, device=acts.device), mixed)
 
-    return swap
+    def _build(self, config: Any, name: str) -> Any:
+        if not callable(getattr(config, "build", None)):
+            raise ArgumentError(f"expected a CodebookConfig, got a {type(config).__name__}")
+        point = self.point(name)
+        point.require_features()
+        width, n_heads = joined_width(point), point.n_heads if point.joins else None
+        if width is None and not config.d_in:
+            raise ArgumentError(f"the width of {name} is not known beforehand: give d_in")
+        return config.at(name, width or config.d_in, n_heads).build()

@@ -137,6 +137,7 @@ class Trunk(nn.Module):
             stop: layer to stop before.
         """
         cfg = self.cfg
+        self._tell_padding(state)
         first = cfg.n_encoder_layers if cfg.n_decoder_layers else None
         if first is not None and start > first and state.encoded is None:
             raise ArgumentError(

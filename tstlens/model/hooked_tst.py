@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import dataclasses
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
@@ -15,36 +16,26 @@ from tstlens.arguments import Count, Seed, checked
 from tstlens.data.validate import check_series, usable_device
 from tstlens.errors import ArgumentError, SeriesShapeError, SeriesValueError
 from tstlens.model.cache import TSTActivationCache
-from tstlens.model.codes import SteerableCodes
+from tstlens.model.codes import CodedModel
 from tstlens.model.config import HookedTSTConfig
-from tstlens.model.embed import Positions, TakesCovariates, make_embed
+from tstlens.model.embed import Positions, make_embed, with_covariates
 from tstlens.model.encoder_decoder import Trunk
-from tstlens.model.heads import HasLoss, make_head
+from tstlens.model.heads import check_labels, loss_of, make_head
 from tstlens.model.hooking import in_turn
 from tstlens.model.norms import watched
 from tstlens.model.parts import CustomConfig, LinearPatchesConfig
 from tstlens.model.saving import SavedModel
-from tstlens.model.splicing import SplicedSAEs
 from tstlens.model.state import TrunkState
-from tstlens.model.steering import SteeredModel
+from tstlens.model.steering import pushing
 from tstlens.model.weights import StackedWeights
-from tstlens.points import Hook
+from tstlens.points import Hook, Index
 from tstlens.randomness import seeded
 from tstlens.shapes import Mask, Residual, Series
 
 ReturnType = Literal["logits", "loss", "both"] | None
 
 
-class HookedTST(
-    Trunk,
-    SteeredModel,
-    SteerableCodes,
-    SplicedSAEs,
-    StackedWeights,
-    SavedModel,
-    TakesCovariates,
-    HasLoss,
-):
+class HookedTST(Trunk, CodedModel, StackedWeights, SavedModel):
     """A trunk of transformer blocks between an embedding front end and a head.
 
     Everything a TransformerLens user expects works: ``run_with_cache``, ``run_with_hooks``,
@@ -196,7 +187,6 @@ class HookedTST(
                     "with the residual stream; leave out mask= and covariates="
                 )
             residual, state = self._check_residual(series), state or TrunkState()
-            self._tell_padding(state)
             handed_on = self.cfg.residual_attention and 0 < start < self.cfg.n_layers
             if handed_on and state.previous_scores is None:
                 raise ArgumentError(
@@ -270,6 +260,29 @@ class HookedTST(
             )
         return activation.unflatten(0, (-1, n_rows))
 
+    def with_covariates(
+        self, series: Tensor, covariates: Mapping[str, Tensor] | None = None
+    ) -> Tensor:
+        """The series that the model runs on: the values, then their covariates as channels.
+
+        ``model(series, covariates=c)`` is ``model(model.with_covariates(series, c))``. Sweeps,
+        attribution, dictionaries and ``compare`` take what this returns.
+
+        Args:
+            series: float [batch, channel, time], the values; with their covariates in it already
+                it is returned as it is.
+            covariates: tensors by name, in the source's layout; None where there are none.
+
+        Returns:
+            Float [batch, channel, time] with ``cfg.n_channels`` channels.
+
+        Raises:
+            ArgumentError: covariates are missing, left over or misshapen: the names and shapes
+                that are needed; or the model takes none.
+            SeriesShapeError: a length that the model does not take.
+        """
+        return with_covariates(self.cfg.embed, series, covariates)
+
     @in_turn
     def unembed(self, residual: Residual, state: TrunkState | None = None) -> Tensor:
         """The model's output from what leaves the last block: final norm, pooling, linear map."""
@@ -282,6 +295,54 @@ class HookedTST(
         if self.cfg.n_decoder_layers and state.encoded is None:  # the mask is the encoder's
             state = dataclasses.replace(state, pos_mask=None)
         return self.head(residual, state)
+
+    def loss(self, output: Tensor, target: Tensor | None) -> Tensor:
+        """Mean cross-entropy (nats) of a classifier, mean squared error of a forecaster."""
+        return loss_of(self.cfg.n_classes, output, target)
+
+    check_labels = staticmethod(check_labels)
+
+    @checked
+    @contextmanager
+    def steer(
+        self, direction: Any, strength: float = 1.0, pos: Index = None
+    ) -> Iterator[HookedTST]:
+        """Add ``strength * direction.vector`` at ``direction.hook`` in every run inside the block.
+
+        Answers "what does the model say if this activation moves that way?". What can mislead: a
+        large push leaves what the model was trained on, and any large push changes the output, so
+        compare with random directions of equal norm (:func:`tstlens.probing.dose_response`).
+        Blocks can be nested; the pushes add up. On exit, and on an error, the model is as it was.
+
+        Args:
+            direction: with ``hook``, ``vector`` [*feature] ([d_model], [d_mlp], or [head, d_head]
+                at q, k, v and z) and optionally ``head``, the one head that a vector [d_head]
+                belongs to.
+            strength: multiples of the vector; negative pushes the other way.
+            pos: positions that are pushed: one, several or a slice; None for all. Padded positions
+                (by the mask that the model is called with) are left alone in any case.
+
+        Raises:
+            UnknownHookError, HookError: a hook point that is not there, cannot fire, or has no
+                feature axis.
+            ArgumentError: a vector of another shape, no such head or position, or ``strength``
+                that is not a finite number.
+
+        Source: Turner et al. 2023 (arXiv 2308.10248), activation addition.
+
+        Example:
+            >>> from types import SimpleNamespace
+            >>> import torch
+            >>> from tstlens import HookedTST
+            >>> model = HookedTST.from_pretrained("japanese-vowels")
+            >>> push = SimpleNamespace(hook="blocks.1.hook_resid_post", vector=torch.ones(128))
+            >>> series = torch.randn(2, 12, 25)
+            >>> with model.steer(push, strength=2.0):
+            ...     bool((model(series) != 0).all())
+            True
+        """
+        with self.hooks(fwd_hooks=pushing(self, direction, strength, pos)):
+            yield self
 
     def check_series(self, series: Series, mask: Mask | None = None) -> None:
         """Raise the error that says what is wrong with a series for this model."""

@@ -37,7 +37,7 @@ from tstlens.errors import ArgumentError, HookError, UnknownHookError
 from tstlens.model.hooking import CheckedHooks
 from tstlens.model.norms import listened_to
 from tstlens.model.state import TrunkState
-from tstlens.points import Hook, Point
+from tstlens.points import Hook, Point, select
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks")
 
@@ -216,13 +216,8 @@ class Splice(nn.Module):
         if original.ndim < 3:
             raise ArgumentError(f"{self.writes} has no positions that could bypass a dictionary")
         n_pos = original.shape[1]
-        outside = [pos for pos in self.bypass if not -n_pos <= pos < n_pos]
-        if outside:
-            raise ArgumentError(
-                f"expected positions to leave alone in 0..{n_pos - 1}, got {outside[0]}"
-            )
         keep = torch.zeros(n_pos, dtype=torch.bool, device=original.device)
-        keep[list(self.bypass)] = True
+        keep[select(self.bypass, n_pos, "positions to leave alone")] = True
         return keep.view(1, n_pos, *(1,) * (original.ndim - 2))
 
     def _points(self) -> Iterator[HookPoint]:
@@ -295,6 +290,14 @@ def check_width(point: Point, dictionary: Any, head: int | None = None, out: boo
         )
 
 
+_NO_PRE = ("matching_pursuit",)
+
+
+def _architecture(dictionary: nn.Module) -> str | None:
+    named = getattr(getattr(dictionary, "cfg", None), "architecture", None)
+    return str(named()) if callable(named) else None
+
+
 class SplicedDictionaries(CheckedHooks):
     """A hooked model that dictionaries can be spliced into, with sae-lens' method names."""
 
@@ -302,6 +305,7 @@ class SplicedDictionaries(CheckedHooks):
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
+        self.pos_mask: Tensor | None = None  # of the run that goes on
         self._spliced: dict[str, Splice] = {}  # by the hook point that each reads
         self.splices = nn.ModuleDict()
 
@@ -322,6 +326,7 @@ class SplicedDictionaries(CheckedHooks):
             try:
                 return super().__call__(*args, **kwargs)
             finally:
+                self.pos_mask = None
                 for splice in self._spliced.values():
                     splice.forget()
 
@@ -329,6 +334,11 @@ class SplicedDictionaries(CheckedHooks):
     def acts_to_saes(self) -> dict[str, Any]:
         """The spliced dictionaries by the hook point that each reads."""
         return {name: splice.dictionary for name, splice in self._spliced.items()}
+
+    def point(self, name: str) -> Point:
+        """See :meth:`CheckedHooks.point`; also of a place where a dictionary stands."""
+        stands = self.splice_at(name) is not None
+        return self._described(name, self._why_absent(name)) if stands else super().point(name)
 
     def _layout(self, name: str) -> tuple[str, ...]:
         """That of the place where a dictionary stands, and of its own hook points there."""
@@ -422,18 +432,18 @@ class SplicedDictionaries(CheckedHooks):
         reason = super().why_silent(name)
         if reason is not None:
             return reason
-        for splice in self._spliced.values():
-            if not name.startswith(splice.writes + "."):
-                continue
-            if not splice.on:
-                return f"{name} is silent while snapping is off: model.set_snapping(True)"
-            leaf = name.removeprefix(splice.writes + ".")
-            if leaf == "hook_sae_error" and not splice.use_error_term:
-                return f"{name} only fires with use_error_term=True"
-            if leaf in getattr(splice.dictionary, "silent_hooks", ()) or (
-                leaf == "hook_sae_acts_pre" and _architecture(splice.dictionary) in _NO_PRE
-            ):
-                return f"{name} never fires: this kind of dictionary has no such activation"
+        place, _, leaf = name.rpartition(".")
+        splice = self.splice_at(place)
+        if splice is None:
+            return None
+        if not splice.on:
+            return f"{name} is silent while snapping is off: model.set_snapping(True)"
+        if leaf == "hook_sae_error" and not splice.use_error_term:
+            return f"{name} only fires with use_error_term=True"
+        if leaf in getattr(splice.dictionary, "silent_hooks", ()) or (
+            leaf == "hook_sae_acts_pre" and _architecture(splice.dictionary) in _NO_PRE
+        ):
+            return f"{name} never fires: this kind of dictionary has no such activation"
         return None
 
     @checked
@@ -479,7 +489,8 @@ class SplicedDictionaries(CheckedHooks):
         return [self._spliced[name] for name in (self._spliced if names is None else names)]
 
     def _tell_padding(self, state: TrunkState) -> None:
-        """Let spliced dictionaries know which positions of this run hold padding."""
+        """Let spliced dictionaries and hooks know which positions of this run hold padding."""
+        self.pos_mask = state.pos_mask
         for splice in self._spliced.values():
             splice.pos_mask = state.pos_mask
 
@@ -495,22 +506,19 @@ class SplicedDictionaries(CheckedHooks):
             storage.fill(folder / "saes" / name, save)
 
     def _why_absent(self, name: str) -> str:
-        for splice in self._spliced.values():
-            if name == splice.writes:
-                return (
-                    f"A dictionary is spliced in there: hook {name}.hook_sae_input or "
-                    f"{name}.hook_sae_output, or take it out with reset_saes()"
-                )
+        if self.splice_at(name) is not None:
+            return (
+                f"A dictionary is spliced in there: hook {name}.hook_sae_input or "
+                f"{name}.hook_sae_output, or take it out with reset_saes()"
+            )
         if ".hook_sae_" in name:
             return "It belongs to a dictionary: splice one in first, model.add_sae(sae)"
         return super()._why_absent(name)
 
     def _check(self, dictionary: nn.Module, name: str, out: str, head: int | None) -> None:
-        known = self._spliced.values()
-        if name not in self.hook_dict and not any(splice.writes == name for splice in known):
-            raise UnknownHookError(name, self.hook_dict, self._why_absent(name))
-        self.require_live([point for point in (name, out) if point not in self._written()])
-        if out in self._written():
+        read, written = self.point(name), self.point(out)
+        self.require_live([p.name for p in (read, written) if self.splice_at(p.name) is None])
+        if self.splice_at(out) is not None:
             raise UnknownHookError(out, self.hook_dict, self._why_absent(out))
         if listened_to(self.hook_dict[out]):
             raise HookError(
@@ -518,12 +526,9 @@ class SplicedDictionaries(CheckedHooks):
                 f"model.reset_hooks(), or splice first and hook {out}.hook_sae_input"
             )
         cfg = getattr(dictionary, "cfg", None)
-        check_width(self._described(name), cfg, head)
+        check_width(read, cfg, head)
         if out != name:
-            check_width(self._described(out), cfg, head, out=True)
-
-    def _written(self) -> set[str]:
-        return {splice.writes for splice in self._spliced.values()}
+            check_width(written, cfg, head, out=True)
 
     def _put_in(self, splice: Splice) -> None:
         self._spliced[splice.reads] = splice
@@ -541,6 +546,17 @@ class SplicedDictionaries(CheckedHooks):
         if callable(own_setup):
             own_setup()  # its hook points get their own names back
         self._rewire()
+
+    @contextmanager
+    def _for_a_while(self, restores: bool = True) -> Iterator[None]:
+        """What is put in inside the block comes out at its end, and what was there comes back."""
+        with self._turn.held():
+            before = dict(self._spliced)
+            try:
+                yield
+            finally:
+                if restores:
+                    self._restore(before)
 
     def _restore(self, before: dict[str, Splice]) -> None:
         for name in reversed(list(self._spliced)):
@@ -583,18 +599,6 @@ class SplicedDictionaries(CheckedHooks):
             first = next(dictionary.parameters(), None)
             if first is not None and hasattr(dictionary, "dtype"):
                 dictionary.to(device=first.device, dtype=first.dtype)
-
-
-_NO_PRE = ("matching_pursuit",)
-
-
-def _architecture(dictionary: nn.Module) -> str | None:
-    named = getattr(getattr(dictionary, "cfg", None), "architecture", None)
-    return str(named()) if callable(named) else None
-
-
-class SplicedSAEs(SplicedDictionaries):
-    """A hooked model with sae-lens' methods."""
 
     @checked
     def add_sae(
@@ -661,15 +665,10 @@ class SplicedSAEs(SplicedDictionaries):
         given: Any = [saes] if one else saes
         if not isinstance(given, Iterable):
             raise ArgumentError(f"expected one or several SAEs, got {type(saes).__name__}")
-        with self._turn.held():
-            before = dict(self._spliced)
-            try:
-                for sae in given:
-                    self.add_sae(sae, use_error_term, exclude_special_tokens)
-                yield self
-            finally:
-                if reset_saes_end:
-                    self._restore(before)
+        with self._for_a_while(reset_saes_end):
+            for sae in given:
+                self.add_sae(sae, use_error_term, exclude_special_tokens)
+            yield self
 
     @checked
     def run_with_saes(

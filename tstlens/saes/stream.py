@@ -155,16 +155,9 @@ class ActivationRows:
 
 def _extent(model: HookedTST, hooks: Sequence[str]) -> tuple[int, bool]:
     """The layer to stop before, and whether the head has to run."""
-    stop, runs_head = 0, False
-    for name in hooks:
-        part, layer = name.split(".")[0], model.layer_of(name)
-        if layer is not None:
-            stop = max(stop, layer + 1)
-        elif model.crosses(name):
-            stop = max(stop, model.cfg.n_encoder_layers + 1)
-        elif part in ("head", "ln_final", "decoder_final_ln"):
-            stop, runs_head = model.cfg.n_layers, True
-    return stop, runs_head
+    stops = [model.point(name).stop for name in hooks]
+    runs_head = None in stops
+    return model.cfg.n_layers if runs_head else max(stop or 0 for stop in stops), runs_head
 
 
 def _places(activation: Tensor, index: Tensor, n_channels: int, each_head: bool) -> Tensor:

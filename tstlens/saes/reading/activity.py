@@ -15,7 +15,6 @@ residual stream, adds its change to the activation there, and everything after i
 from __future__ import annotations
 
 import copy
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from types import SimpleNamespace
@@ -31,6 +30,7 @@ from tqdm.auto import tqdm
 from tstlens.data import TimeSeriesData
 from tstlens.errors import ArgumentError, HookError, SeriesShapeError
 from tstlens.model import HookedTST, TrunkState
+from tstlens.points import layer_of
 from tstlens.results import Result
 from tstlens.saes.checks import check_dictionary
 
@@ -38,7 +38,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
-_PER_HEAD = ("hook_q", "hook_k", "hook_v", "hook_z")
 _BY_HEAD_AND_ROW = ("layer_norm", "constant_norm_rescale")
 
 
@@ -99,7 +98,8 @@ def by_head(model: HookedTST, dictionary: Any) -> Any:
     metadata = getattr(cfg, "metadata", None)
     hook = getattr(metadata, "hook_name", None) or ""
     single = (
-        hook.rsplit(".", 1)[-1] in _PER_HEAD
+        bool(hook)
+        and model.point(hook).joins
         and getattr(metadata, "hook_head_index", None) is None
         and getattr(cfg, "d_in", None) == model.cfg.d_head
         and model.cfg.n_heads > 1
@@ -127,15 +127,14 @@ class Place:
     @property
     def layer(self) -> int | None:
         """The block to start from for an edit; None where the whole model has to run."""
-        found = re.match(r"blocks\.(\d+)\.", self.writes)
-        return int(found[1]) if found else None
+        return layer_of(self.writes) if self.writes.startswith("blocks.") else None
 
     @property
     def stop(self) -> int | None:
         """The layer that a run may stop before and still give what is read."""
-        found = re.match(r"blocks\.(\d+)\.", self.reads)
-        if found:
-            return int(found[1]) + 1
+        layer = layer_of(self.reads) if self.reads.startswith("blocks.") else None
+        if layer is not None:
+            return layer + 1
         whole = ("head", "ln_final", "encoder", "decoder", "hook_encoded", "hook_decoder")
         return None if self.reads.startswith(whole) else 0
 
