@@ -316,7 +316,7 @@ _MEASURES = {  # columns of ``monosemanticity``: in words, and how numbers of it
 }
 
 
-def _measured(name: str, values: Iterable[float]) -> list[str]:
+def _measured(name: str, values: Iterable[Any]) -> list[str]:
     """A row of the table beside the random dictionary and the neurons."""
     label, form = _MEASURES.get(name, (name, "{:.3g}"))
     return [label, *("–" if value != value else form.format(value) for value in values)]
