@@ -32,8 +32,8 @@ Labels = tuple[Any, ...]
 class Labelled(Result):
     """Base of the results whose numbers lie on named axes.
 
-    A subclass is a frozen dataclass (``eq=False, repr=False``) with ``axes`` and ``coords``, as
-    fields or as properties.
+    A subclass is a frozen dataclass (``eq=False, repr=False``) with ``axes`` and ``coords`` as
+    fields; one without them says in ``entries`` what its rows are, and has no :meth:`at`.
 
     Attributes:
         axes: names of the axes, in order.
@@ -87,6 +87,7 @@ class Labelled(Result):
         Raises:
             UnknownAxisError: the result has no such axis.
             UnknownNameError: the axis has no such entry.
+            ArgumentError: a kind of result that has no ``coords``.
 
         Example:
             >>> import numpy as np
@@ -95,6 +96,10 @@ class Labelled(Result):
             >>> effects.at(layer=1).values, effects.at(head=[2, 0]).values[0]
             (array([3., 4., 5.]), array([2., 0.]))
         """
+        if not hasattr(self, "coords"):
+            raise ArgumentError(
+                f"a {type(self).__name__} has no entries to choose by; choose rows of its frame"
+            )
         chosen = {**(labels or {}), **more}
         places = {axis: self._places(axis, wanted) for axis, wanted in chosen.items()}
         parts: dict[str, Any] = {}

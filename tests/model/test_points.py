@@ -8,6 +8,7 @@ import torch
 
 from tstlens.errors import ArgumentError, HookError, UnknownHookError
 from tstlens.model import HeadConfig, HookedTST
+from tstlens.patching.sites import Site, locate
 from tstlens.points import SITES, layer_of, select
 
 FLAGS = {
@@ -98,6 +99,12 @@ def test_words_of_transformer_lens_4_mean_the_same_hook_points(series, make_mode
         assert point.name == f"blocks.1.hook_{leaves}"
     with pytest.raises(UnknownHookError):
         model.point("blocks.7.hook_in")
+    _, cache = model.run_with_cache(series, names_filter=lambda name: "resid_p" in name)
+    assert cache["in", 1] is cache["resid_pre", 1] and cache["out", -1] is cache["resid_post", -1]
+    for site, own in (("hook_in", "resid_pre"), ("mlp.hook_out", "mlp_out")):
+        assert locate(model, Site(site, layer=1)) == locate(model, Site(own, layer=1))
+    post = make_model(norm_position="post")
+    assert locate(post, Site("hook_out")) == locate(post, Site("normalized_resid_post"))
 
 
 def test_the_short_names_are_hook_points_of_some_model(make_model):

@@ -9,6 +9,7 @@ import torch
 from transformer_lens import FactoredMatrix
 
 from tstlens.errors import ArgumentError
+from tstlens.model import HookedTST
 
 LAYOUTS = {
     "W_Q": ("attn", (2, 2, 8, 4)),
@@ -147,3 +148,27 @@ def test_biases_that_a_model_lacks_are_zero_and_not_trained(make_model, series):
     model(series).sum().backward()
     assert model.blocks[0].attn.b_O.grad is None and model.blocks[0].mlp.b_in.grad is None
     assert model.blocks[0].attn.W_O.grad is not None
+
+
+def test_weights_by_the_names_that_users_of_transformer_lens_look_for(make_model):
+    model = make_model("patches", positions="learned", gated_mlp=True)
+    layer = model.blocks[1]
+    assert torch.equal(model.W_gate[1], layer.mlp.W_gate)
+    assert torch.equal(model.W_E_pos, torch.cat([model.W_E, model.W_pos]))
+    assert model.unembed.W_U is model.head.W_U and model.unembed.b_U is model.head.b_U
+    torch.testing.assert_close(layer.attn.OV.AB, layer.attn.W_V @ layer.attn.W_O)
+    torch.testing.assert_close(layer.attn.QK.AB, model.QK.AB[1])
+    hidden = ("W_Q", "W_K", "W_V", "W_O", "W_in", "W_gate", "W_out")
+    assert model.cfg.n_params == sum(getattr(model, name).numel() for name in hidden)
+    with pytest.raises(ArgumentError, match="no gate"):
+        _ = make_model().W_gate
+
+
+def test_dtypes_by_name_and_moves_that_print_nothing(make_model, tmp_path, capsys):
+    make_model().save_pretrained(tmp_path / "model")
+    for given in ({"dtype": "float64"}, {"torch_dtype": torch.float64}, {"torch_dtype": "float64"}):
+        assert HookedTST.from_pretrained(tmp_path / "model", **given).cfg.dtype == torch.float64
+    with pytest.raises(ArgumentError, match="floating point dtype"):
+        HookedTST.from_pretrained(tmp_path / "model", dtype="int32")
+    assert make_model().to("cpu", print_details=True).cfg.dtype == torch.float32
+    assert capsys.readouterr().out == ""

@@ -264,18 +264,7 @@ def _one_pair(result: SweepResult, pair: int) -> SweepResult:
     n_pairs = len(result.values)
     if not -n_pairs <= pair < n_pairs:
         raise ArgumentError(f"expected pair in 0..{n_pairs - 1}, got {pair}")
-    at = pair % n_pairs
-    return replace(
-        result,
-        values=result.values[at],
-        effects=result.effect()[at],
-        axes=tuple(axis for axis in result.axes if axis != "pair"),
-        coords={axis: entries for axis, entries in result.coords.items() if axis != "pair"},
-        baseline=result.baseline[at],
-        clean=result.clean[at],
-        rounding=None if result.rounding is None else result.rounding[at],
-        n_pairs=1,
-    )
+    return replace(result.at(pair=result.coords["pair"][pair % n_pairs]), n_pairs=1)
 
 
 def _panels(

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
+from transformer_lens import FactoredMatrix
 
 from tstlens.model.config import HookedTSTConfig
 from tstlens.model.embed import rotate
@@ -130,6 +131,16 @@ class Attention(nn.Module):
             return result.sum(2) + self.b_O
         written = torch.addmm(self.b_O, z.flatten(2).flatten(0, 1), self.W_O.flatten(0, 1))
         return written.view(z.shape[0], z.shape[1], self.W_O.shape[2])
+
+    @property
+    def QK(self) -> FactoredMatrix:
+        """``W_Q W_K^T`` of every head, factored, [head, d_model, d_model]."""
+        return FactoredMatrix(self.W_Q, self.W_K.transpose(-2, -1))
+
+    @property
+    def OV(self) -> FactoredMatrix:
+        """``W_V W_O`` of every head, factored, [head, d_model, d_model]."""
+        return FactoredMatrix(self.W_V, self.W_O)
 
     def _score_bias(self, state: TrunkState) -> Tensor | None:
         return state.score_bias

@@ -12,6 +12,7 @@ from transformer_lens.utilities import Slice, get_act_name
 from tstlens.arguments import checked
 from tstlens.errors import ArgumentError, NonlinearResidualError, UnknownActivationError
 from tstlens.model.norms import HeldNorm
+from tstlens.points import real_name
 
 _REASON = (
     "{method} adds up what components wrote to the residual stream, but this model normalises the "
@@ -385,6 +386,9 @@ class TSTActivationCache(ActivationCache):
             return super().__getitem__(key)
         except KeyError as error:
             name = error.args[0] if error.args else key
+            own = real_name(name, self.cache_dict) if isinstance(name, str) else name
+            if own in self.cache_dict:
+                return self.cache_dict[own]
             advice = "cache.keys() lists them all"
             raise UnknownActivationError(name, self.cache_dict, advice) from None
 

@@ -262,6 +262,15 @@ class HookedTSTConfig:
         return self.n_layers - self.n_decoder_layers
 
     @property
+    def n_params(self) -> int:
+        """Weights of attention and MLPs, without biases and norms, as TransformerLens counts."""
+        n_attentions = self.n_layers * (1 + (self.second_attention != "none"))
+        n_attentions += self.n_decoder_layers
+        attention = 4 * self.d_model * (self.d_head or 0) * self.n_heads
+        mlp = (3 if self.gated_mlp else 2) * self.d_model * self.d_mlp
+        return n_attentions * attention + self.n_layers * mlp
+
+    @property
     def positions_are(self) -> str:
         """What a position of the trunk is: ``"time"`` (a patch, a step), or ``"channel"``."""
         return getattr(self.embed, "positions_are", "time")

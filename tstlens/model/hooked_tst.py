@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from tstlens.arguments import Count, Seed, checked
@@ -283,18 +284,10 @@ class HookedTST(Trunk, CodedModel, StackedWeights, SavedModel):
         """
         return with_covariates(self.cfg.embed, series, covariates)
 
-    @in_turn
-    def unembed(self, residual: Residual, state: TrunkState | None = None) -> Tensor:
-        """The model's output from what leaves the last block: final norm, pooling, linear map."""
-        if not isinstance(residual, Tensor) or not isinstance(state, TrunkState | None):
-            got = f"{type(residual).__name__} and {type(state).__name__}"
-            raise ArgumentError(f"expected the residual stream and its state, got {got}")
-        if self.cfg.final_norm:
-            residual = self.final_norm(residual)
-        state = state or TrunkState()
-        if self.cfg.n_decoder_layers and state.encoded is None:  # the mask is the encoder's
-            state = dataclasses.replace(state, pos_mask=None)
-        return self.head(residual, state)
+    @property
+    def unembed(self) -> Unembedding:
+        """From what leaves the last block to the output: ``model.unembed(residual, state)``."""
+        return Unembedding(self)
 
     def loss(self, output: Tensor, target: Tensor | None) -> Tensor:
         """Mean cross-entropy (nats) of a classifier, mean squared error of a forecaster."""
@@ -473,8 +466,11 @@ class HookedTST(Trunk, CodedModel, StackedWeights, SavedModel):
         folded.setup()
         return folded
 
-    def to(self, *args: Any, **kwargs: Any) -> HookedTST:
-        """Move or cast the model; ``cfg.device`` and ``cfg.dtype`` follow."""
+    def to(self, *args: Any, print_details: bool = False, **kwargs: Any) -> HookedTST:
+        """Move or cast the model; ``cfg.device`` and ``cfg.dtype`` follow.
+
+        ``print_details`` is TransformerLens'; nothing is printed.
+        """
         device = kwargs.get("device", args[0] if args else None)
         if isinstance(device, str | int):
             usable_device(device)
@@ -490,6 +486,36 @@ class HookedTST(Trunk, CodedModel, StackedWeights, SavedModel):
             self.cfg.device, self.cfg.dtype = first.device, first.dtype
         self._follow_dictionaries()
         return self
+
+
+class Unembedding:
+    """A model's way from its last block to its output, with the head's weights beside it."""
+
+    def __init__(self, model: HookedTST) -> None:
+        self._model = model
+
+    def __call__(self, residual: Residual, state: TrunkState | None = None) -> Tensor:
+        """The model's output from what leaves the last block: final norm, pooling, linear map."""
+        if not isinstance(residual, Tensor) or not isinstance(state, TrunkState | None):
+            got = f"{type(residual).__name__} and {type(state).__name__}"
+            raise ArgumentError(f"expected the residual stream and its state, got {got}")
+        model, state = self._model, state or TrunkState()
+        if model.cfg.n_decoder_layers and state.encoded is None:  # the mask is the encoder's
+            state = dataclasses.replace(state, pos_mask=None)
+        with model._turn:
+            if model.cfg.final_norm:
+                residual = model.final_norm(residual)
+            return model.head(residual, state)
+
+    @property
+    def W_U(self) -> Float[Tensor, "d_pooled d_out"]:
+        """The head's linear map from the pooled vector to the outputs."""
+        return self._model.W_U
+
+    @property
+    def b_U(self) -> Float[Tensor, " d_out"]:
+        """The head's bias."""
+        return self._model.b_U
 
 
 # What users of other transformers reach for, and what says the same here.

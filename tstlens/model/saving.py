@@ -66,7 +66,8 @@ class SavedModel(nn.Module):
         embed: nn.Module | None = None,
         head: nn.Module | None = None,
         device: str | int | torch.device | None = None,
-        dtype: torch.dtype | None = None,
+        dtype: torch.dtype | str | None = None,
+        torch_dtype: torch.dtype | str | None = None,
     ) -> _Model:
         """Load a model in eval mode.
 
@@ -78,7 +79,8 @@ class SavedModel(nn.Module):
             embed: the front end, where the model was converted with one of the user's own.
             head: the head, likewise.
             device: where to put the model.
-            dtype: what to cast it to.
+            dtype: what to cast it to; ``"float32"`` is ``torch.float32``.
+            torch_dtype: the same, as Hugging Face's libraries call it.
 
         Raises:
             UnknownCheckpointError: nothing goes by that name.
@@ -95,8 +97,7 @@ class SavedModel(nn.Module):
         """
         if device is not None:
             usable_device(device)
-        if dtype is not None and not dtype.is_floating_point:
-            raise ArgumentError(f"expected a floating point dtype for the model, got {dtype}")
+        dtype = _dtype(torch_dtype if dtype is None else dtype)
         folder = find_checkpoint(name)
         if is_foreign(folder):
             return _convert(folder, device, dtype)
@@ -119,6 +120,13 @@ class SavedModel(nn.Module):
         model.info = info
         model.parity = parity
         return model.to(device=device, dtype=dtype) if device or dtype else model
+
+
+def _dtype(given: torch.dtype | str | None) -> torch.dtype | None:
+    found = getattr(torch, given.removeprefix("torch."), None) if isinstance(given, str) else given
+    if given is not None and not (isinstance(found, torch.dtype) and found.is_floating_point):
+        raise ArgumentError(f"expected a floating point dtype for the model, got {given}")
+    return found
 
 
 def _convert(folder: Path, device: Any, dtype: torch.dtype | None) -> Any:

@@ -14,6 +14,18 @@ from tstlens.arguments import checked
 from tstlens.errors import ArgumentError, NonlinearResidualError
 from tstlens.model.parts import CustomConfig
 
+_Reading = Float[Tensor, "layer head d_model d_head"]
+
+
+def stacked(sublayer: str, name: str, says: str) -> Any:
+    """A property: one weight of every block, stacked over layers."""
+
+    def weight(self: StackedWeights) -> Tensor:
+        return self._stack(sublayer, name)
+
+    weight.__doc__ = says
+    return property(weight)
+
 
 class StackedWeights(nn.Module):
     """Properties that stack one weight over layers; layouts as in TransformerLens."""
@@ -22,68 +34,40 @@ class StackedWeights(nn.Module):
     layers: list[Any]
     head: nn.Module
 
+    W_Q: _Reading = stacked("attn", "W_Q", "Query weights of every head.")
+    W_K: _Reading = stacked("attn", "W_K", "Key weights of every head.")
+    W_V: _Reading = stacked("attn", "W_V", "Value weights of every head.")
+    W_O: Float[Tensor, "layer head d_head d_model"] = stacked(
+        "attn", "W_O", "Output weights of every head."
+    )
+    b_Q: Float[Tensor, "layer head d_head"] = stacked(
+        "attn", "b_Q", "Query biases (zeros where the model has none)."
+    )
+    b_K: Float[Tensor, "layer head d_head"] = stacked(
+        "attn", "b_K", "Key biases (zeros where the model has none)."
+    )
+    b_V: Float[Tensor, "layer head d_head"] = stacked(
+        "attn", "b_V", "Value biases (zeros where the model has none)."
+    )
+    b_O: Float[Tensor, "layer d_model"] = stacked(
+        "attn", "b_O", "Biases of the attention output (zeros where the model has none)."
+    )
+    W_in: Float[Tensor, "layer d_model d_mlp"] = stacked(
+        "mlp", "W_in", "Input weights of every MLP."
+    )
+    W_gate: Float[Tensor, "layer d_model d_mlp"] = stacked(
+        "mlp", "W_gate", "Gate weights of every MLP, of models whose MLPs have a gate."
+    )
+    b_in: Float[Tensor, "layer d_mlp"] = stacked("mlp", "b_in", "Input biases of every MLP.")
+    W_out: Float[Tensor, "layer d_mlp d_model"] = stacked(
+        "mlp", "W_out", "Output weights of every MLP."
+    )
+    b_out: Float[Tensor, "layer d_model"] = stacked("mlp", "b_out", "Output biases of every MLP.")
+
     def _stack(self, sublayer: str, name: str) -> Tensor:
+        if not hasattr(getattr(self.layers[0], sublayer), name):
+            raise ArgumentError(f"this model's MLPs have no gate, so there is no {name}")
         return torch.stack([getattr(getattr(block, sublayer), name) for block in self.layers])
-
-    @property
-    def W_Q(self) -> Float[Tensor, "layer head d_model d_head"]:
-        """Query weights of every head."""
-        return self._stack("attn", "W_Q")
-
-    @property
-    def W_K(self) -> Float[Tensor, "layer head d_model d_head"]:
-        """Key weights of every head."""
-        return self._stack("attn", "W_K")
-
-    @property
-    def W_V(self) -> Float[Tensor, "layer head d_model d_head"]:
-        """Value weights of every head."""
-        return self._stack("attn", "W_V")
-
-    @property
-    def W_O(self) -> Float[Tensor, "layer head d_head d_model"]:
-        """Output weights of every head."""
-        return self._stack("attn", "W_O")
-
-    @property
-    def b_Q(self) -> Float[Tensor, "layer head d_head"]:
-        """Query biases (zeros where the model has none)."""
-        return self._stack("attn", "b_Q")
-
-    @property
-    def b_K(self) -> Float[Tensor, "layer head d_head"]:
-        """Key biases (zeros where the model has none)."""
-        return self._stack("attn", "b_K")
-
-    @property
-    def b_V(self) -> Float[Tensor, "layer head d_head"]:
-        """Value biases (zeros where the model has none)."""
-        return self._stack("attn", "b_V")
-
-    @property
-    def b_O(self) -> Float[Tensor, "layer d_model"]:
-        """Biases of the attention output (zeros where the model has none)."""
-        return self._stack("attn", "b_O")
-
-    @property
-    def W_in(self) -> Float[Tensor, "layer d_model d_mlp"]:
-        """Input weights of every MLP."""
-        return self._stack("mlp", "W_in")
-
-    @property
-    def b_in(self) -> Float[Tensor, "layer d_mlp"]:
-        """Input biases of every MLP."""
-        return self._stack("mlp", "b_in")
-
-    @property
-    def W_out(self) -> Float[Tensor, "layer d_mlp d_model"]:
-        """Output weights of every MLP."""
-        return self._stack("mlp", "W_out")
-
-    @property
-    def b_out(self) -> Float[Tensor, "layer d_model"]:
-        """Output biases of every MLP."""
-        return self._stack("mlp", "b_out")
 
     @property
     def W_U(self) -> Float[Tensor, "d_pooled d_out"]:
@@ -102,6 +86,11 @@ class StackedWeights(nn.Module):
         if weight is None:
             raise ArgumentError("this front end is not one linear map, so it has no W_E")
         return weight
+
+    @property
+    def W_E_pos(self) -> Float[Tensor, "d_in_and_pos d_model"]:
+        """``W_E`` and below it ``W_pos``, as TransformerLens stacks them."""
+        return torch.cat([self.W_E, self.W_pos])
 
     @property
     def W_pos(self) -> Float[Tensor, "pos d_model"]:

@@ -5,9 +5,9 @@ of ``transformer_lens.patching`` are here too, under their own names.
 """
 
 from tstlens.metrics import Metric
-from tstlens.patching.ablation import AblationResult, ablate
+from tstlens.patching.ablation import ablate
 from tstlens.patching.attention import AttentionResult, attention
-from tstlens.patching.attribution import attribution
+from tstlens.patching.attribution import AttributionConfig, attribution
 from tstlens.patching.campaign import (
     Campaign,
     campaign_grids,
@@ -44,7 +44,7 @@ from tstlens.patching.patch import (
     layer_pos_patch_setter,
     patch,
 )
-from tstlens.patching.result import SweepResult
+from tstlens.patching.result import AblationResult, SweepResult
 from tstlens.patching.sites import Site, site_names
 from tstlens.patching.statistics import (
     Agreement,
@@ -98,6 +98,7 @@ __all__ = [
     "follow_paths",
     "path_patch",
     "AblationResult",
+    "AttributionConfig",
     "Agreement",
     "Campaign",
     "Influence",

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
         forecast_errors,
         naive_forecasts,
     )
-    from tstlens.training.loop import TrainingResult, train
+    from tstlens.training.loop import TrainConfig, TrainingResult, train
     from tstlens.training.recipes import (
         FORECAST_RECIPES,
         RECIPES,
@@ -39,6 +39,7 @@ __all__ = [
     "ForecastRecipe",
     "RECIPES",
     "Recipe",
+    "TrainConfig",
     "TrainingResult",
     "cross_validate",
     "errors_table",

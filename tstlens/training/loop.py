@@ -29,18 +29,27 @@ import time
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import torch
 import torch.nn.functional as F
+from annotated_types import Ge, Le
 from jaxtyping import Float
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from tstlens import storage
-from tstlens.arguments import Count, Positive, Seed, checked, needs_gradients
+from tstlens.arguments import (
+    Count,
+    Positive,
+    Seed,
+    check_fields,
+    checked,
+    configured,
+    needs_gradients,
+)
 from tstlens.data import TimeSeriesData
-from tstlens.errors import ArgumentError, LabelError, SeriesValueError, UnknownNameError
+from tstlens.errors import ArgumentError, LabelError, SeriesValueError
 from tstlens.randomness import seeded
 from tstlens.shapes import Labels, Mask, Series
 from tstlens.training.augment import Augment
@@ -143,7 +152,6 @@ def load_progress(
 
 
 OPTIMIZERS = {"adamw": "AdamW", "adam": "Adam", "radam": "RAdam", "nadam": "NAdam", "sgd": "SGD"}
-SCHEDULES = ("constant", "cosine", "onecycle")
 
 
 class Run:
@@ -365,43 +373,17 @@ class TrainingResult:
         return dataclasses.asdict(self)
 
 
-@checked
-@needs_gradients
-@torch.enable_grad()
-def train(
-    model: nn.Module,
-    data: TimeSeriesData,
-    *,
-    val: TimeSeriesData | None = None,
-    val_fraction: float = 0.2,
-    epochs: int = 100,
-    batch_size: Count = 32,
-    lr: Positive = 1e-3,
-    weight_decay: float = 0.01,
-    optimizer: str = "adamw",
-    schedule: str = "cosine",
-    label_smoothing: float = 0.0,
-    clip_norm: Positive | None = 1.0,
-    seed: Seed = 0,
-    augment: Augment | None = None,
-    select: str = "best_val",
-    refit: bool = False,
-    checkpoint: str | Path | None = None,
-    progress: bool = True,
-) -> TrainingResult:
-    """Train a classifier in place, on the device it is on.
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """How :func:`train` trains.
 
     Args:
-        model: ``model(series)`` gives logits [batch, class]; ``model(series, mask=mask)`` is
-            called where the data have a mask.
-        data: the training split. Never pass a test split, here or as ``val``.
-        val: series to choose the epoch with; by default a stratified part of ``data``.
-        val_fraction: of ``data`` to hold out if ``val`` is None; 0 for none.
+        val_fraction: of the data to hold out, stratified, where no ``val`` is given; 0 for none.
         epochs: passes over the series; with ``refit``, the most that may be chosen.
         batch_size: series per step.
         lr: learning rate, the peak of the schedule.
         weight_decay: as the optimiser defines it.
-        optimizer: "adamw", "adam", "radam", "nadam" or "sgd", from ``torch.optim``.
+        optimizer: from ``torch.optim``.
         schedule: "cosine" to zero, "onecycle" (a rise over 30 % of the steps, then cosine) or
             "constant"; changes at every step.
         label_smoothing: probability spread evenly over the classes.
@@ -413,10 +395,53 @@ def train(
             lower loss), "last" those of the last epoch.
         refit: after choosing the number of epochs, start over from the initial weights and
             train on every series for that number, the schedule fitted to it.
+    """
+
+    val_fraction: Annotated[float, Ge(0)] = 0.2
+    epochs: Count = 100
+    batch_size: Count = 32
+    lr: Positive = 1e-3
+    weight_decay: Annotated[float, Ge(0)] = 0.01
+    optimizer: Literal["adamw", "adam", "radam", "nadam", "sgd"] = "adamw"
+    schedule: Literal["cosine", "onecycle", "constant"] = "cosine"
+    label_smoothing: Annotated[float, Ge(0), Le(1)] = 0.0
+    clip_norm: Positive | None = 1.0
+    seed: Seed = 0
+    augment: Augment | None = None
+    select: Literal["best_val", "last"] = "best_val"
+    refit: bool = False
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+
+@checked
+@configured(TrainConfig)
+@needs_gradients
+@torch.enable_grad()
+def train(
+    model: nn.Module,
+    data: TimeSeriesData,
+    config: TrainConfig | None = None,
+    *,
+    val: TimeSeriesData | None = None,
+    checkpoint: str | Path | None = None,
+    progress: bool = True,
+    **settings: Any,
+) -> TrainingResult:
+    """Train a classifier in place, on the device it is on.
+
+    Args:
+        model: ``model(series)`` gives logits [batch, class]; ``model(series, mask=mask)`` is
+            called where the data have a mask.
+        data: the training split. Never pass a test split, here or as ``val``.
+        config: how; the defaults of :class:`TrainConfig` where None.
+        val: series to choose the epoch with; by default a stratified part of ``data``.
         checkpoint: a folder to keep the run's progress in after every epoch. A run found there
             is continued, and ends with the same weights as one that was never interrupted; one of
             another model, other data or settings is refused.
         progress: whether to show a bar with loss and accuracy.
+        **settings: fields of :class:`TrainConfig`, in place of those of ``config``.
 
     Returns:
         A TrainingResult.
@@ -425,7 +450,6 @@ def train(
         ArgumentError: a value that is not possible, model, data or settings other than the
             checkpoint's, or a loss that is no longer finite.
         StorageError: the checkpoint cannot be written, or another run is writing to it.
-        UnknownNameError: an optimiser, schedule or selection that does not exist.
         SeriesValueError: NaN or infinity in the series.
         LabelError: a label outside the classes.
         CorruptFileError: a checkpoint that is not whole.
@@ -439,69 +463,45 @@ def train(
         >>> len(result.history)
         2
     """
-    settings = {
-        name: value
-        for name, value in locals().items()
-        if name not in ("model", "data", "val", "augment", "checkpoint", "progress")
-    }
+    config = config or TrainConfig()
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise ArgumentError("model: expected parameters to train, got none that take a gradient")
-    settings["augment"] = None if augment is None else dataclasses.asdict(augment)
+    settings = dataclasses.asdict(config)
     n_parameters = sum(parameter.numel() for parameter in model.parameters())
     settings["model"] = {"class": type(model).__name__, "n_parameters": n_parameters}
     settings["data"] = _fingerprint(data)
     settings["val"] = None if val is None else _fingerprint(val)
-    _check(data, val, settings, augment)
+    _check(data, val, config)
     folder = None if checkpoint is None else Path(checkpoint)
     made = {}
     if folder is not None:
         parts = {"model": model.state_dict(), "data": _tensors(data), "val": _tensors(val)}
         made = storage.fingerprint(**parts)
     fit_part, val_part = data, val
-    if val is None and val_fraction > 0:
-        kept, held = stratified_split(labels_of(data), val_fraction, seed)
+    if val is None and config.val_fraction > 0:
+        kept, held = stratified_split(labels_of(data), config.val_fraction, config.seed)
         fit_part, val_part = data[kept], data[held]
 
     started = time.monotonic()
-    with storage.claimed(folder), seeded(seed):
-        run = Run(model, settings, made, augment, folder, progress)
+    with storage.claimed(folder), seeded(config.seed):
+        run = Run(model, settings, made, config.augment, folder, progress)
         if run.phase == "fit":
-            run.go(fit_part, val_part, epochs)
-            run.finish_fit(select)
-        if refit:
+            run.go(fit_part, val_part, config.epochs)
+            run.finish_fit(config.select)
+        if config.refit:
             run.go(data, None, run.best_epoch)
     model.eval()
     return TrainingResult(run.history, run.best_epoch, settings, time.monotonic() - started)
 
 
-def _check(
-    data: TimeSeriesData,
-    val: TimeSeriesData | None,
-    settings: dict[str, Any],
-    augment: Augment | None,
-) -> None:
-    for name, known in (
-        ("optimizer", OPTIMIZERS),
-        ("schedule", SCHEDULES),
-        ("select", ("best_val", "last")),
-    ):
-        if settings[name] not in known:
-            raise UnknownNameError(settings[name], known, f"this names the {name} of train()")
-    for name in ("epochs", "batch_size"):
-        if settings[name] < 1:
-            raise ArgumentError(f"{name}: expected at least 1, got {settings[name]}")
-    for name in ("weight_decay", "val_fraction"):
-        if settings[name] < 0:
-            raise ArgumentError(f"{name}: expected 0 or more, got {settings[name]}")
-    if not 0 <= settings["label_smoothing"] <= 1:
-        raise ArgumentError(f"label_smoothing: expected 0 to 1, got {settings['label_smoothing']}")
-    held_out = val is not None or settings["val_fraction"] > 0
-    if settings["select"] == "best_val" and not held_out:
+def _check(data: TimeSeriesData, val: TimeSeriesData | None, config: TrainConfig) -> None:
+    held_out, augment = val is not None or config.val_fraction > 0, config.augment
+    if config.select == "best_val" and not held_out:
         raise ArgumentError(
             "select: 'best_val' needs series to choose with; give val or a val_fraction above 0, "
             "or select='last'"
         )
-    if settings["refit"] and (val is not None or not held_out):
+    if config.refit and (val is not None or not held_out):
         raise ArgumentError(
             "refit: expected a val_fraction above 0 and no val, since a refit trains on the "
             "series that were held out of data"
