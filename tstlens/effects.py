@@ -39,7 +39,8 @@ class Labelled(Result):
         axes: names of the axes, in order.
         coords: for every axis what its entries are.
         ALONG: the fields that :meth:`at` chooses from, and the axes that each of them has; None
-            for all axes of the result. An axis that the result no longer has is passed over.
+            for all axes of the result. An axis that the result no longer has is passed over; one
+            that only the field has, such as draws of a control, is named with a star.
     """
 
     axes: tuple[str, ...]
@@ -104,7 +105,9 @@ class Labelled(Result):
         places = {axis: self._places(axis, wanted) for axis, wanted in chosen.items()}
         parts: dict[str, Any] = {}
         for name, axes in self.ALONG.items():
-            own = self.axes if axes is None else tuple(a for a in axes if a in self.axes)
+            own = self.axes
+            if axes is not None:
+                own = tuple(a for a in axes if a in self.axes or a.startswith("*"))
             parts[name] = _taken(getattr(self, name), own, places)
         gone = {axis for axis, place in places.items() if isinstance(place, int)}
         coords = {
