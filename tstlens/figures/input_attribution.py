@@ -6,6 +6,7 @@ Deletion and insertion curves, and how well a surrogate follows the model.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
@@ -81,7 +82,7 @@ def draw_input_attribution(
             f"<b>channel {names[channel]}</b>, {text}<br>{number(float(value), signed=True)}"
             for text, value in zip(of_sample, values[channel], strict=True)
         ]
-        place = {"row": row, "col": 1}
+        place: dict[str, Any] = {"row": row, "col": 1}
         figure.add_trace(marks.strip(values[channel], np.array(said, object), ends), **place)
         if base is not None:
             marks.curve(figure, time, base[channel], style.MUTED, 1, dash="dot", **place)
@@ -180,7 +181,7 @@ def draw_deletion_insertion(result: DeletionInsertion, *, title: str | None = ""
     )
     curves = []
     for row, kind in enumerate(("deletion", "insertion"), start=1):
-        place = {"row": row, "col": 1}
+        place: dict[str, Any] = {"row": row, "col": 1}
         once = {"showlegend": row == 1, **place}
         mean, random = getattr(result, kind).mean(0), getattr(result, f"random_{kind}").mean(1)
         curves += [mean, *random]
@@ -218,7 +219,7 @@ def draw_surrogate(result: Surrogate, *, title: str | None = "") -> go.Figure:
     spacing = gap / height if explained else 0
     figure = make_subplots(rows=len(heights), cols=1, row_heights=heights, vertical_spacing=spacing)
     both = np.concatenate([result.output, result.predicted])
-    place = {"row": 1, "col": 1}
+    place: dict[str, Any] = {"row": 1, "col": 1}
     ends = marks.diagonal(figure, both.min(), both.max(), **place)
     said, look = "model %{x:.3g}<br>surrogate %{y:.3g}", {"opacity": 0.45}
     x, y = result.output, result.predicted

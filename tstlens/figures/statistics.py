@@ -73,7 +73,7 @@ class _Strongest:
     ) -> None:
         order = self.order
         mean, low, high = self.mean[order], self.low[order], self.high[order]
-        error = {"error_x": marks.whiskers(mean, low, high)} if self.known else {}
+        error: dict[str, Any] = {"error_x": marks.whiskers(mean, low, high)} if self.known else {}
         rows = np.arange(len(order))
         marks.dots(self.figure, mean, rows, colors, 10, look={"line": line}, said=said, **error)
         font = {"size": 12, "color": style.INK}
