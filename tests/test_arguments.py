@@ -367,15 +367,14 @@ def test_analyses_refuse_what_would_be_guessed_or_spread(model, data):
             lambda: probing.activations(model, data, "z")["blocks.0.attn.hook_z"].head(2),
             "head in 0..1, got 2",
         ),
-        (lambda: figures.draw_lens(result), "result as a LensResult, got a SweepResult"),
         (
-            lambda: figures.over_pairs(result, n_resamples=0),
+            lambda: patching.over_pairs(result, n_resamples=0),
             "as an integer of at least 100",
         ),
         (lambda: figures.series(a[0], mask=torch.ones(1).bool()), r"a mask \[time=10\], got \[1\]"),
         (lambda: figures.series(a[0], highlight=[7]), r"highlight in 0\.\.1, got 7"),
         (lambda: figures.pair(pairs, 2, class_names=["only one"]), "a name for class 2 too"),
-        (lambda: figures.draw_sweep(result, limits=-1.0), "limits as a positive number"),
+        (lambda: figures.draw(result, limits=-1.0), "limits as a positive number"),
     ]
     for call, message in cases:
         with pytest.raises(InputError, match=message):
