@@ -7,7 +7,7 @@ import inspect
 import pickle
 import pkgutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, is_dataclass, replace
+from dataclasses import dataclass, field, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
@@ -367,15 +367,14 @@ def test_analyses_refuse_what_would_be_guessed_or_spread(model, data):
             lambda: probing.activations(model, data, "z")["blocks.0.attn.hook_z"].head(2),
             "head in 0..1, got 2",
         ),
-        (lambda: figures.draw_lens(result), "result as a LensResult, got a SweepResult"),
         (
-            lambda: figures.over_pairs(result, n_resamples=0),
+            lambda: patching.over_pairs(result, n_resamples=0),
             "as an integer of at least 100",
         ),
         (lambda: figures.series(a[0], mask=torch.ones(1).bool()), r"a mask \[time=10\], got \[1\]"),
         (lambda: figures.series(a[0], highlight=[7]), r"highlight in 0\.\.1, got 7"),
         (lambda: figures.pair(pairs, 2, class_names=["only one"]), "a name for class 2 too"),
-        (lambda: figures.draw_sweep(result, limits=-1.0), "limits as a positive number"),
+        (lambda: figures.draw(result, limits=-1.0), "limits as a positive number"),
     ]
     for call, message in cases:
         with pytest.raises(InputError, match=message):
@@ -451,3 +450,24 @@ def test_a_signature_shows_the_fields():
     assert list(parameters) == ["data", "config", "bar", "width", "kind", "seed"]
     assert parameters["width"].default == 4
     assert pickle.loads(pickle.dumps(fitted)) is fitted
+
+
+@dataclass(frozen=True)
+class Inherited(Options):
+    sizes: Sequence[int] = field(default_factory=lambda: (1, 2))
+
+
+@checked
+@configured(Inherited)
+def fitted_with_more(config: Inherited | None = None, **settings):
+    """A config whose fields are partly its parent's, one of them without a plain default."""
+    return config
+
+
+def test_inherited_fields_and_defaults_that_are_made_are_settings_like_others():
+    assert inspect.signature(fitted_with_more).parameters["sizes"].default == (1, 2)
+    assert fitted_with_more(width=7, sizes=np.arange(2)) == Inherited(width=7, sizes=[0, 1])
+    with pytest.raises(ArgumentError, match="expected width as an integer"):
+        fitted_with_more(width=0)
+    with pytest.raises(ArgumentError, match=r"Inherited.width as an integer"):
+        Inherited(width=0)

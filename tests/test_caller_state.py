@@ -442,61 +442,63 @@ CALLS: dict[str, Callable[[World], Any]] = {
     ),
     # --- figures
     "figures.confusion": drawn("confusion", "training.evaluate"),
-    "figures.draw": drawn("draw", "patching.sweep"),
-    "figures.draw_circuit": lambda w: figures.draw_circuit(
-        patching.Circuit.from_effects(w.of("patching.edge_sweep"))
-    ),
-    "figures.draw_cluster_effect": drawn("draw_cluster_effect", "probing.cluster_effect"),
-    "figures.draw_clusters": drawn("draw_clusters", "probing.clusters"),
-    "figures.draw_edge_effects": drawn("draw_edge_effects", "patching.edge_sweep"),
-    "figures.draw_faithfulness": drawn("draw_faithfulness", "patching.faithfulness"),
-    "figures.draw_logit_attribution": drawn("draw_logit_attribution", "patching.logit_attribution"),
-    "figures.draw_attribution_agreement": lambda w: figures.draw_attribution_agreement(
-        w.of("probing.attribute").agreement(
-            patching.sweep(
-                w.model,
-                w.data.series[:4],
-                torch.zeros(4, 2, 12),
-                "embed",
-                ("pos",),
-                patching.logit(torch.zeros(4, dtype=torch.int64)),
-                **QUIET,
-            )
+    "figures.draw": lambda w: [
+        figures.draw(result)
+        for result in (
+            *(w.of(name) for name in DRAWN),
+            patching.Circuit.from_effects(w.of("patching.edge_sweep")),
+            agreement_of(w),
         )
-    ),
-    "figures.draw_deletion_insertion": drawn(
-        "draw_deletion_insertion", "probing.deletion_insertion"
-    ),
-    "figures.draw_direction": drawn("draw_direction", "probing.direction"),
-    "figures.draw_dose_response": drawn("draw_dose_response", "probing.dose_response"),
-    "figures.draw_input_attribution": drawn("draw_input_attribution", "probing.attribute"),
-    "figures.draw_separability": drawn("draw_separability", "probing.separability"),
-    "figures.draw_surrogate": drawn("draw_surrogate", "probing.surrogate"),
-    "figures.draw_lens": drawn("draw_lens", "patching.lens"),
-    "figures.draw_attention": drawn("draw_attention", "patching.attention"),
-    "figures.draw_ablation": drawn("draw_ablation", "patching.ablate"),
-    "figures.draw_agreement": drawn("draw_agreement", "patching.agreement"),
-    "figures.draw_campaign": drawn("draw_campaign", "patching.run_campaign"),
-    "figures.draw_influence": drawn("draw_influence", "patching.head_influence"),
-    "figures.draw_probe": drawn("draw_probe", "probing.probe"),
-    "figures.draw_similarity": drawn("draw_similarity", "probing.similarity"),
-    "figures.draw_skip_cost": drawn("draw_skip_cost", "probing.skip_cost"),
-    "figures.draw_split_half": drawn("draw_split_half", "patching.split_half"),
-    "figures.draw_summary": drawn("draw_summary", "patching.summary"),
-    "figures.draw_sweep": drawn("draw_sweep", "patching.sweep"),
+    ],
     "truth.draw_truth": lambda w: truth.draw_truth(w.of("truth.truth").tables[0]),
-    "figures.draw_units": drawn("draw_units", "probing.units"),
     "figures.forecast": lambda w: figures.forecast(
         w.windows, 0, {"zero": torch.zeros_like(w.windows.future)}
     ),
     "figures.in_notebooks": lambda w: in_notebooks(),
-    "figures.over_pairs": lambda w: figures.over_pairs(w.of("patching.sweep")),
+    "patching.over_pairs": lambda w: patching.over_pairs(w.of("patching.sweep")),
     "figures.page": lambda w: paged(w),
     "figures.pair": lambda w: figures.pair(w.pairs, 0),
     "truth.planted_series": lambda w: truth.planted_series(w.of("truth.planted")),
     "figures.ranking": drawn("ranking", "patching.sweep"),
     "figures.series": lambda w: figures.series(w.data.series[0]),
 }
+
+
+DRAWN = (
+    "probing.cluster_effect",
+    "probing.clusters",
+    "patching.edge_sweep",
+    "patching.faithfulness",
+    "patching.logit_attribution",
+    "probing.deletion_insertion",
+    "probing.direction",
+    "probing.dose_response",
+    "probing.attribute",
+    "probing.separability",
+    "probing.surrogate",
+    "patching.lens",
+    "patching.attention",
+    "patching.ablate",
+    "patching.agreement",
+    "patching.run_campaign",
+    "patching.head_influence",
+    "probing.probe",
+    "probing.similarity",
+    "probing.skip_cost",
+    "patching.split_half",
+    "patching.summary",
+    "patching.sweep",
+    "probing.units",
+)
+
+
+def agreement_of(w: World) -> Any:
+    sites = torch.zeros(4, dtype=torch.int64)
+    series = w.data.series[:4]
+    swept = patching.sweep(
+        w.model, series, torch.zeros(4, 2, 12), "embed", ("pos",), patching.logit(sites), **QUIET
+    )
+    return w.of("probing.attribute").agreement(swept)
 
 
 def fitted_next_patch(w: World) -> Any:

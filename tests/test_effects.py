@@ -11,6 +11,7 @@ import torch
 
 from tstlens.effects import Effects, Labelled, strongest
 from tstlens.errors import ArgumentError, UnknownAxisError, UnknownNameError
+from tstlens.patching import SplitHalf
 
 AXES = {"layer": (0, 1), "head": ("a", "b", "c"), "pos": (3, 5)}
 
@@ -130,3 +131,10 @@ def test_a_field_along_one_axis_is_chosen_along_it(layer, n):
     result = Counted(np.zeros((2, 3)), tuple(axes), axes, (4, 7))
     assert result.at(layer=layer).to_dataframe()["n"].tolist() == n
     assert repr(result) == "Counted([layer=2, head=3])"
+
+
+def test_a_result_without_coords_says_that_nothing_can_be_chosen():
+    halves = SplitHalf(np.zeros(2), np.ones(2), 1, 4, "z", "logit")
+    assert halves.to_dataframe()["split"].tolist() == [0, 1]
+    with pytest.raises(ArgumentError, match="SplitHalf has no entries"):
+        halves.at(split=1)

@@ -27,7 +27,7 @@ import typing
 import warnings
 from collections.abc import Callable, Iterable, Iterator, KeysView, Mapping, Sequence, ValuesView
 from contextlib import ExitStack
-from dataclasses import MISSING, asdict, fields, replace
+from dataclasses import asdict, fields, is_dataclass, replace
 from pathlib import PurePath
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 
@@ -136,6 +136,7 @@ def configured(kind: type) -> Callable[[Function], Function]:
     """
 
     def decorate(function: Function) -> Function:
+        defaults = kind()
         plain = inspect.signature(function)
         own = [one for one in plain.parameters.values() if one.kind is not one.VAR_KEYWORD]
         names = {one.name for one in own}
@@ -145,11 +146,17 @@ def configured(kind: type) -> Callable[[Function], Function]:
             settings = {name: kwargs.pop(name) for name in kwargs.keys() - names}
             given = plain.bind(*args, **kwargs)
             config = given.arguments.get("config")
-            config = kind() if config is None else config
+            config = defaults if config is None else config
             if not isinstance(config, kind):
-                raise ArgumentError(f"expected config as a {kind.__name__}, got {shown(config)}")
+                raise ArgumentError(
+                    f"expected config as {_phrase(kind, None)}, got {shown(config)}"
+                )
             known = [field.name for field in fields(config) if field.init]
-            for name in settings.keys() - set(known):
+            tests = _field_tests(type(config))
+            for name in settings:
+                if name in known:  # named as the keyword that it came as
+                    settings[name] = _read(name, *tests[name], settings[name])
+                    continue
                 close = difflib.get_close_matches(name, [*known, *names], 1)
                 meant = f"; did you mean {close[0]!r}?" if close else ";"
                 raise ArgumentError(
@@ -164,7 +171,7 @@ def configured(kind: type) -> Callable[[Function], Function]:
             inspect.Parameter(
                 one.name,
                 inspect.Parameter.KEYWORD_ONLY,
-                default=inspect.Parameter.empty if one.default is MISSING else one.default,
+                default=getattr(defaults, one.name),
                 annotation=one.type,
             )
             for one in fields(kind)
@@ -296,7 +303,10 @@ def check_fields(record: Any) -> None:
 
 @functools.cache
 def _field_tests(kind: type) -> dict[str, tuple[Any, Test]]:
-    return {name: (hint, _test(hint)) for name, hint in _hints(kind).items()}
+    hints: dict[str, Any] = {}
+    for part in reversed(kind.__mro__):  # a field may be inherited
+        hints |= _hints(part) if is_dataclass(part) else {}
+    return {name: (hint, _test(hint)) for name, hint in hints.items()}
 
 
 def _hints(annotated: Any) -> dict[str, Any]:

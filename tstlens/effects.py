@@ -32,14 +32,15 @@ Labels = tuple[Any, ...]
 class Labelled(Result):
     """Base of the results whose numbers lie on named axes.
 
-    A subclass is a frozen dataclass (``eq=False, repr=False``) with ``axes`` and ``coords``, as
-    fields or as properties.
+    A subclass is a frozen dataclass (``eq=False, repr=False``) with ``axes`` and ``coords`` as
+    fields; one without them says in ``entries`` what its rows are, and has no :meth:`at`.
 
     Attributes:
         axes: names of the axes, in order.
         coords: for every axis what its entries are.
         ALONG: the fields that :meth:`at` chooses from, and the axes that each of them has; None
-            for all axes of the result. An axis that the result no longer has is passed over.
+            for all axes of the result. An axis that the result no longer has is passed over; one
+            that only the field has, such as draws of a control, is named with a star.
     """
 
     axes: tuple[str, ...]
@@ -87,6 +88,7 @@ class Labelled(Result):
         Raises:
             UnknownAxisError: the result has no such axis.
             UnknownNameError: the axis has no such entry.
+            ArgumentError: a kind of result that has no ``coords``.
 
         Example:
             >>> import numpy as np
@@ -95,11 +97,17 @@ class Labelled(Result):
             >>> effects.at(layer=1).values, effects.at(head=[2, 0]).values[0]
             (array([3., 4., 5.]), array([2., 0.]))
         """
+        if not hasattr(self, "coords"):
+            raise ArgumentError(
+                f"a {type(self).__name__} has no entries to choose by; choose rows of its frame"
+            )
         chosen = {**(labels or {}), **more}
         places = {axis: self._places(axis, wanted) for axis, wanted in chosen.items()}
         parts: dict[str, Any] = {}
         for name, axes in self.ALONG.items():
-            own = self.axes if axes is None else tuple(a for a in axes if a in self.axes)
+            own = self.axes
+            if axes is not None:
+                own = tuple(a for a in axes if a in self.axes or a.startswith("*"))
             parts[name] = _taken(getattr(self, name), own, places)
         gone = {axis for axis, place in places.items() if isinstance(place, int)}
         coords = {

@@ -182,9 +182,11 @@ class Runs:
         first = next(iter(parameters), None)
         self._device = cfg.device if cfg else None if first is None else first.device
         self.hooks = tuple(self.hooks)
+        self._stop = None  # runs through the head
         if self.hooks:
             self.model.require_live(self.hooks)
-        self._stop = stop_before(self.model, self.hooks) if self.hooks and not self.whole else None
+            stops = [self.model.point(name).stop for name in self.hooks]
+            self._stop = None if self.whole or None in stops else max(stops)
         if self.start is not None:
             self._check_start()
             with self._quiet():
@@ -312,15 +314,3 @@ class Runs:
     def _quiet(self) -> Iterator[None]:
         with evaluating(self.model), torch.no_grad():
             yield
-
-
-def stop_before(model: Any, hooks: Sequence[str]) -> int | None:
-    """The layer that a run which reads these hook points may stop before; None needs the head."""
-    stop = 0
-    for name in hooks:
-        layer = model.cfg.n_encoder_layers if model.crosses(name) else model.layer_of(name)
-        if layer is not None:
-            stop = max(stop, layer + 1)
-        elif name.split(".")[0] in ("head", "ln_final", "decoder_final_ln"):
-            return None
-    return stop

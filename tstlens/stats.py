@@ -219,6 +219,32 @@ def percentile_interval(
     return low, high
 
 
+def half_width(values: Float[np.ndarray, "row site"]) -> Float[np.ndarray, " site"]:
+    """Half of the normal 95 % interval of the mean over rows: too narrow for few of them.
+
+    For numbers that add up exactly and are only looked at; :func:`mean_interval` is what to cite.
+    """
+    return np.asarray(1.96 * values.std(0, ddof=1) / np.sqrt(len(values)))
+
+
+def t_interval(
+    values: Float[np.ndarray, "row site"], level: float = 0.95
+) -> tuple[Float[np.ndarray, " site"], Float[np.ndarray, " site"]]:
+    """Ends of the plain t interval of the mean; NaN for fewer than two rows.
+
+    For a few seeds, and for what has been measured this way before: of skewed or sparse effects it
+    covers less often than :func:`mean_interval`, see there.
+    """
+    from scipy.stats import t
+
+    n = len(values)
+    if n < 2:
+        return np.full(values.shape[1], np.nan), np.full(values.shape[1], np.nan)
+    mean = values.mean(0)
+    half = t.ppf((1 + level) / 2, n - 1) * values.std(0, ddof=1) / np.sqrt(n)
+    return mean - half, mean + half
+
+
 def strongest_share(
     sums: Float[np.ndarray, "cluster site"], n_boot: int, seed: int
 ) -> Float[np.ndarray, " site"]:

@@ -8,7 +8,7 @@ import torch
 from scipy import stats
 
 from tstlens import figures
-from tstlens.codebooks import CodeEffects, effects
+from tstlens.codebooks import CodeEffects, ban_nearest, effects
 from tstlens.data import TimeSeriesData
 from tstlens.errors import ArgumentError, HookError
 from tstlens.model import HeadConfig
@@ -183,3 +183,42 @@ def test_a_codebook_that_is_off_has_no_effects(model, make_book, data):
     model.set_snapping(False)
     with pytest.raises(HookError, match="is switched off"):
         effects(model, data, {MLP_OUT: 5}, label=1, progress=False)
+
+
+@pytest.mark.parametrize("n", [1, 3])
+@pytest.mark.parametrize("pos", [None, [0, 4]])
+def test_the_nearest_codes_are_banned_whichever_they_are(model, make_book, data, n, pos):
+    """The codes of a codebook with n more active are the banned ones, then those that follow."""
+    book = make_book(k=2)
+    model.add_codebook(book, MLP_OUT)
+    _, cache = model.run_with_cache(data.series, names_filter=MLP_OUT + ".hook_sae_acts_pre")
+    order = cache[MLP_OUT + ".hook_sae_acts_pre"].argsort(-1, descending=True)  # [row, pos, code]
+    with ban_nearest(model, n, pos=pos):
+        ids = model.code_ids(data.series)[MLP_OUT]
+    expected = order[..., :2].clone()
+    where = slice(None) if pos is None else pos
+    expected[:, where] = order[:, where, n : n + 2]
+    assert torch.equal(ids, expected)
+    with ban_nearest(model, n, fill="zero", pos=pos):
+        ids = model.code_ids(data.series)[MLP_OUT]
+    expected = order[..., :2].clone()
+    expected[:, where, : min(n, 2)] = -1
+    assert torch.equal(ids.sort(-1).values, expected.sort(-1).values)
+    assert torch.equal(model.code_ids(data.series)[MLP_OUT], order[..., :2])
+
+
+def test_the_nearest_codes_of_one_group_or_head_are_banned_alone(make_model, make_book, data):
+    for options, table in (({"d_in": 8, "n_groups": 2}, "group"), ({"d_in": 4}, "head")):
+        model = make_model()
+        model.add_codebook(make_book(**options), Z)
+        before = model.code_ids(data.series)[Z][..., 0]  # [row, pos, group or head]
+        with ban_nearest(model, hooks=Z, **{table: 1}):
+            after = model.code_ids(data.series)[Z][..., 0]
+        assert (
+            torch.equal(after[..., 0], before[..., 0]) and (after[..., 1] != before[..., 1]).all()
+        )
+    with pytest.raises(ArgumentError, match="leaves fewer than k=1"), ban_nearest(model, 16):
+        pass
+    model.set_snapping(False)
+    with pytest.raises(HookError, match="is switched off"), ban_nearest(model):
+        pass

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from tstlens import patching
-from tstlens.errors import ArgumentError, UnknownNameError
+from tstlens.errors import ArgumentError
 from tstlens.model import (
     CustomConfig,
     HeadConfig,
@@ -161,7 +161,7 @@ def test_what_cannot_be_drawn_is_said() -> None:
     lens = patching.lens(model(), series())
     averaged = patching.attention(model(), series(), average=True)
     cases: list[tuple[type[Exception], str, Any]] = [
-        (UnknownNameError, "received", lambda: attention.figure(kind="recieved")),
+        (ArgumentError, "received", lambda: attention.figure(kind="recieved")),
         (ArgumentError, "series in 0..5, got 6", lambda: attention.figure(series=6)),
         (ArgumentError, "head in 0..1, got 2", lambda: attention.figure(head=2)),
         (ArgumentError, "2 names, one per series",
@@ -169,10 +169,10 @@ def test_what_cannot_be_drawn_is_said() -> None:
         (ArgumentError, "averaged before", lambda: averaged.figure(series=1)),
         (ArgumentError, "module of your own",
          lambda: patching.attention(own, series()).figure(kind="received")),
-        (UnknownNameError, "bars", lambda: parts.figure(kind="bar")),
+        (ArgumentError, "bars", lambda: parts.figure(kind="bar")),
         (ArgumentError, "series in 0..5", lambda: parts.figure(series=6)),
         (ArgumentError, "averaged over series before", lambda: parts.mean().figure(series=0)),
-        (UnknownNameError, "curves", lambda: lens.figure(kind="curve")),
+        (ArgumentError, "curves", lambda: lens.figure(kind="curve")),
         (ArgumentError, "lens of forecast", lambda: lens.figure(kind="forecast", series=0)),
         (ArgumentError, "by_pos=True", lambda: lens.figure(kind="positions", series=0)),
         (ArgumentError, "shows one series", lambda: lens.figure(kind="classes")),

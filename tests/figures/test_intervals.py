@@ -11,7 +11,7 @@ from scipy.stats import t
 
 from tstlens import figures
 from tstlens.errors import ArgumentError
-from tstlens.figures import over_pairs
+from tstlens.patching import over_pairs
 
 
 def by_hand(effect: np.ndarray, clusters: list[int], n: int, rng) -> tuple[np.ndarray, np.ndarray]:
@@ -133,10 +133,10 @@ def test_two_pairs_of_eight_do_not_make_an_end_of_many_nats(sweep):
 
 
 def test_axes_are_scaled_by_what_was_measured_and_missing_intervals_are_explained(sweep):
-    wide = figures.intervals.ends_of_axis(np.array([0.1, -0.2]), np.array([-9.0]), np.array([0.2]))
+    wide = figures.maps.ends_of_axis(np.array([0.1, -0.2]), np.array([-9.0]), np.array([0.2]))
     assert wide[0] == pytest.approx(-0.5, abs=0.05) and wide[1] == pytest.approx(0.2, abs=0.05)
     result = sparse(sweep)
-    for figure in (figures.ranking(result), figures.draw_sweep(result)):
+    for figure in (figures.ranking(result), figures.draw(result)):
         axis = figure.layout.xaxis if figure.data[-1].error_x.array is not None else None
         low, high = (axis or figure.layout.yaxis).range
         assert -0.3 < low < 0 < 0.241 < high < 0.5

@@ -10,7 +10,7 @@ import torch
 from tests.patching.conftest import CONFIGS, randomised
 from tstlens import patching
 from tstlens.errors import ArgumentError, SeriesShapeError, UnknownAxisError
-from tstlens.patching.outputs import draw_others
+from tstlens.patching.ablation import draw_others
 
 
 def ablate(case, site, axes, source="zero", **options):

@@ -116,7 +116,7 @@ def test_a_killed_campaign_goes_on_to_the_same_numbers(tmp_path, repository):
     child = subprocess.Popen(
         [sys.executable, "-c", SCRIPT, str(killed)], cwd=repository, env=environment
     )
-    deadline = time.time() + 60
+    deadline = time.time() + 300
     while len(list(killed.glob("results/[!.]*.npz"))) < 2 and time.time() < deadline:
         time.sleep(0.02)
     child.send_signal(signal.SIGKILL)

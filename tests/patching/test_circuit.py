@@ -21,8 +21,7 @@ from tstlens.errors import (
     UnknownSiteError,
 )
 from tstlens.patching.circuits import Circuit, edge_sweep
-from tstlens.patching.circuits.faithfulness import FRACTIONS, keep_edges
-from tstlens.patching.circuits.knockouts import sites_of
+from tstlens.patching.circuits.judging import FRACTIONS, keep_edges, sites_of
 
 
 def pairs_of(case):
@@ -273,7 +272,7 @@ def test_errors_say_what_to_do(planted):
         circuit.faithfulness(model, pairs, fractions=(0.5, 0.1))
     with pytest.raises(ArgumentError, match="shares of edges"):
         circuit.faithfulness(model, pairs, fractions=(0.5, 2.0))
-    with pytest.raises(ArgumentError, match="of must be 'edge' or 'node'"):
+    with pytest.raises(ArgumentError, match="of as 'edge' or 'node'"):
         circuit.minimality(model, pairs, of="layer")
     none = circuit.choose(threshold=1e9)
     with pytest.raises(ArgumentError, match="expected a circuit with edges"):

@@ -265,9 +265,9 @@ def test_errors_name_what_is_wrong(pre_norm):
         edge_sweep(*runs, metric, edges=["L0H1->L1H0.kk"], progress=False)
     with pytest.raises(ArgumentError, match=r"try edges=\('L0H1->output',\)"):
         edge_sweep(*runs, metric, edges="L0H1->output", progress=False)
-    with pytest.raises(ArgumentError, match="steps of 0 or more, got -1"):
+    with pytest.raises(ArgumentError, match="steps.*-1"):
         edge_attribution(*runs, metric, steps=-1)
-    with pytest.raises(ArgumentError, match="along must be 'inputs' or 'edges'"):
+    with pytest.raises(ArgumentError, match="along as 'inputs' or 'edges'"):
         edge_attribution(*runs, metric, along="sideways")
     with pytest.raises(SeriesShapeError, match="differentiable value per pair"):
         edge_attribution(*runs, lambda out: out.argmax(-1).float(), progress=False)

@@ -274,9 +274,9 @@ def test_weights_and_a_folder_convert_too(source, model, tmp_path):
     x = with_gaps()
     assert torch.equal(again(x), model(x))
     source.save_pretrained(tmp_path / "chronos")
-    loaded = chronos_2.load(tmp_path / "chronos")
+    loaded = chronos_2.FAMILY.load(tmp_path / "chronos")
     assert torch.equal(tstlens.convert(loaded, **options)(x), model(x))
-    assert chronos_2.reads(entries) and not tstlens.zoo.chronos_bolt.reads(entries)
+    assert chronos_2.FAMILY.reads(entries) and not tstlens.zoo.chronos_bolt.FAMILY.reads(entries)
     with pytest.raises(ArgumentError, match="give config="):
         tstlens.convert(state, family="chronos-2")
     half = {k: v for k, v in state.items() if "encoder.block.1" not in k}

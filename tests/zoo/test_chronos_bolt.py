@@ -367,8 +367,8 @@ def test_weights_and_a_folder_convert_too(source, model, tmp_path):
     x = series()
     assert torch.equal(again(x), model(x))
     source.save_pretrained(tmp_path / "bolt")
-    loaded = tstlens.zoo.chronos_bolt.load(tmp_path / "bolt")
-    assert tstlens.zoo.chronos_bolt.reads(entries)
+    loaded = tstlens.zoo.chronos_bolt.FAMILY.load(tmp_path / "bolt")
+    assert tstlens.zoo.chronos_bolt.FAMILY.reads(entries)
     assert torch.equal(tstlens.convert(loaded, n_channels=2)(x), model(x))
     with pytest.raises(ArgumentError, match="give config="):
         tstlens.convert(source.state_dict(), family="chronos-bolt")

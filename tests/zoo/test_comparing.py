@@ -38,7 +38,7 @@ def test_a_converted_model_agrees_at_every_activation(source, series):
     frame = found.to_dataframe()
     assert frame.hook_name.tolist()[0] == "embed.stages.0.hook_pre"
     assert frame.hook_name.tolist()[-1] == "output"
-    assert len(frame) == 2 + 5 * 3 + 1 and (frame.max_rel <= 1e-5).all()
+    assert len(frame) == 2 + 6 * 3 + 1 and (frame.max_rel <= 1e-5).all()
 
 
 @pytest.mark.parametrize(

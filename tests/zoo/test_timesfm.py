@@ -304,10 +304,10 @@ def test_weights_and_a_folder_convert_too(source, model, tmp_path):
     assert torch.equal(again(x), model(x))
     source.save_pretrained(tmp_path / "timesfm")
     assert torch.equal(
-        tstlens.convert(timesfm.load(tmp_path / "timesfm"), n_channels=2)(x), model(x)
+        tstlens.convert(timesfm.FAMILY.load(tmp_path / "timesfm"), n_channels=2)(x), model(x)
     )
-    assert timesfm.reads({"architectures": ["TimesFmModelForPrediction"]})
-    assert not timesfm.reads({"architectures": ["TimesFmModel"]})
+    assert timesfm.FAMILY.reads({"architectures": ["TimesFmModelForPrediction"]})
+    assert not timesfm.FAMILY.reads({"architectures": ["TimesFmModel"]})
     with pytest.raises(ArgumentError, match="give config="):
         tstlens.convert(source.state_dict(), family="timesfm")
     half = {k: v for k, v in source.state_dict().items() if "layers.1" not in k}

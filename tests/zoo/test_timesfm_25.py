@@ -317,9 +317,9 @@ def test_weights_and_a_folder_convert_too(source, model, tmp_path):
     x = padded()
     assert torch.equal(again(x), model(x))
     source.save_pretrained(tmp_path / "timesfm")
-    loaded = timesfm_25.load(tmp_path / "timesfm")
+    loaded = timesfm_25.FAMILY.load(tmp_path / "timesfm")
     assert torch.equal(tstlens.convert(loaded, n_channels=2)(x), model(x))
-    assert timesfm_25.reads({"architectures": ["TimesFm2_5ModelForPrediction"]})
+    assert timesfm_25.FAMILY.reads({"architectures": ["TimesFm2_5ModelForPrediction"]})
     with pytest.raises(ArgumentError, match="give config="):
         tstlens.convert(source.state_dict(), family="timesfm-2.5")
     half = {k: v for k, v in source.state_dict().items() if "layers.1" not in k}

@@ -27,7 +27,7 @@ from tstlens.codebooks.codebook import Codebook, CodebookConfig, Snap
 
 if TYPE_CHECKING:
     from tstlens.codebooks.book import CodeWindows
-    from tstlens.codebooks.code_effects import CodeEffects, EffectsConfig, effects
+    from tstlens.codebooks.code_effects import CodeEffects, EffectsConfig, ban_nearest, effects
     from tstlens.codebooks.comparing import ChangedCodes, CommonCodes, SimilarCodes
     from tstlens.codebooks.fitting import FitConfig, FittedCodebooks, fit, start
     from tstlens.codebooks.index import CodeIndex, browse
@@ -54,6 +54,7 @@ __all__ = [
     "FittedCodebooks",
     "SearchWindows",
     "SimilarCodes",
+    "ban_nearest",
     "browse",
     "effects",
     "fit",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -22,8 +22,9 @@ from tstlens.metrics import name_of
 from tstlens.model import HookedTST
 from tstlens.model.codes import Book
 from tstlens.model.hooking import require_one_pass
+from tstlens.points import Index
 from tstlens.results import TableResult
-from tstlens.saes.reading.activity import on_device
+from tstlens.run import Runs
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -233,7 +234,7 @@ def effects(
     doses = _doses(config.doses, order.shape[1])
     tested = [asked, *_controls(asked, usage, config.n_controls, generator)]
     head = config.head if _shared(model, asked) else None
-    n_rows = len(order) // len(data)
+    runs, n_rows = Runs(model, data, batch_size=config.batch_size), len(order) // len(data)
 
     def intervened(wanted: ByGroup, where: Tensor) -> Any:
         if config.action == "force":
@@ -242,22 +243,22 @@ def effects(
 
     def run(wanted: ByGroup | None, dose: int) -> Float[np.ndarray, " series"]:
         parts = []
-        for at, series, mask in _batches(model, data, config.batch_size):
+        for at in runs.parts():
             rows = slice(at.start * n_rows, at.stop * n_rows)
             where = (order[rows] < dose) & (order[rows] < n_observed[rows, None])
             with nullcontext() if wanted is None else intervened(wanted, where):
-                output = model(series, mask=mask)
+                output: Any = runs.at(at).output
             parts.append(one_per_row(read(output), output, "measure"))
         return torch.cat(parts).double().cpu().numpy()
 
     baseline = run(None, 0)
-    runs = tqdm(
+    asked_for = tqdm(
         [(wanted, dose) for wanted in tested for dose in doses],
         desc=f"{config.action} codes",
         unit="run",
         disable=not progress,
     )
-    found = np.stack([run(wanted, dose) for wanted, dose in runs])
+    found = np.stack([run(wanted, dose) for wanted, dose in asked_for])
     found = found.reshape(len(tested), len(doses), -1)
     frequency = np.array([_mean_frequency(one, usage) for one in tested])
     filled = "others" if config.action == "force" else "fill"
@@ -282,13 +283,81 @@ def effects(
     )
 
 
-def _batches(
-    model: HookedTST, data: TimeSeriesData, size: int
-) -> Iterator[tuple[slice, Tensor, Tensor | None]]:
-    """Where a batch is in the data, its series and its mask."""
-    for start in range(0, len(data), size):
-        at = slice(start, min(start + size, len(data)))
-        yield at, *on_device(model, data[at])
+@checked
+@contextmanager
+def ban_nearest(
+    model: HookedTST,
+    n: Count = 1,
+    hooks: str | Sequence[str] | None = None,
+    *,
+    fill: Literal["next", "zero"] = "next",
+    pos: Index | Tensor = None,
+    group: Index = None,
+    head: Index = None,
+) -> Iterator[HookedTST]:
+    """Keep the ``n`` codes most like each activation from being active, whichever they are.
+
+    Answers "does the model need the nearest codes, or do those that come after them say the
+    same?". ``model.ban_codes`` bans codes by their number instead, at every activation alike.
+    Inside a ``force_codes`` the forced codes are the nearest.
+
+    Args:
+        model: with codebooks in, switched on.
+        n: so many, in each group (and at each head).
+        hooks: of which codebooks; None for all.
+        fill: ``"next"`` lets the codes that follow take their places; ``"zero"`` leaves those
+            places empty.
+        pos, group, head: where, as for ``model.force_codes``; None for everywhere.
+
+    Raises:
+        UnknownHookError: no codebook is spliced in there.
+        HookError: a codebook that is switched off.
+        ArgumentError: fewer than k codes left, or no such position, group or head.
+
+    Source: Tamkin, Taufeeque, Goodman 2023 (their code's ``disable_topk``).
+
+    Example:
+        >>> import torch
+        >>> from tstlens import HookedTST, codebooks
+        >>> model, hook = HookedTST.from_pretrained("japanese-vowels"), "blocks.1.hook_mlp_out"
+        >>> _ = model.add_codebooks(codebooks.CodebookConfig(n_codes=32, k=2), hooks=[hook])
+        >>> series = torch.randn(1, 12, 25)
+        >>> before = model.code_ids(series)[hook][..., 1]
+        >>> with codebooks.ban_nearest(model):
+        ...     torch.equal(model.code_ids(series)[hook][..., 0], before)
+        True
+    """
+    splices = model.code_splices(hooks)
+    model.require_on(splices)
+    books = [Book.at(model, name) for name in splices]
+    edits = [edit for book in books for edit in _without_nearest(book, n, fill, pos, (group, head))]
+    with model.hooks(fwd_hooks=edits):
+        yield model
+
+
+def _without_nearest(
+    book: Book, n: int, fill: str, pos: Any, tables: tuple[Any, Any]
+) -> list[tuple[str, Any]]:
+    if book.n_codes - n < (book.k if fill == "next" else 0):
+        raise ArgumentError(
+            f"banning {n} of {book.n_codes} codes at {book.hook} leaves fewer than k={book.k}; "
+            "ban fewer"
+        )
+    nearest: list[Tensor] = []  # bool, of the run that is under way
+
+    def find(similarities: Tensor, hook: Any) -> Tensor:
+        by_group = book.by_group(similarities)
+        banned = torch.zeros_like(by_group, dtype=torch.bool)
+        banned.scatter_(-1, by_group.topk(n, dim=-1).indices, True)
+        banned &= book.selected(similarities, pos, *tables)
+        nearest[:] = [banned.flatten(-2)]
+        return similarities.masked_fill(nearest[0], -torch.inf) if fill == "next" else similarities
+
+    def empty(acts: Tensor, hook: Any) -> Tensor:
+        return acts.masked_fill(nearest[0], 0.0)
+
+    edits = [(f"{book.hook}.hook_sae_acts_pre", find)]
+    return edits if fill == "next" else [*edits, (f"{book.hook}.hook_sae_acts_post", empty)]
 
 
 def _measure(
@@ -347,9 +416,10 @@ def _frequencies(
     """Hook point -> [group, code], share of observed places at which a code is active."""
     found: dict[str, Tensor] = {}
     places: dict[str, int] = dict.fromkeys(hooks, 0)
-    for _, series, mask in _batches(model, data, batch_size):
+    runs = Runs(model, data, batch_size=batch_size)
+    for at in runs.parts():
         with model.watch_codes() as seen:
-            model(series, mask=mask)
+            runs.at(at)
         for name in hooks:
             if name not in seen:
                 raise HookError(f"the codebook at {name} is switched off; model.set_snapping(True)")
@@ -402,8 +472,9 @@ def _order(
 ) -> tuple[Tensor, Tensor]:
     """[row, pos], each position's turn, padding last; and [row], how many are observed."""
     masks = []
-    for _, series, mask in _batches(model, data, batch_size):
-        residual, state = model.embed_series(series, mask)
+    runs = Runs(model, data, batch_size=batch_size)
+    for at in runs.parts():
+        residual, state = model.embed_series(*runs.placed(at))
         everywhere = torch.ones(residual.shape[:2], dtype=torch.bool, device=residual.device)
         masks.append(everywhere if state.pos_mask is None else state.pos_mask)
     observed = torch.cat(masks)

@@ -7,8 +7,7 @@ leaves padding out; codes that no position uses get new entries.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from statistics import fmean
@@ -36,6 +35,7 @@ from tstlens.data import TimeSeriesData
 from tstlens.errors import ArgumentError, HookError
 from tstlens.model import HookedTST
 from tstlens.randomness import seeded
+from tstlens.run import evaluating
 from tstlens.saes.stream import ActivationRows
 from tstlens.training.loop import LastGood, load_progress, save_progress
 
@@ -395,7 +395,7 @@ class FitRun:
         fitted = nn.ModuleList([*self.books.values(), *trained])
         self.good = LastGood(fitted, max(settings.lr * settings.train_model, settings.codebook_lr))
         epochs, done = settings.epochs, len(self.history)
-        with _in_eval_mode(self.model):
+        with evaluating(self.model):  # a batch norm keeps its statistics
             options: dict[str, Any] = {"initial": done, "total": epochs, "disable": not progress}
             bar = trange(done, epochs, desc="Codebooks", **options)
             for epoch in bar:
@@ -606,18 +606,6 @@ class _Average:
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Go on from :meth:`state_dict`."""
         self.weight, self.sum = state["weight"], state["sum"]
-
-
-@contextmanager
-def _in_eval_mode(model: HookedTST) -> Iterator[None]:
-    """Throughout: a batch norm keeps its statistics."""
-    training = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, was_training in training.items():
-            module.training = was_training
 
 
 class FittedCodebooks(dict[str, Codebook]):

@@ -22,7 +22,6 @@ import torch
 from jaxtyping import Float
 from scipy.sparse import csc_matrix, csr_matrix, hstack, vstack
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from tstlens import storage
 from tstlens.arguments import Count, Positive, Seed, checked
@@ -46,8 +45,9 @@ from tstlens.model.codes import Book
 from tstlens.model.hooking import require_one_pass
 from tstlens.points import in_block
 from tstlens.results import PagedResult
+from tstlens.run import Runs
 from tstlens.saes.checks import check_data
-from tstlens.saes.reading.activity import Activity, Spans, cells_of, on_device, spans_of
+from tstlens.saes.reading.activity import Activity, Spans, cells_of, spans_of
 from tstlens.saes.reading.result import (
     FEWEST,
     Features,
@@ -334,21 +334,19 @@ class _Run:
 
     @torch.no_grad()
     def over(self, batch_size: int, progress: bool) -> None:
-        starts = range(0, len(self.data), batch_size)
+        """Run all series through the model."""
         inputs = {hook: f"{hook}.hook_sae_input" for hook in self.hooks}
-        wanted = [*inputs.values(), *self.hidden] if self.keep_inputs or self.saes else []
-        for start in tqdm(starts, desc="codes", disable=not progress, leave=False):
-            series, mask = on_device(self.model, self.data[start : start + batch_size])
-            with self.model.watch_codes() as seen:
-                _, cache = self.model.run_with_cache(series, mask=mask, names_filter=wanted)
-            for hook, name in inputs.items():
-                self._take(hook, seen[hook], len(series))
-                if hook in self.saes:
-                    self.latents[hook].append(self._latents(hook, cache[name]))
-                if self.keep_inputs:
-                    self._take_dense(hook, cache[name], start)
-            for name in self.hidden:
-                self._take_dense(name, cache[name], start)
+        kept = [*inputs.values(), *self.hidden] if self.keep_inputs or self.saes else []
+        options: dict[str, Any] = {"batch_size": batch_size, "progress": progress, "title": "codes"}
+        with self.model.watch_codes() as seen:
+            for one in Runs(self.model, self.data, hooks=kept, **options).passes():
+                for hook, name in inputs.items():
+                    self._take(hook, seen[hook], len(one))
+                    if hook in self.saes:
+                        self.latents[hook].append(self._latents(hook, one.acts[name]))
+                for name in kept if self.keep_inputs else ():
+                    called = name.removesuffix(".hook_sae_input")
+                    self._take_dense(called, one.acts[name], int(one.index[0]))
 
     def _take(self, hook: str, watched: Any, n_series: int) -> None:
         acts, similar, keep = watched.snap.acts, watched.snap.similarities, watched.keep

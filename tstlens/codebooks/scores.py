@@ -11,13 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tstlens.arguments import Count, Seed, checked
+from tstlens.arguments import Amount, Count, Seed, checked
 from tstlens.codebooks.codebook import Codebook
 from tstlens.codebooks.fitting import activations, perplexity, start
 from tstlens.data import TimeSeriesData
 from tstlens.errors import ArgumentError, HookError
 from tstlens.model import HookedTST
 from tstlens.results import TableResult
+from tstlens.run import Runs
 from tstlens.saes.checks import check_data
 
 
@@ -105,7 +106,7 @@ def score(
     target: Tensor | None = None,
     original: HookedTST | None = None,
     train: TimeSeriesData | None = None,
-    sae_steps: int = 1000,
+    sae_steps: Amount = 1000,
     seed: Seed = 0,
     batch_size: Count = 256,
 ) -> CodebookScores:
@@ -151,32 +152,35 @@ def score(
         raise HookError("no codebook is on the model: model.add_codebook(codebook, hook=...)")
     if data.labels is None and target is None:
         raise ArgumentError("expected data with labels, or target= for a forecaster, got neither")
-    given = (data, target, batch_size)
-    task = {"codebooks": task_measures(model, *given)}
-    found = {"codebooks": _score_in_place(model, data, batch_size)}
+    task: dict[str, dict[str, float]] = {}
+    found: dict[str, tuple[BookScore, ...]] = {}
+
+    def measured(row: str, scored: HookedTST) -> None:
+        task[row] = task_measures(scored, data, target, batch_size)
+        if scored.acts_to_saes:
+            found[row] = _score_in_place(scored, data, batch_size)
+
+    measured("codebooks", model)
     bare = _without(model)
-    task["without codebooks"] = task_measures(bare, *given)
+    measured("without codebooks", bare)
     if original is not None:
         untuned = _without(original)
-        task["original"] = task_measures(untuned, *given)
+        measured("original", untuned)
         if train is not None:
-            for hook, book in _untuned(untuned, train, books, seed).items():
-                untuned.add_codebook(book, hook)
-            row = "original, codebooks untuned"
-            task[row] = task_measures(untuned, *given)
-            found[row] = _score_in_place(untuned, data, batch_size)
+            others: dict[str, Codebook] = {}
+            for hook, book in books.items():
+                others |= start(untuned, train, [hook], copy.deepcopy(book.cfg), "kmeans", seed)
+            with untuned.codebooks(others):
+                measured("original, codebooks untuned", untuned)
     randomised = _without(model)
     for number, (hook, book) in enumerate(books.items()):
         randomised.add_codebook(_random_table(bare, data, hook, book, seed + number), hook)
-    task["random tables"] = task_measures(randomised, *given)
-    found["random tables"] = _score_in_place(randomised, data, batch_size)
+    measured("random tables", randomised)
     if train is not None and sae_steps:
         host = _without(model if original is None else original)
-        saes = fitted_saes(host, train, books, sae_steps, seed)
-        for sae in saes.values():
+        for sae in fitted_saes(host, train, books, sae_steps, seed).values():
             host.add_sae(sae, use_error_term=False)
-        task["SAEs"] = task_measures(host, *given)
-        found["SAEs"] = _score_in_place(host, data, batch_size)
+        measured("SAEs", host)
     return CodebookScores(
         task=task,
         books=found,
@@ -197,16 +201,6 @@ def _without(model: HookedTST) -> HookedTST:
     bare.reset_saes()
     bare.reset_hooks()
     return bare.eval()
-
-
-def _untuned(
-    model: HookedTST, train: TimeSeriesData, books: Mapping[str, Codebook], seed: int
-) -> dict[str, Codebook]:
-    made = {}
-    for hook, book in books.items():
-        config = copy.deepcopy(book.cfg)
-        made |= start(model, train, [hook], config, "kmeans", seed)
-    return made
 
 
 def _random_table(
@@ -270,7 +264,6 @@ def fitted_saes(
     return found
 
 
-@torch.no_grad()
 def _score_in_place(
     model: HookedTST, data: TimeSeriesData, batch_size: int
 ) -> tuple[BookScore, ...]:
@@ -288,21 +281,17 @@ def _score_one(
     counts, squared, rows, active = None, 0.0, 0, 0
     total, total_squared = 0.0, 0.0
     names = [f"{hook}.hook_sae_{name}" for name in ("input", "acts_post", "output")]
-    for index in torch.arange(len(data)).split(batch_size):
-        device = model.cfg.device
-        mask = None if data.mask is None else data.mask[index].to(device)
-        _, cache = model.run_with_cache(
-            data.series[index].to(device), mask=mask, names_filter=names
-        )
-        given, acts, output = (cache[name] for name in names)
-        kept = _kept(model, data, index, given)
-        width = given.shape[-1]
-        given, output = given[kept], output.reshape(*given.shape[:-1], width)[kept]
-        acts = acts.reshape(*kept.shape, -1)[kept].flatten(0, -2)
-        given, output = given.reshape(-1, width).double(), output.reshape(-1, width).double()
+    for one in Runs(model, data, hooks=names, batch_size=batch_size).passes():
+        given, acts, output = (one.acts[name] for name in names)
+        width, places = given.shape[-1], given.shape[: min(2, given.ndim - 1)]
+        output, acts = output.reshape(given.shape), acts.reshape(*places, -1)  # heads joined
+        kept = one.observed(hook) if given.ndim > 2 else None
+        if kept is None:
+            kept = torch.ones(places, dtype=torch.bool, device=given.device)
+        given, output = (part[kept].reshape(-1, width).double() for part in (given, output))
         squared += float((given - output).pow(2).sum())
         total, total_squared = total + given.sum(0), total_squared + given.pow(2).sum()
-        on = (acts != 0).view(len(acts), n_groups, -1).sum(0)
+        on = (acts[kept].unflatten(-1, (n_groups, -1)) != 0).sum(0)
         counts = on if counts is None else counts + on
         rows, active = rows + len(given), active + int(on.sum())
     if counts is None or not rows:
@@ -319,16 +308,6 @@ def _score_one(
         bits=n_groups * _log2_choose(counts.shape[1], k),
         entropy_bits=float(k * used.log2().sum()),
     )
-
-
-def _kept(model: HookedTST, data: TimeSeriesData, index: Tensor, given: Tensor) -> Tensor:
-    """bool [row, pos] (or [row] of pooled vectors), True where an activation counts."""
-    kept = torch.ones(given.shape[: min(2, given.ndim - 1)], dtype=torch.bool, device=given.device)
-    if data.mask is None or given.ndim < 3:
-        return kept
-    device = model.cfg.device
-    state = model.embed_series(data.series[index].to(device), data.mask[index].to(device))[1]
-    return kept if state.pos_mask is None else state.pos_mask
 
 
 def _log2_choose(n: int, k: float) -> float:

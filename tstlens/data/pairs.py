@@ -29,6 +29,7 @@ from tstlens.data.labels import class_index, places_in
 from tstlens.data.series import TimeSeriesData
 from tstlens.data.validate import blanked, check_series, row_indices, usable_device
 from tstlens.errors import ArgumentError, LabelError, SeriesShapeError
+from tstlens.run import evaluating
 from tstlens.shapes import Labels, Mask, Series
 
 
@@ -349,23 +350,15 @@ def _labels(data: TimeSeriesData) -> Tensor:
 
 
 def _log_probs(model: Callable[..., Tensor], data: TimeSeriesData, batch_size: int) -> Tensor:
-    modules = list(model.modules()) if isinstance(model, torch.nn.Module) else []
-    training = [module for module in modules if module.training]
-    try:
-        for module in training:
-            module.training = False
-        outputs = []
-        with torch.no_grad():
-            for start in range(0, len(data), batch_size):
-                rows = slice(start, start + batch_size)
-                seen = {} if data.mask is None else {"mask": data.mask[rows]}
-                outputs.append(model(data.series[rows], **seen))
-                if not isinstance(outputs[-1], Tensor):
-                    got = type(outputs[-1]).__name__
-                    raise ArgumentError(f"model: expected a tensor of logits, got {got}")
-    finally:
-        for module in training:
-            module.training = True
+    outputs = []
+    with evaluating(model), torch.no_grad():
+        for start in range(0, len(data), batch_size):
+            rows = slice(start, start + batch_size)
+            seen = {} if data.mask is None else {"mask": data.mask[rows]}
+            outputs.append(model(data.series[rows], **seen))
+            if not isinstance(outputs[-1], Tensor):
+                got = type(outputs[-1]).__name__
+                raise ArgumentError(f"model: expected a tensor of logits, got {got}")
     logits = torch.cat(outputs)
     if logits.shape != (len(data), data.n_classes):
         raise LabelError(

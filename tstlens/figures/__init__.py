@@ -1,8 +1,8 @@
 """Plotly figures from results; they never see a model.
 
-``draw(result)`` chooses by the kind of result and its axes; ``result.figure()`` calls it. Results
-of other analyses join with ``@draw.register``. Beside it: the series that a model read
-(``series``, ``pair``), a classifier's errors (``confusion``) and the strongest sites (``ranking``).
+``result.figure()`` and ``draw(result)`` choose by the kind of the result; results of other analyses
+join with ``@draw.register``. Beside it: the series that a model read (``series``, ``pair``,
+``forecast``), a classifier's errors (``confusion``) and the strongest sites (``ranking``).
 
 Every figure is zero-centred where it shows a change, says the unit in its colour bar and gives
 numbers on hover. Importing this package imports plotly.
@@ -10,82 +10,32 @@ numbers on hover. Importing this package imports plotly.
 
 from __future__ import annotations
 
+import warnings
 from typing import TYPE_CHECKING
 
-from tstlens.figures.attention import draw_attention
-from tstlens.figures.attribution import draw_logit_attribution
+from tstlens.figures import (  # noqa: F401 (they join ``draw``)
+    attention,
+    attribution,
+    circuit,
+    clusters,
+    depth,
+    input_attribution,
+    sweeps,
+)
 from tstlens.figures.browser import page
-from tstlens.figures.circuit import (
-    draw_circuit,
-    draw_edge_effects,
-    draw_faithfulness,
-    draw_influence,
-)
-from tstlens.figures.clusters import draw_cluster_effect, draw_clusters
-from tstlens.figures.depth import draw_lens, draw_similarity, draw_skip_cost
 from tstlens.figures.drawing import draw, in_notebooks
-from tstlens.figures.input_attribution import (
-    draw_attribution_agreement,
-    draw_deletion_insertion,
-    draw_input_attribution,
-    draw_surrogate,
-)
-from tstlens.figures.intervals import Interval, over_pairs
 from tstlens.figures.lines import forecast, pair, series
-from tstlens.figures.probes import (
-    confusion,
-    draw_direction,
-    draw_dose_response,
-    draw_probe,
-    draw_separability,
-    draw_units,
-)
-from tstlens.figures.statistics import (
-    draw_ablation,
-    draw_agreement,
-    draw_campaign,
-    draw_split_half,
-    draw_summary,
-    ranking,
-)
+from tstlens.figures.probes import confusion
+from tstlens.figures.statistics import ranking
 from tstlens.figures.style import TEMPLATE
-from tstlens.figures.sweeps import draw_sweep
 from tstlens.lazy import lazy
 
 __all__ = [
     "TEMPLATE",
-    "Interval",
     "confusion",
     "draw",
-    "draw_circuit",
-    "draw_cluster_effect",
-    "draw_clusters",
-    "draw_edge_effects",
-    "draw_faithfulness",
-    "draw_logit_attribution",
-    "draw_attribution_agreement",
-    "draw_deletion_insertion",
-    "draw_direction",
-    "draw_dose_response",
-    "draw_input_attribution",
-    "draw_separability",
-    "draw_surrogate",
-    "draw_lens",
-    "draw_attention",
-    "draw_ablation",
-    "draw_agreement",
-    "draw_campaign",
-    "draw_influence",
-    "draw_probe",
-    "draw_similarity",
-    "draw_skip_cost",
-    "draw_split_half",
-    "draw_summary",
-    "draw_sweep",
-    "draw_units",
     "forecast",
     "in_notebooks",
-    "over_pairs",
     "page",
     "pair",
     "ranking",
@@ -93,6 +43,20 @@ __all__ = [
 ]
 
 if not TYPE_CHECKING:  # a type checker would take it to mean that every name exists
-    __getattr__, __dir__ = lazy(
-        __name__, dict.fromkeys(("draw_truth", "planted_series"), "tstlens.truth")
+    _moved, __dir__ = lazy(
+        __name__,
+        dict.fromkeys(("draw_truth", "planted_series"), "tstlens.truth")
+        | dict.fromkeys(("Interval", "over_pairs"), "tstlens.patching"),
     )
+
+    def __getattr__(name: str) -> object:
+        drawings = {drawing.__name__: drawing for drawing in draw.registry.values()}
+        if name not in drawings or name == "draw":
+            return _moved(name)
+        warnings.warn(
+            f"tstlens.figures.{name} is result.figure() or tstlens.figures.draw(result) now; the "
+            "old name goes with the next release",
+            DeprecationWarning,
+            stacklevel=2,
+        )
+        return drawings[name]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import plotly.graph_objects as go
@@ -12,14 +12,13 @@ from plotly.subplots import make_subplots
 from torch import Tensor
 
 from tstlens.arguments import Count, checked
-from tstlens.errors import ArgumentError, UnknownNameError
-from tstlens.figures import style
+from tstlens.errors import ArgumentError
+from tstlens.figures import marks, style
 from tstlens.figures.drawing import draw
 from tstlens.figures.maps import Ticks
 from tstlens.figures.words import axis_title, number, when
 from tstlens.patching import AttentionResult
 
-_KINDS = ("patterns", "received", "heads")
 _PALE = [[0.0, "#ffffff"], [0.5, "#dcebf4"], [1.0, "#7fb2d8"]]
 _MOST_PANELS = 96
 
@@ -29,7 +28,7 @@ _MOST_PANELS = 96
 def draw_attention(
     result: AttentionResult,
     *,
-    kind: str = "patterns",
+    kind: Literal["patterns", "received", "heads"] = "patterns",
     series: int | Sequence[int] | None = None,
     layer: int | None = None,
     head: int | None = None,
@@ -43,7 +42,6 @@ def draw_attention(
     cut at the 99.5th percentile, so that single entries do not drown the rest.
 
     Args:
-        result: the attention.
         kind: ``"patterns"`` (a small map per head, query down, key across), ``"received"``
             (attention that each time step gets, behind two series side by side) or ``"heads"``
             (entropy against mean distance, a dot per head).
@@ -53,13 +51,8 @@ def draw_attention(
         head: only this head.
         names: headings of the series shown by ``"received"``.
         across: maps or series beside each other.
-        title: "" for one made from the result, None for none.
-
-    Returns:
-        A plotly figure.
 
     Raises:
-        UnknownNameError: another kind.
         ArgumentError: a series, layer or head that does not exist.
 
     Example:
@@ -70,10 +63,8 @@ def draw_attention(
         ...     n_layers=2, d_model=16, n_heads=4, d_mlp=32, n_channels=3,
         ...     embed=PerStepConfig(), head=HeadConfig("mean", n_classes=5)))
         >>> looked = patching.attention(model, torch.randn(8, 3, 20))
-        >>> figure = draw_attention(looked, kind="received", series=(0, 4), layer=1)
+        >>> figure = looked.figure(kind="received", series=(0, 4), layer=1)
     """
-    if kind not in _KINDS:
-        raise UnknownNameError(kind, _KINDS, "this names how attention is drawn")
     n_layers, n_heads = result.entropy.shape[-2:]
     for name, value, size in (("layer", layer, n_layers), ("head", head, n_heads)):
         if value is not None and not 0 <= value < size:
@@ -141,37 +132,22 @@ def _patterns(
     # Lists of numbers where positions have no place in time: their own index.
     edges = ticks.edges if ticks.edges is not None else np.arange(values.shape[3] + 1) - 0.5
     for number_, (at, one) in enumerate(places):
-        figure.add_trace(
-            go.Heatmap(
-                z=values[at, one],
-                x=edges,
-                y=edges,
-                coloraxis="coloraxis",
-                customdata=_places(cells, values.shape[3]),
-                hovertemplate=(
-                    f"<b>L{at}H{one}</b><br>%{{customdata}}<br>%{{z:.3f}}<extra></extra>"
-                ),
-                hoverongaps=False,
-            ),
-            row=number_ // across + 1,
-            col=number_ % across + 1,
+        trace = go.Heatmap(
+            z=values[at, one],
+            x=edges,
+            y=edges,
+            coloraxis="coloraxis",
+            customdata=_places(cells, values.shape[3]),
+            hoverongaps=False,
+            **marks.hovered(f"<b>L{at}H{one}</b><br>%{{customdata}}<br>%{{z:.3f}}"),
         )
+        figure.add_trace(trace, row=number_ // across + 1, col=number_ % across + 1)
     ends = [float(edges[0]), float(edges[-1])]
     few = {"nticks": 3 if across > 2 else 6, "showgrid": False, "zeroline": False}
     figure.update_xaxes(range=ends, tickangle=0, **few)
     figure.update_yaxes(range=ends[::-1], **few)
-    figure.update_layout(
-        coloraxis={
-            "cmin": 0,
-            "cmax": most or 1.0,
-            "colorscale": style.SEQUENTIAL,
-            "colorbar": {"len": min(height, 240)},
-        }
-    )
-    layout: Any = figure.layout
-    for number_, note in enumerate(layout.annotations):
-        left = layout[f"xaxis{number_ + 1 if number_ else ''}"].domain[0]
-        note.update(x=left, xanchor="left", font={"size": 11, "color": style.INK})
+    _colours(figure, most or 1.0, style.SEQUENTIAL, height)
+    marks.headings_left(figure, 11)
     figure.add_annotation(
         text=axis_title("key", cells),
         showarrow=False,
@@ -237,45 +213,29 @@ def _received(
         every = np.where(result.mask.cpu().numpy()[:, None], every, np.nan)
     some = every[chosen]
     low, high = float(np.nanmin(some)), float(np.nanmax(some))
-    room = 0.06 * ((high - low) or 1.0)
-    ends = [low - room, high + room]
+    ends = marks.padded(low, high, 0.06)
     n_channels, n_time = every.shape[1:]
     for panel, at in enumerate(chosen):
         row, column = panel // across + 1, panel % across + 1
-        figure.add_trace(_shading(ratio[at], result.time_cells, n_time, ends), row=row, col=column)
+        place = {"row": row, "col": column}
+        said = lambda value: f"{number(value)} times uniform"  # noqa: E731
+        shading = marks.shaded(ratio[at], result.time_cells, n_time, ends, said, signed=False)
+        figure.add_trace(shading, **place)
+        few = n_channels <= 3
         for channel in range(n_channels):
-            figure.add_scatter(
-                x=np.arange(n_time),
-                y=every[at, channel],
-                mode="lines",
-                line={
-                    "color": style.LINES[channel % len(style.LINES)],
-                    "width": 1.6 if n_channels <= 3 else 1.0,
-                },
-                opacity=0.9 if n_channels <= 3 else 0.7,
-                hovertemplate=f"channel {channel}, sample %{{x}}: %{{y:.4g}}<extra></extra>",
-                showlegend=False,
-                row=row,
-                col=column,
-            )
+            color = style.LINES[channel % len(style.LINES)]
+            said_here = f"channel {channel}, sample %{{x}}: %{{y:.4g}}"
+            look = {"said": said_here, "opacity": 0.9 if few else 0.7, **place}
+            values = every[at, channel]
+            marks.curve(figure, np.arange(n_time), values, color, 1.6 if few else 1.0, **look)
     figure.update_xaxes(
         range=[-0.5, n_time - 0.5], showgrid=False, zeroline=False, nticks=6, tickangle=0
     )
     figure.update_xaxes(title={"text": "time (sample)"}, row=down)
     figure.update_yaxes(range=ends, zeroline=False, showgrid=False, nticks=6)
     most = float(np.nanmax(ratio[chosen]))
-    figure.update_layout(
-        coloraxis={
-            "cmin": 0,
-            "cmax": max(most, 1.0),
-            "colorscale": _PALE,
-            "colorbar": {"len": min(height, 240)},
-        }
-    )
-    layout: Any = figure.layout
-    for panel, note in enumerate(layout.annotations):
-        left = layout[f"xaxis{panel + 1 if panel else ''}"].domain[0]
-        note.update(x=left, xanchor="left", align="left", font={"size": 11, "color": style.INK})
+    _colours(figure, max(most, 1.0), _PALE, height)
+    marks.headings_left(figure, 11, align="left")
     above = style.label_above(figure, "shading: attention received (1 is uniform)", 8 + 15 * lines)
     heads = "all heads" if head is None else f"head {head}"
     where = "all layers" if layer is None else f"layer {layer}"
@@ -286,26 +246,9 @@ def _received(
     return style.finish(figure, heading, subtitle, plot_height=height, above=above)
 
 
-def _shading(
-    values: np.ndarray, cells: Sequence[tuple[int, int]], n_time: int, ends: list[float]
-) -> go.Heatmap:
-    """One column per sample; where spans overlap the larger value shows."""
-    column = np.full(n_time, np.nan)
-    text = np.full(n_time, "", dtype=object)
-    for value, cell in zip(values, cells, strict=True):
-        for sample in range(cell[0], min(cell[1], n_time)):
-            if np.isfinite(value) and not value <= column[sample]:
-                column[sample] = value
-                text[sample] = f"{when(cell)}<br>{number(value)} times uniform"
-    return go.Heatmap(
-        z=column[None],
-        x=np.arange(n_time + 1) - 0.5,
-        y=ends,
-        coloraxis="coloraxis",
-        hovertext=text[None],
-        hovertemplate="%{hovertext}<extra></extra>",
-        hoverongaps=False,
-    )
+def _colours(figure: go.Figure, most: float, scale: list[list[Any]], height: int) -> None:
+    bar = {"len": min(height, 240)}
+    figure.update_layout(coloraxis={"cmin": 0, "cmax": most, "colorscale": scale, "colorbar": bar})
 
 
 def _heads(
@@ -341,26 +284,24 @@ def _heads(
     labelled = len(places) <= 40
     for at in sorted({at for at, _ in places}):
         here = [place for place in places if place[0] == at]
-        figure.add_scatter(
-            x=[entropy[place] for place in here],
-            y=[far[place] for place in here],
+        said = [
+            f"<b>L{place[0]}H{place[1]}</b><br>entropy {number(nats[place])} nats, "
+            f"{100 * entropy[place]:.0f} % of uniform<br>"
+            f"mean distance {number(far[place])} {unit}"
+            for place in here
+        ]
+        marks.dots(
+            figure,
+            [entropy[place] for place in here],
+            [far[place] for place in here],
+            style.LINES[at % len(style.LINES)],
+            17 if labelled else 9,
+            look={"opacity": 0.85, "line": {"color": style.PAPER, "width": 1}},
+            name=f"layer {at}",
+            said=said,
             mode="markers+text" if labelled else "markers",
             text=[str(one) for _, one in here],
             textfont={"size": 10, "color": style.PAPER},
-            marker={
-                "size": 17 if labelled else 9,
-                "color": style.LINES[at % len(style.LINES)],
-                "opacity": 0.85,
-                "line": {"color": style.PAPER, "width": 1},
-            },
-            name=f"layer {at}",
-            hovertext=[
-                f"<b>L{place[0]}H{place[1]}</b><br>entropy {number(nats[place])} nats, "
-                f"{100 * entropy[place]:.0f} % of uniform<br>"
-                f"mean distance {number(far[place])} {unit}"
-                for place in here
-            ],
-            hovertemplate="%{hovertext}<extra></extra>",
         )
     figure.update_xaxes(
         title={"text": "entropy, share of uniform attention's"},
@@ -379,8 +320,7 @@ def _heads(
     numbers = "; the number is the head" if labelled else ""
     subtitle = f"mean over {n} series{numbers}"
     style.finish(figure, heading, subtitle, plot_height=330, above=above, below=below)
-    figure.update_layout(legend={"y": -58 / 330, "yanchor": "top", "yref": "paper"})
-    return figure
+    return marks.legend_below(figure, 58, 330)
 
 
 def _over_series(values: Tensor) -> np.ndarray:

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import numpy as np
 import plotly.graph_objects as go
 
 from tstlens.arguments import Count, Positive, checked
-from tstlens.errors import ArgumentError, UnknownNameError
-from tstlens.figures import style
+from tstlens.errors import ArgumentError
+from tstlens.figures import marks, style
 from tstlens.figures.drawing import draw
 from tstlens.figures.maps import Panel, Scale, Ticks, heat_maps
 from tstlens.figures.words import number, when
 from tstlens.patching import LogitAttribution
-
-_KINDS = ("map", "bars")
+from tstlens.stats import half_width
 
 
 @draw.register
@@ -21,7 +22,7 @@ _KINDS = ("map", "bars")
 def draw_logit_attribution(
     result: LogitAttribution,
     *,
-    kind: str = "map",
+    kind: Literal["map", "bars"] = "map",
     series: int | None = None,
     most: Count = 40,
     title: str | None = "",
@@ -32,21 +33,16 @@ def draw_logit_attribution(
     Blue raises the output, red lowers it. Bars are in the order of the forward pass, end with the
     head's bias, and add up to the output given in the subtitle; their whiskers are 95 % intervals
     of the mean over series. What can mislead: as for :func:`tstlens.patching.logit_attribution`;
-    and large contributions of opposite sign often cancel, so read both ends of the scale.
+    and large contributions of opposite sign often cancel, so read both ends of the scale. Channels
+    are summed where there are several.
 
     Args:
-        result: the attribution; channels are summed where there are several.
         kind: ``"map"`` or ``"bars"``.
         series: show this one; None for the mean over series.
         most: components shown, the largest in size; the others are summed into one row.
-        title: "" for one made from the result, None for none.
         limits: end of the zero-centred scale.
 
-    Returns:
-        A plotly figure.
-
     Raises:
-        UnknownNameError: another kind.
         ArgumentError: no such series.
 
     Example:
@@ -57,10 +53,8 @@ def draw_logit_attribution(
         ...     embed=PerStepConfig(), head=HeadConfig("max", n_classes=5)))
         >>> import torch
         >>> parts = patching.logit_attribution(model, torch.randn(8, 3, 20), labels=2)
-        >>> figure = draw_logit_attribution(parts, kind="bars")
+        >>> figure = parts.figure(kind="bars")
     """
-    if kind not in _KINDS:
-        raise UnknownNameError(kind, _KINDS, "this names how an attribution is drawn")
     each = result.values.double().cpu().numpy()
     if "channel" in result.axes:
         each = each.sum(result.axes.index("channel"))
@@ -70,9 +64,7 @@ def draw_logit_attribution(
     if "series" in result.axes:
         which = f"mean over {len(each)} series"
         if series is not None:
-            if not -len(each) <= series < len(each):
-                raise ArgumentError(f"expected series in 0..{len(each) - 1}, got {series}")
-            which, at = f"series {series}", slice(series % len(each), series % len(each) + 1)
+            which, at = f"series {series}", [marks.row_of(series, len(each), "series")]
             each, outputs, constants = each[at], outputs[at], constants[at]
     else:
         if series is not None:
@@ -88,34 +80,32 @@ def draw_logit_attribution(
         f"{number(outputs.mean() - bias)}, head bias {number(bias, signed=True)}; "
         f"{result.pooling} pooling"
     )
-    label = f"contribution ({unit})"
     if kind == "bars":
         by_part = np.concatenate([each.sum(2), constants[:, None]], 1)
-        return _bars([*names, "head bias"], by_part, label, unit, heading, subtitle, limits)
+        return _bars([*names, "head bias"], by_part, unit, heading, subtitle, limits)
     values = each.mean(0)
     end = limits or style.symmetric_limit(float(np.abs(values).max(initial=0.0)))
     cells = result.time_cells
     if cells is not None and len(cells) != values.shape[1]:
         cells = None
-    columns = Ticks.of("pos", range(values.shape[1]), cells)
-    hover = np.empty(values.shape, dtype=object)
-    for row, name in enumerate(names):
-        for pos in range(values.shape[1]):
-            place = when(cells[pos]) if cells is not None else f"position {pos}"
-            value = number(values[row, pos], signed=True)
-            hover[row, pos] = f"<b>{name}, {place}</b><br>{value} {unit}"
-    rows = Ticks("", tuple(names))
-    panel = Panel("", values, hover)
+
+    def said(row: int, pos: int) -> str:
+        place = when(cells[pos]) if cells is not None else f"position {pos}"
+        return f"<b>{names[row]}, {place}</b><br>{number(values[row, pos], signed=True)} {unit}"
+
     figure = heat_maps(
-        [panel], rows, columns, Scale(label, -end, end), title=heading, subtitle=subtitle
+        [Panel("", values, marks.each_cell(values.shape, said))],
+        Ticks("", tuple(names)),
+        Ticks.of("pos", range(values.shape[1]), cells),
+        Scale(f"contribution ({unit})", -end, end),
+        title=heading,
+        subtitle=subtitle,
     )
-    return title_at_edge(figure)
+    return marks.title_at_edge(figure)
 
 
 def _largest(names: list[str], each: np.ndarray, most: int) -> tuple[list[str], np.ndarray]:
     """The components with the largest sums in size, in their order, the others summed."""
-    if most < 1:
-        raise ArgumentError(f"expected most of at least 1, got {most}")
     if len(names) <= most:
         return names, each
     size = np.abs(each.mean(0)).sum(1)
@@ -128,62 +118,42 @@ def _largest(names: list[str], each: np.ndarray, most: int) -> tuple[list[str], 
 def _bars(
     names: list[str],
     each: np.ndarray,
-    label: str,
     unit: str,
     heading: str | None,
     subtitle: str,
     limits: float | None,
 ) -> go.Figure:
     mean = each.mean(0)
-    hover = [
+    said = [
         f"<b>{name}</b><br>{number(value, signed=True)} {unit}"
         for name, value in zip(names, mean, strict=True)
     ]
-    whiskers = {}
+    error = {}
     if len(each) >= 5:
-        half = 1.96 * each.std(0, ddof=1) / len(each) ** 0.5
-        whiskers["error_x"] = {
-            "type": "data",
-            "array": half,
-            "color": style.INK,
-            "thickness": 1.2,
-            "width": 0,
-        }
-        hover = [
+        half = half_width(each)
+        line = {"color": style.INK, "thickness": 1.2, "width": 0}
+        error["error_x"] = {"type": "data", "array": half, **line}
+        said = [
             f"{text}<br>95 % CI {number(value - by, signed=True)} to "
             f"{number(value + by, signed=True)}"
-            for text, value, by in zip(hover, mean, half, strict=True)
+            for text, value, by in zip(said, mean, half, strict=True)
         ]
-    rows = np.arange(len(names))
     figure = go.Figure()
     figure.add_bar(
         x=mean,
-        y=rows,
+        y=np.arange(len(names)),
         orientation="h",
         marker={"color": [style.RED if value < 0 else style.BLUE for value in mean]},
         opacity=0.85,
-        hovertext=hover,
-        hovertemplate="%{hovertext}<extra></extra>",
         showlegend=False,
-        **whiskers,
+        **marks.hovered(said),
+        **error,
     )
     figure.update_layout(bargap=0.25)
-    figure.update_yaxes(
-        tickmode="array",
-        tickvals=rows,
-        ticktext=names,
-        range=[len(names) - 0.4, -0.6],
-        showgrid=False,
-        zeroline=False,
-    )
+    marks.named_rows(figure, names, range=[len(names) - 0.4, -0.6])
+    label = f"contribution ({unit})"
     figure.update_xaxes(title={"text": label}, zeroline=True, zerolinewidth=1.5, nticks=6)
     if limits:
         figure.update_xaxes(range=[-limits, limits])
     size = {"plot_height": 19 * len(names) + 12, "below": 52, "left": style.room_for(names)}
-    return title_at_edge(style.finish(figure, heading, subtitle, **size))
-
-
-def title_at_edge(figure: go.Figure) -> go.Figure:
-    """The title at the figure's left edge: above long row labels a phone would cut it off."""
-    figure.update_layout(title={"xref": "container", "x": 0, "pad": {"l": 12, "t": 22}})
-    return figure
+    return marks.title_at_edge(style.finish(figure, heading, subtitle, **size))

@@ -8,19 +8,18 @@ How much of the model's behaviour the strongest edges keep, beside random ones.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import product
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import plotly.graph_objects as go
 
 from tstlens.arguments import Count, Positive, checked
-from tstlens.errors import ArgumentError, UnknownNameError
-from tstlens.figures import style
+from tstlens.errors import ArgumentError
+from tstlens.figures import marks, style
 from tstlens.figures.drawing import draw
 from tstlens.figures.maps import Panel, Scale, Ticks, heat_maps
 from tstlens.figures.statistics import ranking
-from tstlens.figures.words import number
+from tstlens.figures.words import number, suffix
 from tstlens.patching import Influence
 from tstlens.patching.circuits import Circuit, EdgeEffects, Faithfulness
 from tstlens.patching.circuits.circuit import label_of
@@ -56,15 +55,10 @@ def draw_circuit(circuit: Circuit, *, title: str | None = "", levels: Count = _L
     what ``circuit.faithfulness`` measures.
 
     Args:
-        circuit: the circuit.
-        title: "" for one made from the circuit, None for none.
         levels: stops of the threshold slider.
 
-    Returns:
-        A plotly figure.
-
     Raises:
-        ArgumentError: the circuit has no edges, or levels below 1.
+        ArgumentError: the circuit has no edges.
 
     Example:
         >>> import torch
@@ -72,15 +66,13 @@ def draw_circuit(circuit: Circuit, *, title: str | None = "", levels: Count = _L
         >>> graph = ComponentGraph(n_layers=1, n_heads=2)
         >>> scores = torch.linspace(-1, 1, len(graph.edges))
         >>> circuit = Circuit(graph, scores, scores.abs() > 0.5, "logit", "logit")
-        >>> len(draw_circuit(circuit).layout.sliders[0].steps) > 1
+        >>> len(circuit.figure().layout.sliders[0].steps) > 1
         True
     """
     if not len(circuit):
         raise ArgumentError(
             "expected a circuit with edges, got one without; choose a larger budget"
         )
-    if levels < 1:
-        raise ArgumentError(f"expected levels of at least 1, got {levels}")
     graph = circuit.graph
     places = _places(circuit)
     sizes = np.array([abs(facts["weight"]) for _, _, facts in graph.edges(data=True)])
@@ -105,7 +97,7 @@ def draw_circuit(circuit: Circuit, *, title: str | None = "", levels: Count = _L
             figure.add_trace(trace)
             level_of_trace.append(level)
     _axes(figure, circuit, places)
-    unit = "" if circuit.unit in ("probability", "value") else f" {circuit.unit}"
+    unit = suffix(circuit.unit)
     if len(floors) > 1:
         figure.update_layout(sliders=[_slider(floors, lines, level_of_trace, unit)])
     heading = f"Circuit for {style.shortened(circuit.output, 27)}" if title == "" else title
@@ -161,7 +153,7 @@ def _line(
     facts: dict[str, Any],
     floors: list[float],
 ) -> _Line:
-    unit = "" if circuit.unit in ("probability", "value") else f" {circuit.unit}"
+    unit = suffix(circuit.unit)
     labels = _labels(circuit)
     hover = f"<b>{labels[start]} → {labels[stop]}</b><br>{number(facts['weight'], True)}{unit}"
     for part, word in _READS.items():
@@ -191,14 +183,12 @@ def _width(line: _Line, largest: float) -> float:
 
 
 def _strands(lines: list[_Line], width: float, colour: str) -> list[Any]:
-    t = np.linspace(0, 1, 25)
-    bend = t * t * (3 - 2 * t)
     xs, ys, middle = [], [], []
     for line in lines:
-        (x0, y0), (x1, y1) = line.start, line.stop
-        xs += [*(x0 + (x1 - x0) * bend), None]
-        ys += [*(y0 + (y1 - y0) * t), None]
-        middle += [(x0 + (x1 - x0) * bend[at], y0 + (y1 - y0) * t[at]) for at in (8, 16)]
+        x, y = marks.strand(line.start, line.stop)
+        xs += [*x, None]
+        ys += [*y, None]
+        middle += [(x[at], y[at]) for at in (8, 16)]
     drawn = go.Scatter(
         x=xs,
         y=ys,
@@ -213,8 +203,7 @@ def _strands(lines: list[_Line], width: float, colour: str) -> list[Any]:
         y=[y for _, y in middle],
         mode="markers",
         marker={"size": 12, "opacity": 0},
-        hovertext=[line.hover for line in lines for _ in range(2)],
-        hovertemplate="%{hovertext}<extra></extra>",
+        **marks.hovered([line.hover for line in lines for _ in range(2)]),
         showlegend=False,
     )
     return [drawn, points]
@@ -230,7 +219,7 @@ def _node_traces(
             strongest[end] = max(strongest.get(end, 0), line.level)
     table = circuit.node_table().set_index("node")
     shown = [node for node in circuit.nodes if strongest.get(node.name) == level]
-    unit = "" if circuit.unit in ("probability", "value") else f" {circuit.unit}"
+    unit = suffix(circuit.unit)
     crowded = circuit.components.n_heads > 12
     dots = max(4.0, min(9.0, 240 / max(1, circuit.components.n_pos)))  # they fit a phone
     traces = []
@@ -274,8 +263,7 @@ def _node_traces(
                 text=text,
                 textposition="top center" if kind == "output" else "middle center",
                 textfont={"size": 13 if kind == "output" else 10 if kind == "head" else 9},
-                hovertext=hover,
-                hovertemplate="%{hovertext}<extra></extra>",
+                **marks.hovered(hover),
                 showlegend=False,
                 cliponaxis=False,
             )
@@ -363,20 +351,7 @@ def _slider(
 def draw_edge_effects(
     effects: EdgeEffects, *, n: Count = 20, title: str | None = "Strongest edges"
 ) -> go.Figure:
-    """The edges with the largest mean effect: dot and interval over pairs, a tick per pair.
-
-    Args:
-        effects: of :func:`edge_sweep` or :func:`edge_attribution`, with their pairs.
-        n: how many edges.
-        title: None for none.
-
-    Returns:
-        A plotly figure.
-
-    Example:
-        >>> draw.dispatch(EdgeEffects).__name__
-        'draw_edge_effects'
-    """
+    """The n edges with the largest mean effect: dot and interval over pairs, a tick per pair."""
     return ranking(effects, n, title=title)
 
 
@@ -392,7 +367,7 @@ _LABELS = {
 def draw_influence(
     result: Influence,
     *,
-    kind: str = "signed",
+    kind: Literal["signed", "normalized", "mean_squared"] = "signed",
     pair: int | None = None,
     title: str | None = "",
     limits: Positive | None = None,
@@ -403,30 +378,21 @@ def draw_influence(
     head need not move the output.
 
     Args:
-        result: of :func:`tstlens.patching.head_influence`.
         kind: "signed" (share of the listener's gap closed), "normalized" (size of the change
             against that gap) or "mean_squared".
         pair: show this pair only; None for the mean over pairs.
-        title: "" for one made from the result, None for none.
         limits: the end of the colour scale.
 
-    Returns:
-        A plotly figure.
-
     Raises:
-        UnknownNameError: another kind.
         ArgumentError: no such pair, or a single layer.
     """
-    if kind not in _LABELS:
-        raise UnknownNameError(kind, _LABELS, "this names what a figure shows")
     if "pair" not in result.axes and pair is not None:
         raise ArgumentError(f"pair={pair}: the result was averaged over pairs before")
     if pair is None:
         one = result.mean()
     else:
-        if not -result.n_pairs <= pair < result.n_pairs:
-            raise ArgumentError(f"expected pair in 0..{result.n_pairs - 1}, got {pair}")
-        at = slice(pair % result.n_pairs, pair % result.n_pairs + 1)
+        row = marks.row_of(pair, result.n_pairs, "pair")
+        at = slice(row, row + 1)
         one = Influence(
             result.values[at], result.projection[at], result.gap[at], result.axes, result.unit, 1
         ).mean()
@@ -441,14 +407,14 @@ def draw_influence(
     layer = np.arange(len(names)) // n_units
     square = np.where(layer[:, None] < layer[None], square, np.nan)[:-n_units, n_units:]
     rows, columns = names[:-n_units], names[n_units:]
-    hover = np.empty(square.shape, dtype=object)
-    for i, j in product(range(len(rows)), range(len(columns))):
+
+    def said(i: int, j: int) -> str:
         value = float(square[i, j])
-        hover[i, j] = (
-            f"<b>{rows[i]} → {columns[j]}</b><br>" + number(value, signed=kind == "signed")
-            if value == value
-            else f"{columns[j]} does not come after {rows[i]}"
-        )
+        if value != value:
+            return f"{columns[j]} does not come after {rows[i]}"
+        return f"<b>{rows[i]} → {columns[j]}</b><br>" + number(value, signed=kind == "signed")
+
+    hover = marks.each_cell(square.shape, said)
     known = square[np.isfinite(square)]
     end = limits or float(np.abs(known).max(initial=0.0)) or 1.0
     scale = Scale(_LABELS[kind], -end if kind == "signed" else 0.0, end, kind == "signed")
@@ -469,19 +435,12 @@ def draw_influence(
 def draw_faithfulness(result: Faithfulness, *, title: str | None = "") -> go.Figure:
     """Faithfulness against the share of edges kept, beside random orders of edges.
 
-    Args:
-        result: of :meth:`Circuit.faithfulness`.
-        title: "" for one with CPR and CMD, None for none.
-
-    Returns:
-        A plotly figure.
-
     Example:
         >>> import torch
         >>> zeros, ones = torch.zeros(1), torch.ones(1)
         >>> result = Faithfulness(torch.tensor([[0.0, 0.8, 1.0]]), (0.01, 0.1, 1.0), (1, 10, 100),
         ...     zeros, ones, torch.tensor([0.6]), 5, torch.zeros(0, 1, 3), "logit", "logit")
-        >>> draw_faithfulness(result).layout.xaxis.type
+        >>> result.figure().layout.xaxis.type
         'log'
     """
     percent = [100 * share for share in result.fractions]
@@ -491,53 +450,26 @@ def draw_faithfulness(result: Faithfulness, *, title: str | None = "") -> go.Fig
     if len(result.random):
         curves = result.random_curves.double().cpu().numpy()
         for curve in curves:
-            figure.add_scatter(
-                x=percent,
-                y=curve,
-                mode="lines",
-                line={"color": style.FAINT, "width": 1},
-                hoverinfo="skip",
-                showlegend=False,
-            )
-        figure.add_scatter(
-            x=percent,
-            y=curves.mean(0),
-            mode="lines",
-            name=f"random edges ({len(curves)} orders)",
-            line={"color": style.MUTED, "width": 2},
-            hovertemplate="%{x:.3g} % of edges at random<br>%{y:.3f}<extra></extra>",
-        )
+            marks.curve(figure, percent, curve, style.FAINT, 1)
+        random = {"name": f"random edges ({len(curves)} orders)"}
+        random["said"] = "%{x:.3g} % of edges at random<br>%{y:.3f}"
+        marks.curve(figure, percent, curves.mean(0), style.MUTED, **random)
     curve = result.curve.double().cpu().numpy()
-    hover = [
+    said = [
         f"<b>{share:.3g} % of edges ({count})</b><br>faithfulness {value:.3f}"
         for share, count, value in zip(percent, result.n_edges, curve, strict=True)
     ]
-    figure.add_scatter(
-        x=percent,
-        y=curve,
-        mode="lines+markers",
-        name="strongest edges",
-        line={"color": style.BLUE, "width": 2.5},
-        marker={"size": 6},
-        hovertext=hover,
-        hovertemplate="%{hovertext}<extra></extra>",
-    )
+    strongest = {"name": "strongest edges", "said": said, "dots": 6}
+    marks.curve(figure, percent, curve, style.BLUE, 2.5, **strongest)
     n_all = max(1, round(max(result.n_edges) / max(result.fractions)))
     if result.n_circuit:
-        figure.add_scatter(
-            x=[100 * result.n_circuit / n_all],
-            y=[result.of_circuit],
-            mode="markers",
-            name=f"the circuit ({result.n_circuit} edges)",
-            marker={"size": 11, "symbol": "diamond", "color": style.ORANGE},
-            hovertemplate="the circuit: %{x:.3g} % of edges<br>%{y:.3f}<extra></extra>",
-        )
-    figure.update_xaxes(
-        type="log",
-        title={"text": "edges kept (%)"},
-        tickvals=[0.1, 1, 10, 100],
-        zeroline=False,
-    )
+        x, y = [100 * result.n_circuit / n_all], [result.of_circuit]
+        name = f"the circuit ({result.n_circuit} edges)"
+        said = "the circuit: %{x:.3g} % of edges<br>%{y:.3f}"
+        look = {"symbol": "diamond"}
+        marks.dots(figure, x, y, style.ORANGE, 11, look=look, name=name, said=said)
+    axis = {"type": "log", "tickvals": [0.1, 1, 10, 100], "zeroline": False}
+    figure.update_xaxes(title={"text": "edges kept (%)"}, **axis)
     figure.update_yaxes(title={"text": "faithfulness"}, zeroline=False)
     heading = f"Faithfulness: CPR {result.cpr:.2f}, CMD {result.cmd:.2f}" if title == "" else title
     subtitle = f"{len(result.values)} pairs; {result.metric}"

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from tstlens.arguments import checked
-from tstlens.errors import ArgumentError, UnknownNameError
-from tstlens.figures import style
-from tstlens.figures.attribution import title_at_edge
+from tstlens.errors import ArgumentError
+from tstlens.figures import marks, style
 from tstlens.figures.drawing import draw
 from tstlens.figures.maps import Panel, Scale, Ticks, heat_maps
-from tstlens.figures.probes import hook_label
-from tstlens.figures.words import number
+from tstlens.figures.words import hook_label, number
 from tstlens.probing.clustering import ClusterEffect, Clusters
 
-_KINDS = ("classes", "windows")
 MARK = "#f9dcc0"  # behind the samples of a window
 MOST_COLOURED = 6  # channels in colours of their own; more are grey, their mean in blue
 MOST_PANELS = 16
@@ -29,31 +26,23 @@ MOST_PANELS = 16
 def draw_clusters(
     result: Clusters,
     *,
-    kind: str | None = None,
+    kind: Literal["classes", "windows"] | None = None,
     normalise: bool = True,
     title: str | None = "",
 ) -> go.Figure:
     """Which classes every cluster holds, or the medoid of every cluster on the raw series.
 
     Args:
-        result: of :func:`tstlens.probing.clusters`.
         kind: ``"classes"`` (for latents: how active they are in the series of each class) or
             ``"windows"``; by default classes where there are labels.
         normalise: colours show shares of the cluster; numbers stay counts on hover.
-        title: "" for one made from the result, None for none.
-
-    Returns:
-        A plotly figure.
 
     Raises:
-        UnknownNameError: another kind.
         ArgumentError: classes without labels, or windows of latents.
     """
     if kind is None:
         labelled = result.labels is not None or result.profile is not None
         kind = "classes" if labelled else "windows"
-    if kind not in _KINDS:
-        raise UnknownNameError(kind, _KINDS, "this names how clusters are drawn")
     if kind == "windows":
         return _windows(result, title)
     return _profile(result, title) if result.what == "latents" else _classes(result, title)
@@ -67,17 +56,15 @@ def _classes(result: Clusters, title: str | None) -> go.Figure:
     order = np.lexsort((-counts.max(1), counts.argmax(1)))
     sizes = zip(table.index, counts.sum(1), strict=True)
     names = [f"noise ({size})" if at < 0 else f"{at} ({size})" for at, size in sizes]
-    hover = np.array(
-        [
-            [
-                f"<b>cluster {names[row].split(' ')[0]}, class {name}</b><br>"
-                f"{counts[row, column]} {result.what}, {share[row, column]:.0%} of the cluster"
-                for column, name in enumerate(result.class_names)
-            ]
-            for row in order
-        ],
-        dtype=object,
-    )
+
+    def said(at: int, column: int) -> str:
+        row = order[at]
+        return (
+            f"<b>cluster {names[row].split(' ')[0]}, class {result.class_names[column]}</b><br>"
+            f"{counts[row, column]} {result.what}, {share[row, column]:.0%} of the cluster"
+        )
+
+    hover = marks.each_cell(counts.shape, said)
     figure = heat_maps(
         [Panel("", share[order], hover)],
         Ticks("cluster (size)", tuple(names[row] for row in order)),
@@ -86,7 +73,7 @@ def _classes(result: Clusters, title: str | None) -> go.Figure:
         title=_heading(result) if title == "" else title,
         subtitle=_agreement(result),
     )
-    return title_at_edge(figure)
+    return marks.title_at_edge(figure)
 
 
 def _heading(result: Clusters) -> str:
@@ -113,17 +100,13 @@ def _profile(result: Clusters, title: str | None) -> go.Figure:
         raise ArgumentError("these clusters of latents have no labels to be compared with")
     values = result.profile
     names = tuple(f"{at} ({size})" for at, size in enumerate(result.sizes))
-    hover = np.array(
-        [
-            [
-                f"<b>cluster {row}, class {name}</b><br>{number(values[row, column])} of the "
-                "latents' largest activation"
-                for column, name in enumerate(result.class_names)
-            ]
-            for row in range(len(values))
-        ],
-        dtype=object,
-    )
+
+    def said(row: int, column: int) -> str:
+        name = result.class_names[column]
+        share = number(values[row, column])
+        return f"<b>cluster {row}, class {name}</b><br>{share} of the latents' largest activation"
+
+    hover = marks.each_cell(values.shape, said)
     low, high = float(np.nanmin(values)), float(np.nanmax(values))
     end = style.symmetric_limit(max(abs(low), abs(high)))
     scale = Scale(
@@ -137,7 +120,7 @@ def _profile(result: Clusters, title: str | None) -> go.Figure:
         title=_heading(result) if title == "" else title,
         subtitle=_agreement(result),
     )
-    return title_at_edge(figure)
+    return marks.title_at_edge(figure)
 
 
 def _windows(result: Clusters, title: str | None) -> go.Figure:
@@ -167,9 +150,7 @@ def _windows(result: Clusters, title: str | None) -> go.Figure:
     for at, row in enumerate(rows):
         place = {"row": at // across + 1, "col": at % across + 1}
         _medoid(figure, result, row, place)
-    layout: Any = figure.layout
-    for note in layout.annotations:
-        note.update(font={"size": 10, "color": style.INK})
+    figure.update_annotations(font={"size": 10, "color": style.INK})
     figure.update_xaxes(showgrid=False, zeroline=False, nticks=4)
     figure.update_yaxes(zeroline=False, nticks=4)
     figure.update_xaxes(title={"text": "time (sample)"}, row=down)
@@ -182,7 +163,7 @@ def _windows(result: Clusters, title: str | None) -> go.Figure:
         else title
     )
     style.finish(figure, heading, lines + marked, plot_height=height, above=34, left=40)
-    return title_at_edge(figure)
+    return marks.title_at_edge(figure)
 
 
 def _medoid(
@@ -199,16 +180,9 @@ def _medoid(
     for index, line in enumerate(lines):
         mean = many and index == len(values)
         color = style.FAINT if many else style.LINES[index % len(style.LINES)]
-        figure.add_scatter(
-            x=np.arange(len(line)),
-            y=line,
-            mode="lines",
-            line={"color": style.BLUE if mean else color, "width": 2 if mean else 1.2},
-            showlegend=False,
-            hovertemplate=("mean" if mean else f"channel {index}")
-            + "<br>sample %{x}: %{y:.3g}<extra></extra>",
-            **place,
-        )
+        said = f"{'mean' if mean else f'channel {index}'}<br>sample %{{x}}: %{{y:.3g}}"
+        look = {"color": style.BLUE if mean else color, "width": 2 if mean else 1.2}
+        marks.curve(figure, np.arange(len(line)), line, said=said, **look, **place)
     if result.what == "positions":  # plotly draws it on subplots that hold lines already
         ends = row["start"] - 0.5, row["stop"] - 0.5
         at: Any = place
@@ -218,15 +192,7 @@ def _medoid(
 @draw.register
 @checked
 def draw_cluster_effect(result: ClusterEffect, *, title: str | None = "") -> go.Figure:
-    """The metric without (or with only) each cluster's latents, beside random groups of that size.
-
-    Args:
-        result: of :func:`tstlens.probing.cluster_effect`.
-        title: "" for one made from the result, None for none.
-
-    Returns:
-        A plotly figure.
-    """
+    """The metric without (or with only) each cluster's latents, beside random groups as large."""
     n = len(result.value)
     rows = np.arange(n)
     labels = [f"{at} ({size})" for at, size in enumerate(result.sizes)]
@@ -235,46 +201,21 @@ def draw_cluster_effect(result: ClusterEffect, *, title: str | None = "") -> go.
         (result.full[0], "all latents", style.INK),
         (result.none[0], "none", style.FAINT),
     ):
-        figure.add_scatter(
-            x=[value, value],
-            y=[-0.6, n - 0.4],
-            mode="lines",
-            name=name,
-            line={"color": color, "width": 1.6, "dash": "dot"},
-            hovertemplate=f"{name}: {number(value)}<extra></extra>",
-        )
-    spread = (np.arange(result.random_value.shape[1]) % 7 - 3) / 7 * 0.5
-    figure.add_scatter(
-        x=result.random_value.ravel(),
-        y=(rows[:, None] + spread[None]).ravel(),
-        mode="markers",
-        name="random latents",
-        marker={"size": 5, "color": style.ORANGE, "opacity": 0.55},
-        hovertemplate="random: %{x:.3g}<extra></extra>",
-    )
-    figure.add_scatter(
-        x=result.value,
-        y=rows,
-        mode="markers",
-        name="cluster",
-        marker={"size": 11, "color": style.BLUE},
-        hovertext=[
-            f"<b>cluster {at}</b>, {result.sizes[at]} latents<br>{result.metric}: "
-            f"{number(result.value[at])}<br>accuracy {number(result.accuracy[at])} (random "
-            f"{number(float(result.random_accuracy[at].mean()))})<br>p {number(result.p[at])}"
-            for at in rows
-        ],
-        hovertemplate="%{hovertext}<extra></extra>",
-    )
-    figure.update_yaxes(
-        tickmode="array",
-        tickvals=rows,
-        ticktext=labels,
-        range=[n - 0.4, -0.6],
-        title={"text": "cluster (latents)"},
-        showgrid=False,
-        zeroline=False,
-    )
+        said = f"{name}: {number(value)}"
+        ends = [-0.6, n - 0.4]
+        marks.curve(figure, [value, value], ends, color, 1.6, dash="dot", name=name, said=said)
+    among = (rows[:, None] + marks.spread(result.random_value.shape[1])[None]).ravel()
+    random = {"name": "random latents", "said": "random: %{x:.3g}", "look": {"opacity": 0.55}}
+    marks.dots(figure, result.random_value.ravel(), among, style.ORANGE, 5, **random)
+    said = [
+        f"<b>cluster {at}</b>, {result.sizes[at]} latents<br>{result.metric}: "
+        f"{number(result.value[at])}<br>accuracy {number(result.accuracy[at])} (random "
+        f"{number(float(result.random_accuracy[at].mean()))})<br>p {number(result.p[at])}"
+        for at in rows
+    ]
+    marks.dots(figure, result.value, rows, style.BLUE, 11, name="cluster", said=said)
+    axis = {"range": [n - 0.4, -0.6], "title": {"text": "cluster (latents)"}}
+    marks.named_rows(figure, labels, **axis)
     figure.update_xaxes(title={"text": result.metric}, zeroline=False, nticks=6)
     done = "ablated" if result.mode == "ablate" else "kept alone"
     heading = f"Clusters of latents {done}, {hook_label(result.hook)}" if title == "" else title
@@ -283,8 +224,6 @@ def draw_cluster_effect(result: ClusterEffect, *, title: str | None = "") -> go.
         f"{number(result.none[1])} with none; {result.random_value.shape[1]} random groups each"
     )
     height = 28 * n + 12
-    style.finish(
-        figure, heading, subtitle, plot_height=height, below=98, left=style.room_for(labels, "x")
-    )
-    legend = {"y": -52 / height, "yanchor": "top", "yref": "paper"}
-    return title_at_edge(figure.update_layout(legend=legend))
+    size = {"plot_height": height, "below": 98, "left": style.room_for(labels, "x")}
+    style.finish(figure, heading, subtitle, **size)
+    return marks.title_at_edge(marks.legend_below(figure, 52, height))

@@ -18,9 +18,10 @@ from tstlens.codebooks.index import CodeIndex
 from tstlens.codebooks.scores import CodebookScores
 from tstlens.codebooks.search import CodeSearch
 from tstlens.errors import ArgumentError
-from tstlens.figures import style
+from tstlens.figures import marks, style
 from tstlens.figures.drawing import draw
 from tstlens.figures.words import number
+from tstlens.stats import half_width
 
 _ROWS = {"codebooks": style.BLUE, "SAEs": style.ORANGE}
 MOST_CHANNELS = 12
@@ -31,13 +32,6 @@ def draw_codebook_scores(result: CodebookScores, *, title: str | None = "") -> g
     """The task through the codebooks and beside other dictionaries, and the variance explained.
 
     Where random tables do as well as fitted ones, the task does not need these activations.
-
-    Args:
-        result: what :func:`tstlens.codebooks.score` returned.
-        title: "" for one made from the scores, None for none.
-
-    Returns:
-        A plotly figure.
     """
     rows = list(result.task)
     measures = list(result.task["codebooks"])
@@ -57,25 +51,10 @@ def draw_codebook_scores(result: CodebookScores, *, title: str | None = "") -> g
             }
         names = [row for row in rows if row in values]
         shown = [values[row] for row in names]
-        low = -0.1 if at > len(measures) else None  # a far worse one would flatten the others
-        drawn = [max(value, low) if low is not None else value for value in shown]
-        figure.add_bar(
-            y=names,
-            x=drawn,
-            orientation="h",
-            marker={"color": [_ROWS.get(row, "#a3adb8") for row in names]},
-            text=[number(value) for value in shown],
-            textposition="auto",
-            insidetextanchor="start",
-            constraintext="none",
-            textfont={"size": 10},
-            customdata=shown,
-            hovertemplate=f"%{{y}}: {heading} %{{customdata:.4g}}<extra></extra>",
-            showlegend=False,
-            row=at,
-            col=1,
-        )
-        figure.update_yaxes(autorange="reversed", row=at, col=1)
+        colors = [_ROWS.get(row, "#a3adb8") for row in names]
+        explained = at > len(measures)
+        more = {"constraintext": "none"}
+        drawn = marks.measured(figure, names, shown, heading, colors, explained, at, **more)
         if at > len(measures) or measures[at - 1] == "accuracy":
             figure.update_xaxes(range=[min(0.0, *drawn), 1.02], row=at, col=1)
     figure.update_annotations(x=0, xanchor="left", font={"size": 11, "color": style.MUTED})
@@ -98,12 +77,7 @@ def draw_code_search(result: CodeSearch, *, n: int = 10, title: str | None = "")
     """Precision of each found code on the other split, beside its rivals and chance.
 
     Args:
-        result: what ``index.search`` returned.
         n: codes.
-        title: "" for one made from the result, None for none.
-
-    Returns:
-        A plotly figure.
 
     Raises:
         ArgumentError: nothing was found.
@@ -120,8 +94,7 @@ def draw_code_search(result: CodeSearch, *, n: int = 10, title: str | None = "")
         mode="markers",
         name="best of all codes, shuffled",
         marker={"symbol": "line-ns", "size": 13, "line": {"width": 2, "color": style.MUTED}},
-        hovertemplate="shuffled, best of all codes at this recall, 95th percentile: %{x:.1%}"
-        "<extra></extra>",
+        **marks.hovered("shuffled, best of all codes at this recall, 95th percentile: %{x:.1%}"),
     )
     rivals = (("neuron", "best neuron", style.ORANGE), ("latent", "best SAE latent", "#117733"))
     for kind, name, colour in rivals:
@@ -129,29 +102,19 @@ def draw_code_search(result: CodeSearch, *, n: int = 10, title: str | None = "")
         found = [(at, one) for at, one in found if one is not None]
         if not found:
             continue
-        figure.add_scatter(
-            x=[one.test.precision for _, one in found],
-            y=[names[at] for at, _ in found],
-            mode="markers",
-            name=name,
-            marker={"symbol": "diamond-open", "size": 9, "color": colour, "line": {"width": 1.6}},
-            text=[f"{one.place} [{one.index}]: recall {one.test.recall:.1%}" for _, one in found],
-            hovertemplate=f"{name} %{{text}}<br>precision %{{x:.1%}}<extra></extra>",
-        )
-    figure.add_scatter(
-        x=[one.test.precision for one in codes],
-        y=names,
-        mode="markers",
-        name="code",
-        marker={"size": 10, "color": style.BLUE},
-        text=[
-            f"<b>{one.name}</b><br>recall {one.test.recall:.1%}, active at {one.test.support} "
-            f"{result.unit}s<br>where it was picked: precision {one.train.precision:.1%}, recall "
-            f"{one.train.recall:.1%}<br>p {number(one.p)}"
-            for one in codes
-        ],
-        hovertemplate="%{text}<br>precision %{x:.1%}<extra></extra>",
-    )
+        x, y = [one.test.precision for _, one in found], [names[at] for at, _ in found]
+        text = [f"{one.place} [{one.index}]: recall {one.test.recall:.1%}" for _, one in found]
+        said = f"{name} %{{text}}<br>precision %{{x:.1%}}"
+        look = {"symbol": "diamond-open", "line": {"width": 1.6}}
+        marks.dots(figure, x, y, colour, 9, look=look, name=name, text=text, said=said)
+    text = [
+        f"<b>{one.name}</b><br>recall {one.test.recall:.1%}, active at {one.test.support} "
+        f"{result.unit}s<br>where it was picked: precision {one.train.precision:.1%}, recall "
+        f"{one.train.recall:.1%}<br>p {number(one.p)}"
+        for one in codes
+    ]
+    x, said = [one.test.precision for one in codes], "%{text}<br>precision %{x:.1%}"
+    marks.dots(figure, x, names, style.BLUE, 10, name="code", text=text, said=said)
     for one, name in zip(codes, names, strict=True):
         figure.add_annotation(
             x=1.17, y=name, text=_percent(one.test.recall), showarrow=False, xanchor="center",
@@ -165,7 +128,7 @@ def draw_code_search(result: CodeSearch, *, n: int = 10, title: str | None = "")
     figure.update_xaxes(
         range=[-0.03, 1.27], tickformat=".0%", title="precision", tickvals=[0, 0.25, 0.5, 0.75, 1]
     )
-    figure.update_layout(legend=_legend_below())
+    marks.legend_below(figure)
     heading = f"Codes for {result.asked}" if title == "" else title
     subtitle = f"{result.made.get('n_test')} other series; dotted: base rate"
     subtitle += f" {_percent(result.base_rate)}"
@@ -177,12 +140,7 @@ def draw_code_search(result: CodeSearch, *, n: int = 10, title: str | None = "")
 
 @draw.register
 def draw_similar_codes(result: SimilarCodes, *, title: str | None = "") -> go.Figure:
-    """Codes like one code: shared places, or cosine, as bars.
-
-    Args:
-        result: what ``index.similar`` returned.
-        title: "" for one made from the result, None for none.
-    """
+    """Codes like one code: shared places, or cosine, as bars."""
     values = result.overlap if result.by == "overlap" else result.cosine
     label = {
         "overlap": "shared share of the places of either",
@@ -199,9 +157,7 @@ def draw_changed_codes(result: ChangedCodes, *, n: int = 15, title: str | None =
     """Codes whose share of positions differs most between two series.
 
     Args:
-        result: what ``index.changes`` returned.
         n: codes.
-        title: "" for one made from the result, None for none.
     """
     difference = (result.share[:, 1] - result.share[:, 0])[:n]
     first, second = result.series
@@ -220,9 +176,7 @@ def draw_common_codes(result: CommonCodes, *, n: int = 15, title: str | None = "
     """How often the codes that a set of series shares are active in other series.
 
     Args:
-        result: what ``index.common`` returned.
         n: codes.
-        title: "" for one made from the result, None for none.
     """
     heading = f"Codes that {result.asked} share" if title == "" else title
     subtitle = f"{len(result)} codes, in {result.n_series} series"
@@ -233,27 +187,18 @@ def draw_common_codes(result: CommonCodes, *, n: int = 15, title: str | None = "
 
 @draw.register
 def draw_code_index(result: CodeIndex, *, title: str | None = "") -> go.Figure:
-    """How often codes are used: share of places by rank, a line per hook point.
-
-    Args:
-        result: the index.
-        title: "" for one made from the index, None for none.
-    """
+    """How often codes are used: share of places by rank, a line per hook point."""
     figure = go.Figure()
     for at, book in enumerate(result.books.values()):
         share = np.sort(book.support / max(int(book.n_observed), 1))[::-1]
         share = share[share > 0]
-        figure.add_scatter(
-            x=np.arange(1, len(share) + 1),
-            y=share,
-            mode="lines",
-            name=f"{_short(book.hook)} ({len(share)} of {book.n_units})",
-            line={"width": 2, "color": style.LINES[at % len(style.LINES)]},
-            hovertemplate="rank %{x}: %{y:.2%} of places<extra></extra>",
-        )
+        name = f"{_short(book.hook)} ({len(share)} of {book.n_units})"
+        rank, color = np.arange(1, len(share) + 1), style.LINES[at % len(style.LINES)]
+        said = "rank %{x}: %{y:.2%} of places"
+        marks.curve(figure, rank, share, color, name=name, said=said)
     figure.update_xaxes(title="code, by rank", rangemode="tozero")
     figure.update_yaxes(tickformat=".2~%", type="log", dtick=1)
-    figure.update_layout(legend=_legend_below())
+    marks.legend_below(figure)
     above = style.label_above(figure, "share of observed places at which a code is active")
     heading = "How often codes are used" if title == "" else title
     subtitle = f"{result.made.get('data', '')} {result.made.get('split', '')}".strip()
@@ -270,10 +215,8 @@ def draw_code_windows(
     """A code's prototype: mean and spread of its windows, and single windows behind it.
 
     Args:
-        result: what ``index.windows`` returned.
         channels: which to draw; None for the first twelve.
         n: single windows behind the mean.
-        title: "" for one made from the result, None for none.
 
     Raises:
         ArgumentError: the code has no windows, or there is no such channel.
@@ -302,15 +245,10 @@ def draw_code_windows(
             x=np.tile(np.append(x, x[-1]), len(gap)), y=single, mode="lines", hoverinfo="skip",
             line={"width": 0.7, "color": "rgba(93,107,122,0.22)"}, showlegend=False, **where,
         )  # fmt: skip
-        band = np.concatenate([mean[one] + spread[one], (mean[one] - spread[one])[::-1]])
-        figure.add_scatter(
-            x=np.concatenate([x, x[::-1]]), y=band, fill="toself", mode="lines", hoverinfo="skip",
-            line={"width": 0}, fillcolor="rgba(33,102,172,0.18)", showlegend=False, **where,
-        )  # fmt: skip
-        figure.add_scatter(
-            x=x, y=mean[one], mode="lines", line={"width": 2.4, "color": style.BLUE},
-            hovertemplate="sample %{x:+d}: %{y:.3g}<extra></extra>", showlegend=False, **where,
-        )  # fmt: skip
+        low, high = mean[one] - spread[one], mean[one] + spread[one]
+        marks.band(figure, x, low, high, "rgba(33,102,172,0.18)", **where)
+        said = "sample %{x:+d}: %{y:.3g}"
+        marks.curve(figure, x, mean[one], style.BLUE, 2.4, said=said, **where)
     figure.update_annotations(font={"size": 11, "color": style.MUTED}, yshift=-4)
     figure.update_xaxes(title="samples from the start of the window", row=rows, col=1)
     name = (result.hook, result.group, result.head, result.code)
@@ -347,17 +285,6 @@ def _bars(
     return style.finish(figure, heading, subtitle, plot_height=height, above=4, left=left)
 
 
-def _legend_below() -> dict[str, Any]:
-    return {
-        "orientation": "h",
-        "y": 0,
-        "yref": "container",
-        "yanchor": "bottom",
-        "x": 0,
-        "font": {"size": 11, "color": style.MUTED},
-    }
-
-
 def _percent(value: float) -> str:
     return "–" if value != value else f"{100 * value:.{0 if value >= 0.0995 else 1}f} %"
 
@@ -378,45 +305,24 @@ def draw_code_effects(result: CodeEffects, *, title: str | None = "") -> go.Figu
 
     What can mislead: the interval is of the mean over series, for these codes; where the line lies
     among the grey ones is what tells them from random codes.
-
-    Args:
-        result: of :func:`tstlens.codebooks.effects`.
-        title: "" for one made from the result, None for none.
-
-    Returns:
-        A plotly figure.
     """
     effect, controls = result.effect(), result.control_effects().mean(2)  # [control, dose]
     x = np.arange(len(result.doses), dtype=float)
     ticks = [str(dose) for dose in result.doses]
-    half = 1.96 * effect.std(1, ddof=1) / np.sqrt(effect.shape[1]) if effect.shape[1] > 1 else None
+    half = half_width(effect.T) if effect.shape[1] > 1 else None
     table = result.summary()
     figure = go.Figure()
     figure.add_hline(y=0, line={"color": style.FAINT, "width": 1.5})
     for at, control in enumerate(controls):
-        figure.add_scatter(
-            x=x,
-            y=control,
-            mode="lines+markers",
-            marker={"size": 4},
-            line={"color": style.FAINT, "width": 1},
-            name=f"{len(controls)} random codes as frequent",
-            legendgroup="controls",
-            showlegend=at == 0,
-            hovertemplate=(
-                f"<b>{_said(result.control_codes[at])}</b><br>active at "
-                f"{100 * float(result.control_frequency[at]):.1f} % of places<br>"
-                "%{y:+.3f}<extra></extra>"
-            ),
+        said = (
+            f"<b>{_said(result.control_codes[at])}</b><br>active at "
+            f"{100 * float(result.control_frequency[at]):.1f} % of places<br>%{{y:+.3f}}"
         )
-    figure.add_scatter(
-        x=x,
-        y=controls.mean(0),
-        mode="lines",
-        line={"color": style.MUTED, "width": 2, "dash": "dot"},
-        name="their mean",
-        hovertemplate="mean of the random codes<br>%{y:+.3f}<extra></extra>",
-    )
+        name = f"{len(controls)} random codes as frequent"
+        group = {"legendgroup": "controls", "showlegend": at == 0}
+        marks.curve(figure, x, control, style.FAINT, 1, name=name, said=said, dots=4, **group)
+    random = {"name": "their mean", "said": "mean of the random codes<br>%{y:+.3f}"}
+    marks.curve(figure, x, controls.mean(0), style.MUTED, dash="dot", **random)
     hover = [
         f"<b>{_said(result.codes)}</b><br>{row['dose']} positions: {number(row['effect'], True)}"
         f"<br>random codes: {number(row['control'], True)}<br>d {number(row['d'])}, p over "
@@ -432,8 +338,7 @@ def draw_code_effects(result: CodeEffects, *, title: str | None = "") -> go.Figu
         line={"color": style.BLUE, "width": 2.5},
         error_y=None if half is None else interval,
         name=_said(result.codes),
-        hovertext=hover,
-        hovertemplate="%{hovertext}<extra></extra>",
+        **marks.hovered(hover),
     )
     done = {"force": "forced", "ban": "banned"}[result.action]
     figure.update_xaxes(
@@ -447,16 +352,7 @@ def draw_code_effects(result: CodeEffects, *, title: str | None = "") -> go.Figu
     )
     figure.update_yaxes(zeroline=False, nticks=6, tickformat=".2~g")
     above = style.label_above(figure, f"change of {result.measure}")
-    figure.update_layout(
-        legend={
-            "orientation": "h",
-            "y": 0,
-            "yref": "container",
-            "yanchor": "bottom",
-            "x": 0,
-            "font": {"size": 11, "color": style.MUTED},
-        }
-    )
+    marks.legend_below(figure)
     n_series = effect.shape[1]
     heading = f"C{_said(result.codes)[1:]} {done}" if title == "" else title
     subtitle = f"{n_series} series; line: 95 % interval over series"

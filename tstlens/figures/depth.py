@@ -5,24 +5,20 @@ Similarity of layers as a map, and what skipping runs of layers costs.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from tstlens.arguments import checked
-from tstlens.errors import ArgumentError, UnknownNameError
-from tstlens.figures import style
-from tstlens.figures.attribution import title_at_edge
+from tstlens.errors import ArgumentError
+from tstlens.figures import marks, style
 from tstlens.figures.drawing import draw
 from tstlens.figures.maps import Panel, Scale, Ticks, heat_maps
-from tstlens.figures.probes import hook_labels
-from tstlens.figures.words import number, when
+from tstlens.figures.words import hook_labels, number, when
 from tstlens.patching import LensResult
 from tstlens.probing.layer_similarity import Similarity, SkipCost
-
-_KINDS = ("curves", "classes", "positions", "forecast")
 
 
 @draw.register
@@ -30,7 +26,7 @@ _KINDS = ("curves", "classes", "positions", "forecast")
 def draw_lens(
     result: LensResult,
     *,
-    kind: str | None = None,
+    kind: Literal["curves", "classes", "positions", "forecast"] | None = None,
     series: int | None = None,
     channel: int = 0,
     title: str | None = "",
@@ -40,7 +36,6 @@ def draw_lens(
     The subtitle says how far the readings before the last can be trusted.
 
     Args:
-        result: the lens.
         kind: ``"curves"`` over depth (accuracy and nats, or squared error; all series),
             ``"classes"`` (probability of every class at every point), ``"positions"`` (probability
             of one class at every point and position read by itself) or ``"forecast"`` (the series
@@ -48,13 +43,8 @@ def draw_lens(
             the forecast.
         series: which series, for all but curves.
         channel: of the forecast.
-        title: "" for one made from the result, None for none.
-
-    Returns:
-        A plotly figure.
 
     Raises:
-        UnknownNameError: another kind.
         ArgumentError: a kind that this result or call has not what it takes for.
 
     Example:
@@ -64,12 +54,10 @@ def draw_lens(
         >>> model = HookedTST(HookedTSTConfig(
         ...     n_layers=2, d_model=16, n_heads=4, d_mlp=32, n_channels=3,
         ...     embed=PerStepConfig(), head=HeadConfig("mean", n_classes=5)))
-        >>> figure = draw_lens(patching.lens(model, torch.randn(8, 3, 20)), series=0)
+        >>> figure = patching.lens(model, torch.randn(8, 3, 20)).figure(series=0)
     """
     by_default = "classes" if result.kind == "classes" else "forecast"
     kind = kind or ("curves" if series is None else by_default)
-    if kind not in _KINDS:
-        raise UnknownNameError(kind, _KINDS, "this names how a lens is drawn")
     if kind == "curves":
         return _curves(result, "What the head reads at every depth" if title == "" else title)
     wanted = "forecast" if kind == "forecast" else "classes"
@@ -78,10 +66,9 @@ def draw_lens(
     n_series = result.output.shape[1]
     if series is None or not -n_series <= series < n_series:
         raise ArgumentError(f"kind={kind!r} shows one series in 0..{n_series - 1}, got {series}")
-    drawn = {"classes": _classes, "positions": _positions}
     if kind == "forecast":
         return _forecast(result, series % n_series, channel, title)
-    return drawn[kind](result, series % n_series, title)
+    return (_classes if kind == "classes" else _positions)(result, series % n_series, title)
 
 
 def _name(result: LensResult, index: int) -> str:
@@ -119,21 +106,14 @@ def _curves(result: LensResult, title: str | None) -> go.Figure:
     )
     for column, name, color, row in lines:
         values = summary[column].to_numpy()
-        figure.add_scatter(
-            x=list(result.points),
-            y=values,
-            mode="lines+markers",
-            name=name,
-            showlegend=False,
-            line={"color": color, "width": 2, "dash": "dot" if column == "agreement" else None},
-            marker={"size": 7},
-            hovertext=[
-                f"<b>{point}</b><br>{name}: {number(value)}"
-                for point, value in zip(result.points, values, strict=True)
-            ],
-            hovertemplate="%{hovertext}<extra></extra>",
-            row=row,
-            col=1,
+        said = [
+            f"<b>{point}</b><br>{name}: {number(value)}"
+            for point, value in zip(result.points, values, strict=True)
+        ]
+        dash = "dot" if column == "agreement" else None
+        more: Any = {"name": name, "showlegend": False, "row": row, "col": 1}
+        marks.curve(
+            figure, list(result.points), values, color, said=said, dash=dash, dots=7, **more
         )
     step = -(-len(result.points) // 16)
     figure.update_xaxes(
@@ -150,9 +130,7 @@ def _curves(result: LensResult, title: str | None) -> go.Figure:
         shares = [summary[column].min() for column, *_, row in lines if row == 1]
         low = max(0.0, min(shares) - 0.05)
         figure.update_yaxes(range=[low, 1.02], tickformat=".0%", row=1, col=1)
-    layout: Any = figure.layout
-    for note in layout.annotations:
-        note.update(x=0, xanchor="left", font={"size": 11, "color": style.MUTED})
+    figure.update_annotations(x=0, xanchor="left", font={"size": 11, "color": style.MUTED})
     subtitle = f"{result.output.shape[1]} series; {result.heuristic}"
     return style.finish(figure, title, subtitle, plot_height=height, above=20)
 
@@ -165,16 +143,12 @@ def _broken(point: str) -> str:
 def _classes(result: LensResult, at: int, title: str | None) -> go.Figure:
     values = result.probabilities()[:, at].T.double().cpu().numpy()  # [class, point]
     names = [_name(result, index) for index in range(len(values))]
-    hover = np.array(
-        [
-            [
-                f"<b>{point}</b><br>{name}: probability {number(values[row, column])}"
-                for column, point in enumerate(result.points)
-            ]
-            for row, name in enumerate(names)
-        ],
-        dtype=object,
-    )
+
+    def said(row: int, column: int) -> str:
+        point, value = result.points[column], number(values[row, column])
+        return f"<b>{point}</b><br>{names[row]}: probability {value}"
+
+    hover = marks.each_cell(values.shape, said)
     truth = "" if result.target is None else f", true class {_name(result, int(result.target[at]))}"
     heading = f"Series {at}{style.shortened(truth, 60)}" if title == "" else title
     short = [style.shortened(name) for name in names]
@@ -188,7 +162,7 @@ def _classes(result: LensResult, at: int, title: str | None) -> go.Figure:
         title=heading,
         subtitle=result.heuristic,
     )
-    return title_at_edge(figure.update_xaxes(tickangle=0))
+    return marks.title_at_edge(figure.update_xaxes(tickangle=0))
 
 
 def _positions(result: LensResult, at: int, title: str | None) -> go.Figure:
@@ -199,17 +173,12 @@ def _positions(result: LensResult, at: int, title: str | None) -> go.Figure:
     values = np.where(result.observed[at].cpu().numpy()[None], probability, np.nan)
     cells = result.time_cells
     columns = Ticks.of("pos", range(values.shape[1]), cells)
-    hover = np.array(
-        [
-            [
-                f"<b>{point}, {when(cells[pos]) if cells else f'position {pos}'}</b><br>"
-                f"probability {number(values[row, pos])}"
-                for pos in range(values.shape[1])
-            ]
-            for row, point in enumerate(result.points)
-        ],
-        dtype=object,
-    )
+
+    def said(row: int, pos: int) -> str:
+        where = when(cells[pos]) if cells else f"position {pos}"
+        return f"<b>{result.points[row]}, {where}</b><br>probability {number(values[row, pos])}"
+
+    hover = marks.each_cell(values.shape, said)
     which = "predicted class" if result.target is None else "true class"
     heading = f"Series {at}, every position by itself" if title == "" else title
     label = f"probability of the {which} {style.shortened(_name(result, index), 24)}"
@@ -221,7 +190,7 @@ def _positions(result: LensResult, at: int, title: str | None) -> go.Figure:
         title=heading,
         subtitle=result.heuristic,
     )
-    return title_at_edge(figure)
+    return marks.title_at_edge(figure)
 
 
 def _forecast(result: LensResult, at: int, channel: int, title: str | None) -> go.Figure:
@@ -234,20 +203,18 @@ def _forecast(result: LensResult, at: int, channel: int, title: str | None) -> g
         past = result.series[at, channel].double().cpu().numpy()
         n_time = len(past)
         first = max(0, n_time - 2 * horizon)  # enough to see what the forecast goes on from
-        line = {"color": style.INK, "width": 1.6}
-        _line(figure, np.arange(first, n_time), past[first:], "series", line)
+        _line(figure, np.arange(first, n_time), past[first:], "series", style.INK, 1.6)
     if result.target is not None:
         truth = result.target[at, channel].double().cpu().numpy()
-        dashed = {"color": style.INK, "width": 1.6, "dash": "dot"}
-        _line(figure, n_time + steps, truth, "true values", dashed)
+        _line(figure, n_time + steps, truth, "true values", style.INK, 1.6, dash="dot")
     for number_, point in enumerate(result.points):
         last = number_ == n_points - 1
         color = style.BLUE if last else _shade(number_ / max(1, n_points - 1))
-        line = {"color": color, "width": 2.6 if last else 1.5}
         values = result.output[number_, at, channel].double().cpu().numpy()
         name = f"{point}: the forecast" if last else point
         named = last or number_ in (0, (n_points - 1) // 2)
-        _line(figure, n_time + steps, values, name, line, named=named)
+        width = 2.6 if last else 1.5
+        _line(figure, n_time + steps, values, name, color, width, showlegend=named)
     heading = f"Forecasts read at every depth, channel {channel}" if title == "" else title
     figure.update_xaxes(title={"text": "time (sample)"}, showgrid=False, zeroline=False)
     figure.update_yaxes(zeroline=False, nticks=6)
@@ -255,27 +222,14 @@ def _forecast(result: LensResult, at: int, channel: int, title: str | None) -> g
     below = 60 + 22 * 3
     subtitle = f"series {at}; {result.heuristic}"
     style.finish(figure, heading, subtitle, plot_height=260, above=above, below=below)
-    figure.update_layout(legend={"y": -50 / 260, "yanchor": "top", "yref": "paper"})
-    return figure
+    return marks.legend_below(figure, 50, 260)
 
 
 def _line(
-    figure: go.Figure,
-    x: np.ndarray,
-    y: np.ndarray,
-    name: str,
-    line: dict[str, Any],
-    named: bool = True,
+    figure: go.Figure, x: Any, y: Any, name: str, color: str, width: float, **more: Any
 ) -> None:
-    figure.add_scatter(
-        x=x,
-        showlegend=named,
-        y=y,
-        mode="lines",
-        name=name,
-        line=line,
-        hovertemplate=f"{name}<br>sample %{{x}}: %{{y:.4g}}<extra></extra>",
-    )
+    said = f"{name}<br>sample %{{x}}: %{{y:.4g}}"
+    marks.curve(figure, x, y, color, width, name=name, said=said, **more)
 
 
 def _shade(depth: float) -> str:
@@ -285,33 +239,19 @@ def _shade(depth: float) -> str:
     return "#" + "".join(f"{part:02x}" for part in mixed)
 
 
-_VALUES = ("change", "accuracy", "changed")
-
-
 @draw.register
 @checked
 def draw_similarity(result: Similarity, *, title: str | None = "") -> go.Figure:
-    """Linear CKA between hook points.
-
-    Args:
-        result: of :func:`tstlens.probing.similarity`.
-        title: "" for one made from the result, None for none.
-
-    Returns:
-        A plotly figure.
-    """
+    """Linear CKA between hook points."""
     rows, columns = hook_labels(result.hooks_a), hook_labels(result.hooks_b)
-    hover = np.array(
-        [
-            [
-                f"<b>{a} and {b}</b><br>CKA {number(result.values[i, j])}<br>series shuffled "
-                f"{number(result.null[i, j])} (at most {number(result.null_high[i, j])})"
-                for j, b in enumerate(columns)
-            ]
-            for i, a in enumerate(rows)
-        ],
-        dtype=object,
-    )
+
+    def said(i: int, j: int) -> str:
+        return (
+            f"<b>{rows[i]} and {columns[j]}</b><br>CKA {number(result.values[i, j])}<br>series "
+            f"shuffled {number(result.null[i, j])} (at most {number(result.null_high[i, j])})"
+        )
+
+    hover = marks.each_cell(result.values.shape, said)
     name_a, name_b = result.names
     heading = f"How alike layers are: {name_a}"
     same_axis = name_a == name_b
@@ -330,40 +270,38 @@ def draw_similarity(result: Similarity, *, title: str | None = "") -> go.Figure:
             f"{number(float(np.nanmean(result.null)))} on average"
         ),
     )
-    return title_at_edge(figure.update_xaxes(tickangle=0))
+    return marks.title_at_edge(figure.update_xaxes(tickangle=0))
 
 
 @draw.register
 @checked
-def draw_skip_cost(result: SkipCost, *, value: str = "change", title: str | None = "") -> go.Figure:
+def draw_skip_cost(
+    result: SkipCost,
+    *,
+    value: Literal["change", "accuracy", "changed"] = "change",
+    title: str | None = "",
+) -> go.Figure:
     """What skipping every run of layers does to the metric.
 
     Args:
-        result: of :func:`tstlens.probing.skip_cost`.
         value: ``"change"`` of the metric, ``"accuracy"``, or ``"changed"`` (share of series that
             are given another class).
-        title: "" for one made from the result, None for none.
-
-    Returns:
-        A plotly figure.
-
-    Raises:
-        UnknownNameError: another value.
     """
-    if value not in _VALUES:
-        raise UnknownNameError(value, _VALUES, "this names what a figure shows")
     shown = getattr(result, value)
     n = len(shown)
-    hover = np.full((n, n), "", dtype=object)
-    for first in range(n):
-        for last in range(first, n):
-            at = first, last
-            which = f"layer {first}" if first == last else f"layers {first} to {last}"
-            hover[at] = (
-                f"<b>without {which}</b><br>{result.metric}: {number(result.value[at])}<br>change "
-                f"{number(result.change[at], True)} ({number(result.low[at], True)} to "
-                f"{number(result.high[at], True)})<br>accuracy {number(result.accuracy[at])}"
-            )
+
+    def said(*at: int) -> str:
+        first, last = at
+        if first > last:
+            return ""
+        which = f"layer {first}" if first == last else f"layers {first} to {last}"
+        return (
+            f"<b>without {which}</b><br>{result.metric}: {number(result.value[at])}<br>change "
+            f"{number(result.change[at], True)} ({number(result.low[at], True)} to "
+            f"{number(result.high[at], True)})<br>accuracy {number(result.accuracy[at])}"
+        )
+
+    hover = marks.each_cell((n, n), said)
     if value == "change":
         end = style.symmetric_limit(float(np.nanmax(np.abs(shown))))
         scale = Scale(f"change of {result.metric}", -end, end, better=result.better)
@@ -382,4 +320,4 @@ def draw_skip_cost(result: SkipCost, *, value: str = "change", title: str | None
             f"{number(result.full[0])}, accuracy {number(result.full[1])}"
         ),
     )
-    return title_at_edge(figure)
+    return marks.title_at_edge(figure)

@@ -1,9 +1,4 @@
-"""``draw``: one name for the figure of any result.
-
-A figure as a PNG beside a page: for places that show images but run no plotly.
-
-Figures in notebooks that also show where JavaScript does not run.
-"""
+"""``draw``: one name for the figure of any result; figures as images, in files and notebooks."""
 
 from __future__ import annotations
 
@@ -48,7 +43,8 @@ def draw(result: object, **options: Any) -> go.Figure:
 
     Args:
         result: what an analysis returned.
-        **options: of that kind of drawing; see :func:`tstlens.figures.draw_sweep` for sweeps.
+        **options: of that kind of drawing, ``title`` among them for all: "" for one made from the
+            result, None for none. ``help(figures.draw.dispatch(type(result)))`` lists the others.
 
     Returns:
         A plotly figure.

@@ -14,9 +14,9 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from tstlens.errors import ArgumentError
-from tstlens.figures import style
+from tstlens.figures import marks, style
 from tstlens.figures.drawing import draw
-from tstlens.figures.words import number, site_title, when
+from tstlens.figures.words import hook_place, number, suffix, when
 from tstlens.saes.graph import FeatureGraph
 from tstlens.saes.reading.activity import Window, Windows
 from tstlens.saes.reading.intervention import LatentEffect
@@ -35,14 +35,9 @@ def draw_features(
     """One latent's strongest windows on the raw series, or all latents at a glance.
 
     Args:
-        result: what :func:`tstlens.saes.features` returned.
         latent: which one; None draws every latent as a point, by how often it is active and how
             much its removal changes the output.
         n: windows.
-        title: above the figure.
-
-    Returns:
-        A plotly figure.
     """
     if latent is not None:
         row: Any = result.table().loc[latent]
@@ -69,15 +64,9 @@ def draw_features(
     if coloured:
         far = 2 * (table["auc"] - 0.5).abs()
         marker |= {"color": far, "coloraxis": "coloraxis"}
-    figure = go.Figure(
-        go.Scatter(
-            x=table["density"],
-            y=table[against],
-            mode="markers",
-            marker=marker,
-            hovertemplate="%{text}<extra></extra>",
-            text=hover,
-        )
+    figure = go.Figure()
+    figure.add_scatter(
+        x=table["density"], y=table[against], mode="markers", marker=marker, **marks.hovered(hover)
     )
     figure.update_xaxes(
         title="share of positions where active", type="log", tickformat="~%", dtick=1
@@ -85,14 +74,8 @@ def draw_features(
     figure.update_yaxes(title=label[against], rangemode="tozero")
     above = 0
     if coloured:
-        figure.update_layout(
-            coloraxis={
-                "cmin": 0,
-                "cmax": 1,
-                "colorscale": style.SEQUENTIAL,
-                "colorbar": {"len": 180},
-            }
-        )
+        axis = {"cmin": 0, "cmax": 1, "colorscale": style.SEQUENTIAL, "colorbar": {"len": 180}}
+        figure.update_layout(coloraxis=axis)
         above = style.label_above(figure, "colour: distance of the best class' AUC from chance")
     heading = f"{len(table)} active latents of {result.hook}" if title is None else title
     return style.finish(figure, heading, plot_height=320, above=above, left=62)
@@ -101,11 +84,6 @@ def draw_features(
 @draw.register
 def draw_windows(result: Windows, *, title: str | None = None, subtitle: str = "") -> go.Figure:
     """The windows where a latent is strongest, shaded on their series, activation below.
-
-    Args:
-        result: what ``features.top_windows`` returned.
-        title: above the figure.
-        subtitle: below the title.
 
     Raises:
         ArgumentError: the latent has no windows: it is never active.
@@ -148,13 +126,10 @@ def draw_windows(result: Windows, *, title: str | None = None, subtitle: str = "
 def _window(figure: Any, window: Window, row: int, largest: float, limits: list[float]) -> None:
     channels = range(len(window.values)) if window.channel is None else [window.channel]
     for channel in channels:
-        line = go.Scatter(
-            y=window.values[channel],
-            mode="lines",
-            line={"width": 1.1, "color": style.LINES[channel % len(style.LINES)]},
-            hovertemplate=f"channel {channel}, sample %{{x}}: %{{y:.3g}}<extra></extra>",
-        )
-        figure.add_trace(line, row=row, col=1)
+        color = style.LINES[channel % len(style.LINES)]
+        said = f"channel {channel}, sample %{{x}}: %{{y:.3g}}"
+        values = window.values[channel]
+        marks.curve(figure, None, values, color, 1.1, said=said, row=row, col=1)
     figure.add_vrect(
         window.start - 0.5, window.stop - 0.5, fillcolor=MARK, line_width=0, layer="below",
         row=row, col=1,
@@ -180,9 +155,7 @@ def draw_latent_effect(
     """Change of the output against the dose, with the range of random latents behind it.
 
     Args:
-        result: what ``ablate_latent`` or ``steer_latent`` returned.
         measure: "probability", "logit" or "forecast"; see :meth:`LatentEffect.change`.
-        title: above the figure.
     """
     frame: Any = result.to_dataframe(measure)
     axis = frame.columns[1]
@@ -192,38 +165,23 @@ def draw_latent_effect(
     ends = frame.groupby("dose")[["control_low", "control_high"]]
     low, high = ends.min()["control_low"], ends.max()["control_high"]
     if len(result.control_latents):
-        band = [*high, *low[::-1]]
-        figure.add_trace(
-            go.Scatter(
-                x=[*high.index, *low.index[::-1]],
-                y=band,
-                fill="toself",
-                fillcolor=style.GRID,
-                mode="lines",
-                line={"width": 0},
-                hoverinfo="skip",
-                name=f"{len(result.control_latents)} random latents",
-            )
-        )
+        random = {"name": f"{len(result.control_latents)} random latents", "showlegend": True}
+        marks.band(figure, low.index, low.to_numpy(), high.to_numpy(), style.GRID, **random)
     for index, name in enumerate(shown):
         part = frame[frame[axis] == name]
-        figure.add_trace(
-            go.Scatter(
-                x=part["dose"],
-                y=part["change"],
-                error_y={
-                    "type": "data",
-                    "symmetric": False,
-                    "array": part["high"] - part["change"],
-                    "arrayminus": part["change"] - part["low"],
-                    "thickness": 1,
-                    "width": 2,
-                },
-                mode="lines+markers",
-                name=f"{axis} {style.shortened(str(name), 14)}",
-                line={"color": style.LINES[index % len(style.LINES)], "width": 1.6},
-                hovertemplate=f"{axis} {name}, dose %{{x:g}}: %{{y:+.3g}}<extra></extra>",
-            )
+        change, low, high = (part[key] for key in ("change", "low", "high"))
+        color = style.LINES[index % len(style.LINES)]
+        error = marks.whiskers(change, low, high, color, 1, 2)
+        marks.curve(
+            figure,
+            part["dose"],
+            change,
+            color,
+            1.6,
+            name=f"{axis} {style.shortened(str(name), 14)}",
+            said=f"{axis} {name}, dose %{{x:g}}: %{{y:+.3g}}",
+            dots=6,
+            error_y=error,
         )
     what = "forecast" if result.task == "forecast" else measure or "probability"
     dose = (
@@ -242,12 +200,7 @@ def draw_latent_effect(
 
 @draw.register
 def draw_match(result: DictionaryMatch, *, title: str | None = None) -> go.Figure:
-    """Similarity of the matched latents, largest first, beside the control's.
-
-    Args:
-        result: what ``compare`` returned.
-        title: above the figure.
-    """
+    """Similarity of the matched latents, largest first, beside the control's."""
     rank = np.arange(1, len(result.similarity) + 1)
     figure = go.Figure()
     names = [f"{a} and {b}" for a, b in zip(result.latent_a, result.latent_b, strict=True)]
@@ -255,17 +208,8 @@ def draw_match(result: DictionaryMatch, *, title: str | None = None) -> go.Figur
         (result.similarity, "matched latents", style.BLUE, names),
         (result.chance, result.control, style.MUTED, None),
     ):
-        figure.add_trace(
-            go.Scatter(
-                x=rank,
-                y=values,
-                mode="lines",
-                line={"color": colour, "width": 2},
-                name=name,
-                text=text,
-                hovertemplate=("latents %{text}: " if text else "") + "%{y:.3f}<extra></extra>",
-            )
-        )
+        said = ("latents %{text}: " if text else "") + "%{y:.3f}"
+        marks.curve(figure, rank, values, colour, name=name, text=text, said=said)
     kind = "cosine of directions" if result.by == "decoder" else "correlation of activations"
     figure.update_xaxes(title="pair, most similar first")
     figure.update_yaxes(title=kind)
@@ -289,13 +233,6 @@ def draw_feature_graph(graph: FeatureGraph, *, title: str | None = "") -> go.Fig
 
     What can mislead: everything here is an estimate by gradients; the line below the title says how
     well it agrees with the edges that were measured.
-
-    Args:
-        graph: what :func:`tstlens.saes.feature_graph` returned.
-        title: "" for one made from the graph, None for none.
-
-    Returns:
-        A plotly figure.
 
     Raises:
         ArgumentError: the graph has no latents with an effect.
@@ -341,12 +278,12 @@ def draw_feature_graph(graph: FeatureGraph, *, title: str | None = "") -> go.Fig
     )
     for layer, hook in enumerate(graph.hooks):
         figure.add_annotation(
-            x=0, y=layer - 0.3, text=_place_name(hook), showarrow=False, xanchor="left",
+            x=0, y=layer - 0.3, text=hook_place(hook), showarrow=False, xanchor="left",
             font={"size": 11, "color": style.MUTED}, bgcolor=style.PAPER,
         )  # fmt: skip
     figure.update_xaxes(visible=False, range=[-0.02, 1.02], fixedrange=True)
     figure.update_yaxes(visible=False, range=[-0.45, n_layers + 0.35], fixedrange=True)
-    unit = "" if graph.unit in ("probability", "value") else f" {graph.unit}"
+    unit = suffix(graph.unit)
     subtitle = (
         f"{len(graph.value)} series, baseline {graph.baseline}; "
         f"{style.sides(better=graph.better)}; width: root of the effect, between latents up to "
@@ -360,13 +297,6 @@ def draw_feature_graph(graph: FeatureGraph, *, title: str | None = "") -> go.Fig
     return style.finish(figure, heading, subtitle, plot_height=height, below=14, left=14)
 
 
-def _place_name(hook: str) -> str:
-    """``blocks.0.hook_mlp_out`` in words: "the MLP output, layer 0"."""
-    parts = hook.split(".")
-    name = site_title(parts[-1].removeprefix("hook_"))
-    return f"{name}, layer {parts[1]}" if parts[0] == "blocks" else name
-
-
 def _label(graph: FeatureGraph, index: int) -> str:
     node = graph.nodes[index]
     what = "the error" if node.latent is None else f"latent {node.latent}"
@@ -374,8 +304,7 @@ def _label(graph: FeatureGraph, index: int) -> str:
 
 
 def _amount(graph: FeatureGraph, value: float) -> str:
-    unit = "" if graph.unit in ("probability", "value") else f" {graph.unit}"
-    return f"{number(float(value), True)}{unit}"
+    return f"{number(float(value), True)}{suffix(graph.unit)}"
 
 
 def _places(
@@ -411,18 +340,11 @@ def _line(
     said: tuple[str, str],
 ) -> None:
     width = max(0.6, _WIDEST * (abs(weight) / largest) ** 0.5)
-    t = np.linspace(0, 1, 25)
-    bend = t * t * (3 - 2 * t)
-    figure.add_scatter(
-        x=start[0] + (stop[0] - start[0]) * bend,
-        y=start[1] + (stop[1] - start[1]) * t,
-        mode="lines",
-        line={"color": said[1], "width": width},
-        opacity=min(0.8, 0.15 + 0.12 * width),
-        text=said[0],
-        hovertemplate="%{text}<extra></extra>",
-        showlegend=False,
-    )
+    x, y = marks.strand(start, stop)
+    text, color = said
+    opacity = min(0.8, 0.15 + 0.12 * width)
+    more = {"text": text, "opacity": opacity}
+    marks.curve(figure, x, y, color, width, said="%{text}", **more)
 
 
 def _nodes(
@@ -453,27 +375,20 @@ def _nodes(
         "line": {"color": style.INK, "width": 1.1},
     }
     # What is below a half-transparent node must not show through it.
+    x, y = zip(*(places[index] for index in shown), strict=True)
+    marks.dots(figure, x, y, style.PAPER, size, look={"symbol": marker["symbol"]})
     figure.add_scatter(
-        x=[places[index][0] for index in shown],
-        y=[places[index][1] for index in shown],
-        mode="markers",
-        marker={"symbol": marker["symbol"], "size": size, "color": style.PAPER},
-        hoverinfo="skip",
-        showlegend=False,
-    )
-    figure.add_scatter(
-        x=[places[index][0] for index in shown],
-        y=[places[index][1] for index in shown],
+        x=x,
+        y=y,
         mode="markers+text",
         marker=marker,
         text=["error" if node.latent is None else node.label for node in nodes]
         if size > 12
         else "",
         textfont={"size": 9},
-        hovertext=hover,
-        hovertemplate="%{hovertext}<extra></extra>",
         showlegend=False,
         cliponaxis=False,
+        **marks.hovered(hover),
     )
 
 
@@ -488,13 +403,6 @@ def draw_scores(scores: Scores, *, title: str | None = "") -> go.Figure:
     Each measure of the task has three lines: the model as it is (solid), with the activation at
     its mean (dashed) and at zero (dotted). Where these are close together the task says little
     about a dictionary.
-
-    Args:
-        scores: what :func:`tstlens.saes.score` returned.
-        title: "" for one made from the scores, None for none.
-
-    Returns:
-        A plotly figure.
     """
     names = [row.name for row in scores.rows]
     colours = _colours(names)
@@ -512,25 +420,7 @@ def draw_scores(scores: Scores, *, title: str | None = "") -> go.Figure:
             part.explained_variance if row == 1 else part.task[measures[row - 2]]
             for part in scores.rows
         ]
-        # A bar that ends far outside (a dictionary worse than the mean) would flatten the others.
-        low = -0.1 if row == 1 else None
-        drawn = [max(value, low) if low is not None else value for value in values]
-        figure.add_bar(
-            y=names,
-            x=drawn,
-            orientation="h",
-            marker={"color": colours},
-            text=[number(value) for value in values],
-            textposition="auto",
-            insidetextanchor="start",
-            textfont={"size": 10},
-            customdata=values,
-            hovertemplate=f"%{{y}}: {heading} %{{customdata:.4g}}<extra></extra>",
-            showlegend=False,
-            row=row,
-            col=1,
-        )
-        figure.update_yaxes(autorange="reversed", row=row, col=1)
+        drawn = marks.measured(figure, names, values, heading, colours, row == 1, row)
         if row == 1:
             figure.update_xaxes(range=[min(0.0, *drawn), 1.02], row=row, col=1)
             continue
@@ -550,10 +440,10 @@ def draw_scores(scores: Scores, *, title: str | None = "") -> go.Figure:
             mode="lines",
             line={"color": colour, "width": 2, "shape": "hvh"},
             name=name,
-            hovertemplate=f"{name}, from %{{x:.2%}}: %{{y}} latents<extra></extra>",
             showlegend=False,
             row=len(headings) + 1,
             col=1,
+            **marks.hovered(f"{name}, from %{{x:.2%}}: %{{y}} latents"),
         )
     figure.update_xaxes(
         type="log", tickformat="~%", dtick=1, title="share of positions",

@@ -6,7 +6,6 @@ Forecasts beside what came: one window of a recorded series.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
@@ -17,10 +16,10 @@ from torch import Tensor
 from tstlens.arguments import Positive, checked
 from tstlens.data import ForecastWindows, Pairs
 from tstlens.errors import ArgumentError, SeriesShapeError
-from tstlens.figures import style
+from tstlens.figures import marks, style
 from tstlens.figures.maps import Scale
 from tstlens.figures.sweeps import scale_of
-from tstlens.figures.words import number, when
+from tstlens.figures.words import number
 from tstlens.metrics import Better
 from tstlens.patching import SweepResult
 
@@ -126,9 +125,7 @@ def pair(
         >>> from tstlens.data import Pairs
         >>> figure = pair(Pairs(*torch.randn(2, 4, 1, 30), torch.zeros(4, dtype=torch.int64)), 0)
     """
-    if not -len(pairs) <= index < len(pairs):
-        raise ArgumentError(f"expected a pair in 0..{len(pairs) - 1}, got {index}")
-    index %= len(pairs)
+    index = marks.row_of(index, len(pairs), "a pair")
     effect, scale, cells = None, None, None
     if result is not None:
         if result.axes not in (("pair", "pos"), ("pair", "time")) or len(pairs) != len(
@@ -231,8 +228,7 @@ def _draw(
     every = np.concatenate([panel.values for panel in panels], 1)
     for row, (panel, group) in enumerate(rows, start=1):
         low, high = float(np.nanmin(every[group])), float(np.nanmax(every[group]))
-        room = 0.06 * ((high - low) or 1.0)
-        ends = [low - room, high + room]
+        ends = marks.padded(low, high, 0.06)
         if panel.effect is not None and scale is not None:
             figure.add_trace(_shading(panel.effect, cells, n_time, ends, scale), row=row, col=1)
         for channel in group:
@@ -243,9 +239,7 @@ def _draw(
     figure.update_xaxes(range=[-0.5, n_time - 0.5], showgrid=False, zeroline=False)
     figure.update_xaxes(title={"text": "time (sample)"}, row=len(rows), col=1)
     figure.update_yaxes(zeroline=False, showgrid=scale is None)
-    layout: Any = figure.layout
-    for note in layout.annotations:
-        note.update(x=0, xanchor="left", font={"size": 12, "color": style.INK})
+    marks.headings_left(figure)
     below, above = 46, 20 if named else 0
     legend = overlaid and n_channels > 1
     if scale is not None:
@@ -297,23 +291,8 @@ def _shading(
             f"{'no time_cells' if cells is None else f'{len(cells)} time_cells'}; pass "
             "time_cells=result.time_cells"
         )
-    # One column per sample, so that cells may leave gaps or overlap (the stronger one shows).
-    column = np.full(n_time, np.nan)
-    text = np.full(n_time, "", dtype=object)
-    for value, cell in zip(effect, cells, strict=True):
-        for sample in range(cell[0], min(cell[1], n_time)):
-            if not abs(value) <= abs(column[sample]):
-                column[sample] = value
-                text[sample] = f"{when(cell)}<br>{scale.label}: {number(value, signed=True)}"
-    options: dict[str, Any] = {"coloraxis": "coloraxis", "hoverongaps": False}
-    return go.Heatmap(
-        z=column[None],
-        x=np.arange(n_time + 1) - 0.5,
-        y=ends,
-        hovertext=text[None],
-        hovertemplate="%{hovertext}<extra></extra>",
-        **options,
-    )
+    said = lambda value: f"{scale.label}: {number(value, signed=True)}"  # noqa: E731
+    return marks.shaded(effect, cells, n_time, ends, said)
 
 
 @checked
@@ -352,8 +331,7 @@ def forecast(
         >>> windows = load_forecasting("co2")
         >>> figure = forecast(windows, 0, naive_forecasts(windows), seen=104)
     """
-    if not -len(windows) <= index < len(windows):
-        raise ArgumentError(f"expected a window in 0..{len(windows) - 1}, got {index}")
+    index = marks.row_of(index, len(windows), "a window")
     if not 0 <= channel < windows.series.shape[1]:
         n_channels = windows.series.shape[1]
         raise ArgumentError(f"expected a channel in 0..{n_channels - 1}, got {channel}")
@@ -379,9 +357,7 @@ def forecast(
         lines.append((name, step, made[index, channel].detach().cpu().numpy(), line))
     for name, x, y, line in lines:
         hover = f"{name}<br>step %{{x}}<br>%{{y:.2f}} {windows.unit}<extra></extra>"
-        figure.add_trace(
-            go.Scatter(x=x, y=y, name=name, mode="lines", line=line, hovertemplate=hover)
-        )
+        figure.add_scatter(x=x, y=y, name=name, mode="lines", line=line, hovertemplate=hover)
     figure.add_vline(x=0.5, line={"color": style.FAINT, "width": 1})
     figure.update_xaxes(title_text="steps from the last one seen", showgrid=False, zeroline=False)
     figure.update_yaxes(title_text=windows.unit)

@@ -12,8 +12,7 @@ import plotly.graph_objects as go
 from jaxtyping import Float
 from plotly.subplots import make_subplots
 
-from tstlens.figures import style
-from tstlens.figures.intervals import ends_of_axis
+from tstlens.figures import marks, style
 from tstlens.figures.words import Cells, axis_title, entry_label, in_cell
 from tstlens.metrics import Better
 
@@ -143,6 +142,21 @@ class Panel:
     grey: np.ndarray | None = None
 
 
+def ends_of_axis(
+    points: Float[np.ndarray, ...], *ends: Float[np.ndarray, ...]
+) -> tuple[float, float]:
+    """Range of an axis from 0 to the points, with at most their own span more for interval ends.
+
+    A single wide interval would else squeeze all that was measured into a line; it leaves the axis.
+    """
+    known = np.append(points[np.isfinite(points)], 0.0)
+    low, high = known.min(), known.max()
+    span = high - low or 1.0
+    reach = np.concatenate([known, *(end[np.isfinite(end)] for end in ends)])
+    low, high = max(reach.min(), low - span), min(reach.max(), high + span)
+    return float(low - 0.05 * (high - low)), float(high + 0.05 * (high - low))
+
+
 def heat_maps(
     panels: Sequence[Panel],
     rows: Ticks,
@@ -233,10 +247,7 @@ def heat_maps(
     )
     figure.update_yaxes(title={"text": rows.title}, col=1)
     figure.update_layout(coloraxis=scale.coloraxis(height))
-    layout: Any = figure.layout
-    for number, note in enumerate(layout.annotations):
-        left = layout[f"xaxis{number + 1 if number else ''}"].domain[0]
-        note.update(x=left, xanchor="left", font={"size": 12, "color": style.INK})
+    marks.headings_left(figure)
     above = style.label_above(figure, scale.label, 24 if named else 6)
     left = style.room_for(names, rows.title)
     return style.finish(figure, title, subtitle, plot_height=height, above=above, left=left)
@@ -274,17 +285,10 @@ def bars(
         x, width = (ticks.edges[1:] + ticks.edges[:-1]) / 2, np.diff(ticks.edges) * 0.86
     else:
         x, width = np.arange(len(values), dtype=float), np.full(len(values), 0.68)
-    whiskers: dict[str, Any] = {}
+    error: dict[str, Any] = {}
     if low is not None and high is not None and np.isfinite(low).any():
-        whiskers["error_y"] = {
-            "type": "data",
-            "symmetric": False,
-            "array": high - values,
-            "arrayminus": values - low,
-            "color": style.INK,
-            "thickness": 1.4,
-            "width": 4 if len(values) <= 30 else 0,
-        }
+        wide = 4 if len(values) <= 30 else 0
+        error["error_y"] = marks.whiskers(values, low, high, thickness=1.4, width=wide)
     grey = np.zeros(len(values), dtype=bool) if grey is None else grey
     colors = [
         style.ROUNDING if faint else style.side(value, scale.better)
@@ -297,26 +301,14 @@ def bars(
         y=values,
         width=width,
         marker={"color": colors, "opacity": 0.75},
-        hovertext=list(hover),
-        hovertemplate="%{hovertext}<extra></extra>",
+        **marks.hovered(hover),
         showlegend=False,
-        **whiskers,
+        **error,
     )
     if each is not None and len(each) > 1 and each.size <= MOST_DOTS:
-        spread = (np.arange(len(each)) % 7 - 3) / 7 * 0.5  # side by side, not on one line
-        figure.add_scatter(
-            x=(x[None] + spread[:, None] * width[None]).ravel(),
-            y=each.ravel(),
-            mode="markers",
-            marker={
-                "size": 5,
-                "color": style.INK,
-                "opacity": 0.45,
-                "line": {"color": style.PAPER, "width": 0.5},
-            },
-            hoverinfo="skip",
-            showlegend=False,
-        )
+        beside = marks.spread(len(each))[:, None] * width[None]
+        look = {"opacity": 0.45, "line": {"color": style.PAPER, "width": 0.5}}
+        marks.dots(figure, (x[None] + beside).ravel(), each.ravel(), style.INK, 5, look=look)
     layout = ticks.layout()
     if ticks.edges is None:
         layout |= {"type": "linear", "range": [-0.6, len(values) - 0.4], "zeroline": False}

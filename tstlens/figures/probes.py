@@ -1,34 +1,39 @@
 """Linear probes: scores by layer, head and position, beside what shuffled targets give.
 
-Predictors per unit, for neurons and latents.
-
-Directions, what pushing along them does, and where two sets can be told apart.
-
-The confusion matrix of a classifier.
+Predictors per unit, for neurons and latents; directions, what pushing along them does, and where
+two sets can be told apart; the confusion matrix of a classifier.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import plotly.graph_objects as go
 
 from tstlens.arguments import Count, checked
-from tstlens.errors import ArgumentError, UnknownNameError
-from tstlens.figures import style
-from tstlens.figures.attribution import title_at_edge
+from tstlens.errors import ArgumentError
+from tstlens.figures import marks, style
 from tstlens.figures.drawing import draw
 from tstlens.figures.maps import Panel, Scale, Ticks, bars, heat_maps
-from tstlens.figures.words import number, quantity, site_title, when
-from tstlens.probing.extraction import layer_of
+from tstlens.figures.words import (
+    hook_label,
+    hook_labels,
+    hook_place,
+    number,
+    quantity,
+    site_title,
+    when,
+)
 from tstlens.probing.probes import ProbeResult
 from tstlens.probing.separability_map import Separability
 from tstlens.probing.steering import Direction, DoseResponse
 from tstlens.probing.unit_association import NEURONS, Units
 from tstlens.training import Evaluation
 
-_VALUES = ("score", "selectivity", "shuffled", "baseline")
+MOST_UNITS = 40
+MOST_PREDICTORS = 24
+MOST_RANDOM_LINES = 40
 
 
 @draw.register
@@ -36,7 +41,7 @@ _VALUES = ("score", "selectivity", "shuffled", "baseline")
 def draw_probe(
     result: ProbeResult,
     *,
-    value: str = "score",
+    value: Literal["score", "selectivity", "shuffled", "baseline"] = "score",
     title: str | None = "",
     limits: tuple[float, float] | None = None,
 ) -> go.Figure:
@@ -46,20 +51,10 @@ def draw_probe(
     observed in the long series only, see ``value="baseline"``.
 
     Args:
-        result: of :func:`tstlens.probing.probe`.
         value: ``"score"``, ``"selectivity"`` (score less shuffled), ``"shuffled"`` or
             ``"baseline"``.
-        title: "" for one made from the result, None for none.
         limits: (low, high) of the colours; by default from 0 (or the lowest R²) to 1.
-
-    Returns:
-        A plotly figure.
-
-    Raises:
-        UnknownNameError: another value.
     """
-    if value not in _VALUES:
-        raise UnknownNameError(value, _VALUES, "this names what a figure shows")
     heading = _heading(result) if title == "" else title
     if len(result.axes) == 1:
         return _points(result, heading)
@@ -70,43 +65,17 @@ def draw_probe(
         "baseline": result.baseline,
     }[value]
     names = hook_labels(result.coords["hook"])
-    cells = result.time_cells
-    hover = _hover(result, names)
-    columns = Ticks.of(result.axes[-1], result.coords[result.axes[-1]], cells)
-    if len(result.axes) == 2:
-        panels = [Panel("", shown, hover)]
-        rows = Ticks("", names)
-    else:
-        panels = [
-            Panel(name, shown[at], hover[at]) for at, name in enumerate(names)
-        ]  # one map [head, pos] per hook point
+    said = _said(result, names)
+    columns = Ticks.of(result.axes[-1], result.coords[result.axes[-1]], result.time_cells)
+    panels, rows = [Panel("", shown, said)], Ticks("", names)
+    if len(result.axes) > 2:  # one map [head, pos] per hook point
+        panels = [Panel(name, shown[at], said[at]) for at, name in enumerate(names)]
         rows = Ticks.of("head", result.coords["head"])
-    low = min(0.0, float(np.nanmin(shown, initial=0.0)))
-    ends = limits or (low, 1.0)
+    ends = limits or (min(0.0, float(np.nanmin(shown, initial=0.0))), 1.0)
     label = {"score": f"held-out {result.score}", "shuffled": f"{result.score}, targets shuffled"}
-    wording = label.get(value, f"{value} ({result.score})")
-    scale = Scale(wording, *ends, diverging=False)
+    scale = Scale(label.get(value, f"{value} ({result.score})"), *ends, diverging=False)
     figure = heat_maps(panels, rows, columns, scale, title=heading, subtitle=_subtitle(result))
-    return title_at_edge(figure)
-
-
-def hook_label(hook: str) -> str:
-    """A hook point in a title: "L1 resid_post", "L1 latents"."""
-    kind, layer = hook.rsplit("hook_", 1)[-1], layer_of(hook)
-    if hook.endswith("hook_sae_acts_post"):
-        kind = "latents"
-    elif hook.rsplit(".", 2)[-2:-1] == ["mlp"]:
-        kind = f"mlp_{kind}"
-    return kind if layer is None else f"L{layer} {kind}"
-
-
-def hook_labels(hooks: tuple[str, ...]) -> tuple[str, ...]:
-    """Hook points as ticks say them: "L0 resid_post", or "L0" where all are of one kind."""
-    labels = tuple(hook_label(hook) for hook in hooks)
-    in_layers = all(layer_of(hook) is not None for hook in hooks)
-    if in_layers and len({label.split(" ")[1] for label in labels}) == 1:
-        labels = tuple(label.split(" ")[0] for label in labels)
-    return labels if len(set(labels)) == len(labels) else hooks
+    return marks.title_at_edge(figure)
 
 
 def _heading(result: ProbeResult) -> str:
@@ -126,9 +95,8 @@ def _subtitle(result: ProbeResult) -> str:
     return f"{series}; {result.score} with {shuffled}, {usual} {baseline}"
 
 
-def _hover(result: ProbeResult, names: tuple[str, ...]) -> np.ndarray:
-    text = np.empty(result.values.shape, dtype=object)
-    for at in np.ndindex(*result.values.shape):
+def _said(result: ProbeResult, names: tuple[str, ...]) -> np.ndarray:
+    def text(*at: int) -> str:
         place = [names[at[0]]]
         for axis, index in zip(result.axes[1:], at[1:], strict=True):
             entry = result.coords[axis][index]
@@ -136,55 +104,35 @@ def _hover(result: ProbeResult, names: tuple[str, ...]) -> np.ndarray:
             word = when(cells[entry]) if axis == "pos" and cells else f"{axis} {entry}"
             place.append(word.replace("pos ", "position "))
         shuffled = result.shuffled[(slice(None), *at)]
-        text[at] = (
+        return (
             f"<b>{', '.join(place)}</b><br>{result.score} {number(float(result.values[at]))} "
             f"({number(float(result.low[at]))} to {number(float(result.high[at]))})<br>"
             f"shuffled {number(float(shuffled.mean()))}, baseline "
             f"{number(float(result.baseline[at]))}<br>{int(result.n_test[at])} rows scored, "
             f"q {number(float(result.q[at]))}"
         )
-    return text
+
+    return marks.each_cell(result.values.shape, text)
 
 
 def _points(result: ProbeResult, heading: str | None) -> go.Figure:
     names = hook_labels(result.coords["hook"])
     x = np.arange(len(names), dtype=float)
     figure = go.Figure()
-    spread = (np.arange(len(result.shuffled)) % 7 - 3) / 7 * 0.4
-    figure.add_scatter(
-        x=(x[None] + spread[:, None]).ravel(),
-        y=result.shuffled.ravel(),
-        mode="markers",
-        name="targets shuffled",
-        marker={"size": 5, "color": style.ORANGE, "opacity": 0.6},
-        hovertemplate="shuffled: %{y:.3f}<extra></extra>",
-    )
+    beside = (x[None] + marks.spread(len(result.shuffled), 0.4)[:, None]).ravel()
+    random = {"name": "targets shuffled", "said": "shuffled: %{y:.3f}", "look": {"opacity": 0.6}}
+    marks.dots(figure, beside, result.shuffled.ravel(), style.ORANGE, 5, **random)
     figure.add_scatter(
         x=x,
         y=result.baseline,
         mode="markers",
         name="majority" if result.score == "accuracy" else "mean",
         marker={"symbol": "line-ew", "size": 26, "line": {"width": 2, "color": style.MUTED}},
-        hovertemplate="baseline: %{y:.3f}<extra></extra>",
+        **marks.hovered("baseline: %{y:.3f}"),
     )
-    figure.add_scatter(
-        x=x,
-        y=result.values,
-        mode="markers",
-        name="probe",
-        marker={"size": 10, "color": style.BLUE},
-        error_y={
-            "type": "data",
-            "symmetric": False,
-            "array": result.high - result.values,
-            "arrayminus": result.values - result.low,
-            "color": style.INK,
-            "thickness": 1.6,
-            "width": 0,
-        },
-        hovertext=list(_hover(result, names)),
-        hovertemplate="%{hovertext}<extra></extra>",
-    )
+    error = marks.whiskers(result.values, result.low, result.high, thickness=1.6)
+    said = _said(result, names)
+    marks.dots(figure, x, result.values, style.BLUE, 10, name="probe", said=said, error_y=error)
     low = min(0.0, float(np.nanmin(result.low, initial=0.0)))
     low = max(low, float(np.nanmin(result.values, initial=0.0)) - 0.2)
     figure.update_yaxes(range=[low - 0.03, 1.04], nticks=6, zeroline=False)
@@ -198,41 +146,30 @@ def _points(result: ProbeResult, heading: str | None) -> go.Figure:
         tickangle=0,
     )
     above = style.label_above(figure, f"held-out {result.score}", 6)
-    style.finish(
-        figure, heading, _subtitle(result), plot_height=260, above=above, below=84, left=52
-    )
-    legend = {"y": -48 / 260, "yanchor": "top", "yref": "paper"}
-    return title_at_edge(figure.update_layout(legend=legend))
-
-
-_KINDS = ("counts", "map")
-MOST_UNITS = 40
-MOST_PREDICTORS = 24
+    size = {"plot_height": 260, "above": above, "below": 84, "left": 52}
+    style.finish(figure, heading, _subtitle(result), **size)
+    return marks.title_at_edge(marks.legend_below(figure, 48, 260))
 
 
 @draw.register
 @checked
 def draw_units(
-    result: Units, *, kind: str = "counts", of: str = NEURONS, title: str | None = ""
+    result: Units,
+    *,
+    kind: Literal["counts", "map"] = "counts",
+    of: str = NEURONS,
+    title: str | None = "",
 ) -> go.Figure:
     """How many distinct predictors units follow, or the correlations of the clearest units.
 
     Args:
-        result: of :func:`tstlens.probing.units`.
         kind: ``"counts"`` for the share of units by number of predictors, per kind of units;
             ``"map"`` for held-out correlations of up to 40 units with up to 24 predictors.
         of: kind of units of the map.
-        title: "" for one made from the result, None for none.
-
-    Returns:
-        A plotly figure.
 
     Raises:
-        UnknownNameError: another kind of drawing.
         ArgumentError: no such kind of units.
     """
-    if kind not in _KINDS:
-        raise UnknownNameError(kind, _KINDS, "this names how units are drawn")
     if of not in result.kinds:
         raise ArgumentError(f"expected of= one of {list(result.kinds)}, got {of!r}")
     return _counts(result, title) if kind == "counts" else _map(result, of, title)
@@ -251,22 +188,14 @@ def _counts(result: Units, title: str | None) -> go.Figure:
             one = np.bincount(np.minimum(counts[alive], top), minlength=top + 1)
             shares.append(one / max(alive.sum(), 1))
         mean = np.mean(shares, 0)
-        row = summary.loc[name]
+        reach = np.min(shares, 0), np.max(shares, 0)
         figure.add_bar(
             x=labels,
             y=mean,
-            name=f"{name}: {number(row['distinct'])} per unit",
+            name=f"{name}: {number(summary.loc[name]['distinct'])} per unit",
             marker={"color": colors[at % len(colors)], "opacity": 0.8},
-            error_y={
-                "type": "data",
-                "symmetric": False,
-                "array": np.max(shares, 0) - mean,
-                "arrayminus": mean - np.min(shares, 0),
-                "color": style.INK,
-                "thickness": 1.2,
-                "width": 0,
-            },
-            hovertemplate=f"{name}<br>%{{x}} predictors: %{{y:.1%}} of units<extra></extra>",
+            error_y=marks.whiskers(mean, *reach, thickness=1.2),
+            **marks.hovered(f"{name}<br>%{{x}} predictors: %{{y:.1%}} of units"),
         )
     figure.update_xaxes(title={"text": "distinct predictors that a unit follows"}, type="category")
     figure.update_yaxes(tickformat=".0%", zeroline=False, nticks=6)
@@ -279,18 +208,16 @@ def _counts(result: Units, title: str | None) -> go.Figure:
     if gains:
         subtitle += f"; gain over neurons: {', '.join(gains)}"
     heading = f"What units follow: {hook_label(result.hook)}" if title == "" else title
-    entries = len(result.kinds)
-    below = 70 + 22 * entries
-    style.finish(figure, heading, subtitle, plot_height=260, above=above, below=below, left=52)
-    legend = {"y": -50 / 260, "yanchor": "top", "yref": "paper"}
-    return title_at_edge(figure.update_layout(legend=legend, barmode="group", bargap=0.25))
+    size = {"plot_height": 260, "above": above, "below": 70 + 22 * len(result.kinds), "left": 52}
+    style.finish(figure, heading, subtitle, **size)
+    figure.update_layout(barmode="group", bargap=0.25)
+    return marks.title_at_edge(marks.legend_below(figure, 50, 260))
 
 
 def _map(result: Units, of: str, title: str | None) -> go.Figure:
     found = result.kinds[of]
     r = found.r_heldout.mean(0)
-    share = found.confirmed.mean(0)
-    kept = np.where(share > 0.5, r, 0.0)  # confirmed in most splits
+    kept = np.where(found.confirmed.mean(0) > 0.5, r, 0.0)  # confirmed in most splits
     size = np.abs(np.nan_to_num(kept))
     units = np.argsort(-size.max(1), kind="stable")[:MOST_UNITS]
     units = units[size[units].max(1) > 0]
@@ -301,39 +228,30 @@ def _map(result: Units, of: str, title: str | None) -> go.Figure:
     # Units that follow the same thing lie together.
     units = units[np.argsort(size[np.ix_(units, chosen)].argmax(1), kind="stable")]
     values = kept[np.ix_(units, chosen)].T
-    hover = np.array(
-        [
-            [
-                f"<b>unit {unit}</b><br>{result.predictors[predictor]}<br>held-out r "
-                f"{number(r[unit, predictor], True)}<br>confirmed in "
-                f"{found.confirmed[:, unit, predictor].sum()} of {len(result.seeds)} splits"
-                for unit in units
-            ]
-            for predictor in chosen
-        ],
-        dtype=object,
-    )
+
+    def said(row: int, column: int) -> str:
+        unit, predictor = units[column], chosen[row]
+        return (
+            f"<b>unit {unit}</b><br>{result.predictors[predictor]}<br>held-out r "
+            f"{number(r[unit, predictor], True)}<br>confirmed in "
+            f"{found.confirmed[:, unit, predictor].sum()} of {len(result.seeds)} splits"
+        )
+
     end = style.symmetric_limit(float(np.abs(values).max()))
     figure = heat_maps(
-        [Panel("", values, hover)],
+        [Panel("", values, marks.each_cell(values.shape, said))],
         Ticks("", tuple(_short(result.predictors[index]) for index in chosen)),
         Ticks(f"unit ({of})", tuple(str(unit) for unit in units)),
         Scale("held-out Pearson r, where confirmed in most splits", -end, end),
         title=f"Units and predictors: {hook_label(result.hook)}" if title == "" else title,
         subtitle=f"the {len(units)} clearest of {found.r.shape[1]} {of}",
     )
-    return title_at_edge(figure)
+    return marks.title_at_edge(figure)
 
 
 def _short(name: str) -> str:
-    return (
-        name.replace(" frequencies", " freq.")
-        .replace(", mean of channels", ", mean")
-        .replace("channel ", "ch ")
-    )
-
-
-MOST_RANDOM_LINES = 40
+    name = name.replace(" frequencies", " freq.").replace(", mean of channels", ", mean")
+    return name.replace("channel ", "ch ")
 
 
 @draw.register
@@ -343,67 +261,28 @@ def draw_dose_response(result: DoseResponse, *, title: str | None = "") -> go.Fi
 
     The band is the interval of the mean *change* against no push, over series; each grey line is
     one random direction of equal norm.
-
-    Args:
-        result: of :func:`tstlens.probing.dose_response`.
-        title: "" for one made from the result, None for none.
-
-    Returns:
-        A plotly figure.
     """
     x = list(result.strengths)
     none = result.mean[x.index(0.0)]
     figure = go.Figure()
     lines = result.random.mean(1)
     for one in lines[:MOST_RANDOM_LINES]:
-        figure.add_scatter(
-            x=x,
-            y=one,
-            mode="lines",
-            line={"color": style.FAINT, "width": 1},
-            hoverinfo="skip",
-            showlegend=False,
-        )
-    figure.add_scatter(
-        x=x,
-        y=lines.mean(0),
-        mode="lines",
-        name=f"random directions ({len(lines)}, same norm)",
-        line={"color": style.MUTED, "width": 2},
-        hovertemplate="strength %{x:g}, random<br>%{y:.3g}<extra></extra>",
-    )
-    known = np.isfinite(result.low)
-    if known.any():
-        doses = np.array(x)[known]
-        figure.add_scatter(
-            x=[*doses, *doses[::-1]],
-            y=[*(none + result.high)[known], *(none + result.low)[known][::-1]],
-            fill="toself",
-            fillcolor="rgba(33,102,172,0.15)",
-            line={"width": 0},
-            mode="lines",
-            hoverinfo="skip",
-            showlegend=False,
-        )
-    hover = [
+        marks.curve(figure, x, one, style.FAINT, 1)
+    random = f"random directions ({len(lines)}, same norm)"
+    said: Any = "strength %{x:g}, random<br>%{y:.3g}"
+    marks.curve(figure, x, lines.mean(0), style.MUTED, name=random, said=said)
+    marks.band(figure, x, none + result.low, none + result.high, style.BLUE_BAND)
+    said = [
         f"<b>strength {dose:g}</b><br>{number(float(value))}<br>"
         f"change {number(float(change), signed=True)}, p {number(float(p))}"
         for dose, value, change, p in zip(x, result.mean, result.change, result.p, strict=True)
     ]
-    figure.add_scatter(
-        x=x,
-        y=result.mean,
-        mode="lines+markers",
-        name=f"the direction ({result.method})",
-        line={"color": style.BLUE, "width": 2.5},
-        marker={"size": 6},
-        hovertext=hover,
-        hovertemplate="%{hovertext}<extra></extra>",
-    )
+    name = f"the direction ({result.method})"
+    marks.curve(figure, x, result.mean, style.BLUE, 2.5, name=name, said=said, dots=6)
     figure.update_xaxes(title={"text": f"strength ({result.unit})"}, zeroline=False)
     figure.update_yaxes(zeroline=False, nticks=6)
     figure.update_layout(legend={"y": 1.0, "yanchor": "bottom"})
-    heading = f"Steering {_place(result.hook)}" if title == "" else title
+    heading = f"Steering {hook_place(result.hook)}" if title == "" else title
     subtitle = f"{len(result.values)} series; {100 * result.level:g} % interval over series"
     label = quantity(result.measure, result.measure_unit, "value")
     above = style.label_above(figure, label, 30)
@@ -413,58 +292,37 @@ def draw_dose_response(result: DoseResponse, *, title: str | None = "") -> go.Fi
 @draw.register
 @checked
 def draw_separability(result: Separability, *, title: str | None = "") -> go.Figure:
-    """Held-out AUC by layer and position, light at chance; numbers and p on hover.
+    """Held-out AUC by layer and position, light at chance; numbers and p on hover."""
+    p, high, cells = result.p, np.quantile(result.null, 0.95, axis=0), result.time_cells
 
-    Args:
-        result: of :func:`tstlens.probing.separability`.
-        title: "" for one made from the result, None for none.
-
-    Returns:
-        A plotly figure.
-    """
-    n_pos = result.auc.shape[1]
-    columns = Ticks.of("pos", range(n_pos), result.time_cells)
-    rows = Ticks("", tuple(_short_inputs(name) for name in result.hooks))
-    p, high = result.p, np.quantile(result.null, 0.95, axis=0)
-    hover = np.empty(result.auc.shape, dtype=object)
-    for row, pos in np.ndindex(*hover.shape):
+    def said(row: int, pos: int) -> str:
         place = f"position {pos}"
-        if result.time_cells is not None and result.time_cells[pos][1] > result.time_cells[pos][0]:
-            place = when(result.time_cells[pos])
-        hover[row, pos] = (
+        if cells is not None and cells[pos][1] > cells[pos][0]:
+            place = when(cells[pos])
+        return (
             f"<b>{result.hooks[row]}</b><br>{place}<br>AUC {number(float(result.auc[row, pos]))}, "
             f"null below {number(float(high[row, pos]))}<br>p {number(float(p[row, pos]))}, "
             f"{result.n_series[row, pos]} series"
         )
-    heading = "Where the two sets can be told apart" if title == "" else title
+
     made = result.made
-    subtitle = (
-        f"{made.get('n_a')} and {made.get('n_b')} series, {made.get('n_splits')} folds; null mean "
-        f"{number(float(np.nanmean(result.null)))}"
+    return heat_maps(
+        [Panel("", result.auc, marks.each_cell(result.auc.shape, said))],
+        Ticks("", tuple(hook_label(name) for name in result.hooks)),
+        Ticks.of("pos", range(result.auc.shape[1]), cells),
+        Scale("held-out AUC (0.5 is chance)", 0.5, 1.0, diverging=False),
+        title="Where the two sets can be told apart" if title == "" else title,
+        subtitle=(
+            f"{made.get('n_a')} and {made.get('n_b')} series, {made.get('n_splits')} folds; null "
+            f"mean {number(float(np.nanmean(result.null)))}"
+        ),
     )
-    scale = Scale("held-out AUC (0.5 is chance)", 0.5, 1.0, diverging=False)
-    panel = Panel("", result.auc, hover)
-    return heat_maps([panel], rows, columns, scale, title=heading, subtitle=subtitle)
 
 
 @draw.register
 @checked
 def draw_direction(result: Direction, *, most: Count = 40, title: str | None = "") -> go.Figure:
-    """The largest entries of a direction, largest first.
-
-    Args:
-        result: of :func:`tstlens.probing.direction`.
-        most: how many entries.
-        title: "" for one made from the result, None for none.
-
-    Returns:
-        A plotly figure.
-
-    Raises:
-        ArgumentError: fewer than 1 entry asked for.
-    """
-    if most < 1:
-        raise ArgumentError(f"expected most of at least 1, got {most}")
+    """The ``most`` largest entries of a direction, largest first."""
     frame = result.to_dataframe()
     frame = frame.sort_values("value", key=abs, ascending=False, kind="stable")[:most]
     labels = [
@@ -473,29 +331,15 @@ def draw_direction(result: Direction, *, most: Count = 40, title: str | None = "
     ]
     values = np.asarray(frame["value"], dtype=float)
     end = style.symmetric_limit(float(np.abs(values).max())) * 1.05
-    hover = [
+    said = [
         f"dimension {label}<br>{number(float(value), signed=True)}"
         for label, value in zip(labels, values, strict=True)
     ]
-    heading = f"Direction in {_place(result.hook)}" if title == "" else title
+    heading = f"Direction in {hook_place(result.hook)}" if title == "" else title
     subtitle = f"{result.method}, norm {number(result.norm)}: {result.unit}"
     ticks = Ticks("dimension, largest first", tuple(labels))
     scale = Scale("entry of the vector", -end, end)
-    return bars(ticks, values, hover, scale, title=heading, subtitle=subtitle)
-
-
-def _short_inputs(hook: str) -> str:
-    """``blocks.1.hook_resid_post`` as "L1 resid_post"."""
-    leaf = hook.rsplit("hook_", 1)[-1]
-    parts = hook.split(".")
-    return f"L{parts[1]} {leaf}" if parts[0] == "blocks" else leaf
-
-
-def _place(hook: str) -> str:
-    leaf = hook.rsplit("hook_", 1)[-1]
-    parts = hook.split(".")
-    layer = f", layer {parts[1]}" if parts[0] == "blocks" else ""
-    return f"{site_title(leaf)}{layer}"
+    return bars(ticks, values, said, scale, title=heading, subtitle=subtitle)
 
 
 @checked
@@ -523,18 +367,15 @@ def confusion(evaluation: Evaluation, *, title: str | None = "") -> go.Figure:
     of_class = counts.sum(1, keepdims=True)
     shares = counts / np.maximum(of_class, 1)
     right = np.eye(len(names), dtype=bool)
-    hover = np.array(
-        [
-            [
-                f"<b>{int(counts[row, column])} of {int(of_class[row, 0])} series</b> "
-                f"({100 * shares[row, column]:.1f} %)<br>true class {names[row]}"
-                f"<br>predicted {names[column]}"
-                for column in range(len(names))
-            ]
-            for row in range(len(names))
-        ],
-        dtype=object,
-    )
+
+    def said(row: int, column: int) -> str:
+        return (
+            f"<b>{int(counts[row, column])} of {int(of_class[row, 0])} series</b> "
+            f"({100 * shares[row, column]:.1f} %)<br>true class {names[row]}"
+            f"<br>predicted {names[column]}"
+        )
+
+    hover = marks.each_cell(counts.shape, said)
     text = np.where(counts > 0, counts.astype(int).astype(str), "")
     figure = go.Figure()
     for scale, where in ((style.RIGHT, right), (style.WRONG, ~right)):

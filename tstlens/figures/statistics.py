@@ -1,13 +1,12 @@
-"""Effects with their intervals: the strongest sites of a summary, and split-half stability.
+"""How sure one can be: the strongest sites with intervals, split halves, estimates against exact.
 
-Exact effects against estimated ones.
-
-The strongest sites of a sweep, with how sure one can be of them.
+The map of an ablation stands here too: a sweep's, with other words.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -15,13 +14,77 @@ import plotly.graph_objects as go
 
 from tstlens.arguments import Count, Seed, Share, checked
 from tstlens.errors import ArgumentError
-from tstlens.figures import style
+from tstlens.figures import marks, style
 from tstlens.figures.drawing import draw
-from tstlens.figures.intervals import ends_of_axis, over_pairs
+from tstlens.figures.maps import ends_of_axis
 from tstlens.figures.sweeps import draw_sweep, rounded, shown
-from tstlens.figures.words import number, quantity, site_label, site_title
+from tstlens.figures.words import number, quantity, site_label, site_title, suffix
+from tstlens.metrics import Better
 from tstlens.patching import AblationResult, Agreement, Campaign, SplitHalf, Summary, SweepResult
+from tstlens.patching.intervals import over_pairs
 from tstlens.stats import mean_known, no_interval
+
+MOST_HOVERED = 4000  # dots that carry their site's name
+
+
+@dataclass
+class _Strongest:
+    """Sites as rows, the strongest on top: a dot with its interval each."""
+
+    n: int
+    mean: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+    grey: np.ndarray
+    better: Better | None
+    figure: go.Figure = field(default_factory=go.Figure)
+
+    def __post_init__(self) -> None:
+        size = np.nan_to_num(np.abs(self.mean), nan=-1.0)
+        self.order = np.argsort(-size, kind="stable")[: self.n]
+        self.figure.add_vline(x=0, line={"color": style.FAINT, "width": 1.5})
+
+    @property
+    def known(self) -> bool:
+        return bool(np.isfinite(self.low[self.order]).any())
+
+    def labels(self, result: SweepResult | Summary, axes: Sequence[str], shape: Any) -> list[str]:
+        places = [np.unravel_index(at, shape) for at in self.order]
+        entries = [
+            {axis: result.coords[axis][index] for axis, index in zip(axes, place, strict=True)}
+            for place in places
+        ]
+        return [site_label(one, result.time_cells) for one in entries]
+
+    def colors(self) -> list[str]:
+        return [
+            style.ROUNDING if self.grey[at] else style.side(float(self.mean[at]), self.better)
+            for at in self.order
+        ]
+
+    def draw(
+        self,
+        labels: list[str],
+        said: list[str],
+        colors: list[str],
+        line: Any,
+        label: str,
+        each: Any,
+    ) -> None:
+        order = self.order
+        mean, low, high = self.mean[order], self.low[order], self.high[order]
+        error: dict[str, Any] = {"error_x": marks.whiskers(mean, low, high)} if self.known else {}
+        rows = np.arange(len(order))
+        marks.dots(self.figure, mean, rows, colors, 10, look={"line": line}, said=said, **error)
+        font = {"size": 12, "color": style.INK}
+        marks.named_rows(self.figure, labels, autorange="reversed", tickfont=font)
+        reach = ends_of_axis(each, low, high)
+        self.figure.update_xaxes(title={"text": label}, range=reach, zeroline=False, nticks=6)
+
+    def finish(self, labels: list[str], heading: str | None, subtitle: str) -> go.Figure:
+        subtitle += "; grey: within rounding" if self.grey[self.order].any() else ""
+        left, height = style.room_for(labels) + 6, 26 * len(labels) + 12
+        return style.finish(self.figure, heading, subtitle, plot_height=height, below=52, left=left)
 
 
 @draw.register
@@ -43,100 +106,48 @@ def draw_summary(
     few unusually large or skewed effects.
 
     Args:
-        result: of :func:`tstlens.patching.summary`.
         n: how many sites, the largest in size first.
         of: the class to show; None for the first (there is one without ``by``).
         q: the false discovery rate at which dots are filled.
-        title: "" for one made from the result, None for none.
-
-    Returns:
-        A plotly figure.
 
     Raises:
-        ArgumentError: no such class, or n below 1.
+        ArgumentError: no such class.
     """
-    if n < 1:
-        raise ArgumentError(f"expected n of at least 1, got {n}")
     classes = result.coords["class"]
     if of is not None and of not in classes:
         raise ArgumentError(f"expected of= one of {classes}, got {of!r}")
     at_class = 0 if of is None else classes.index(of)
     parts = (result.effect, result.low, result.high, result.q)
     effect, low, high, chance = (part[at_class].ravel() for part in parts)
-    order = np.argsort(-np.nan_to_num(np.abs(effect), nan=-1.0), kind="stable")[:n]
-    axes = result.axes[1:]
-    shape = result.effect.shape[1:]
-    labels, hover = [], []
-    unit = "" if result.unit in ("probability", "value") else f" {result.unit}"
-    for at in order:
-        place = np.unravel_index(at, shape)
-        entries = {a: result.coords[a][i] for a, i in zip(axes, place, strict=True)}
-        labels.append(site_label(entries, result.time_cells))
+    faintest = 0.0 if result.rounding is None else result.rounding[at_class]
+    grey = (np.abs(effect) > 0) & (np.abs(effect) <= faintest)
+    rows = _Strongest(n, effect, low, high, grey, result.better)
+    labels = rows.labels(result, result.axes[1:], result.effect.shape[1:])
+    unit, said = suffix(result.unit), []
+    for label, at in zip(labels, rows.order, strict=True):
         ends = f"{number(float(low[at]), True)} to {number(float(high[at]), True)}{unit}"
         interval = f"{100 * result.level:.0f} % CI {ends}"
         if low[at] != low[at]:
             interval = no_interval(result.n_clusters[at_class])
-        hover.append(
-            f"<b>{labels[-1]}</b><br>{number(float(effect[at]), True)}{unit}<br>{interval}"
+        said.append(
+            f"<b>{label}</b><br>{number(float(effect[at]), True)}{unit}<br>{interval}"
             f"<br>q = {number(float(chance[at]))}"
         )
-    rows = np.arange(len(order))
-    faintest = 0.0 if result.rounding is None else result.rounding[at_class]
-    grey = (np.abs(effect) > 0) & (np.abs(effect) <= faintest)
-    colors = [
-        style.ROUNDING if grey[at] else style.side(float(effect[at]), result.better) for at in order
-    ]
+    colors = rows.colors()
     filled = [
-        color if chance[at] <= q else style.PAPER for at, color in zip(order, colors, strict=True)
+        color if chance[at] <= q else style.PAPER
+        for at, color in zip(rows.order, colors, strict=True)
     ]
-    whiskers: dict[str, Any] = {}
-    if np.isfinite(low[order]).any():
-        whiskers["error_x"] = {
-            "type": "data",
-            "symmetric": False,
-            "array": (high - effect)[order],
-            "arrayminus": (effect - low)[order],
-            "thickness": 2,
-            "width": 0,
-            "color": style.INK,
-        }
-    figure = go.Figure()
-    figure.add_vline(x=0, line={"color": style.FAINT, "width": 1.5})
-    figure.add_scatter(
-        x=effect[order],
-        y=rows,
-        mode="markers",
-        marker={"size": 10, "color": filled, "line": {"color": colors, "width": 2}},
-        hovertext=hover,
-        hovertemplate="%{hovertext}<extra></extra>",
-        showlegend=False,
-        **whiskers,
-    )
-    figure.update_yaxes(
-        tickmode="array",
-        tickvals=rows,
-        ticktext=labels,
-        autorange="reversed",
-        showgrid=False,
-        zeroline=False,
-        tickfont={"size": 12, "color": style.INK},
-    )
-    figure.update_xaxes(
-        title={"text": quantity(result.metric, result.unit, "effect")},
-        range=ends_of_axis(effect[order], low[order], high[order]),
-        zeroline=False,
-        nticks=6,
-    )
-    heading = f"Strongest sites: {site_title(result.site)}" if title == "" else title
+    label = quantity(result.metric, result.unit, "effect")
+    rows.draw(labels, said, filled, {"color": colors, "width": 2}, label, effect[rows.order])
     name = "" if len(classes) == 1 and classes[0] == "all" else f"class {classes[at_class]}; "
     pairs, clusters = result.n_pairs[at_class], result.n_clusters[at_class]
     subtitle = (
         f"{name}{pairs} pairs, {clusters} independent; line: {100 * result.level:.0f} % interval; "
         f"filled: q ≤ {q:g}"
     )
-    subtitle += "; grey: within rounding" if grey[order].any() else ""
-    size = {"plot_height": 26 * len(order) + 12, "below": 52, "left": style.room_for(labels) + 6}
-    style.finish(figure, heading, subtitle, **size)
+    heading = f"Strongest sites: {site_title(result.site)}" if title == "" else title
+    figure = rows.finish(labels, heading, subtitle)
     # Long labels push the plot to the right; on a phone the title would leave the figure with it.
     return figure.update_layout(title={"xref": "container", "x": 0.02})
 
@@ -144,15 +155,7 @@ def draw_summary(
 @draw.register
 @checked
 def draw_split_half(result: SplitHalf, *, title: str | None = "") -> go.Figure:
-    """How often random halves of the series agree how well: a histogram of rank correlations.
-
-    Args:
-        result: of :func:`tstlens.patching.split_half`.
-        title: "" for one made from the result, None for none.
-
-    Returns:
-        A plotly figure.
-    """
+    """How often random halves of the series agree how well: a histogram of rank correlations."""
     known = result.spearman[np.isfinite(result.spearman)]
     low = min(0.0, float(known.min(initial=0.0)))
     figure = go.Figure()
@@ -181,15 +184,7 @@ def draw_split_half(result: SplitHalf, *, title: str | None = "") -> go.Figure:
 def draw_ablation(result: AblationResult, *, title: str | None = "", **options: Any) -> go.Figure:
     """The map of an ablation: as of a sweep, with the unablated metric under the title.
 
-    Red is where the metric falls without the component.
-
-    Args:
-        result: of :func:`tstlens.patching.ablate`.
-        title: "" for one made from the result, None for none.
-        **options: of :func:`tstlens.figures.draw_sweep`.
-
-    Returns:
-        A plotly figure.
+    Red is where the metric falls without the component. Options are those of a sweep's figure.
     """
     figure = draw_sweep(result, title=None, **options)
     if title is None:
@@ -198,23 +193,15 @@ def draw_ablation(result: AblationResult, *, title: str | None = "", **options: 
     whole_block = result.site == "block" or result.site.startswith("Site('block'")
     what = "the block's contribution" if whole_block else site_title(result.site)
     heading = f"Replacing {what} by {how}" if title == "" else title
-    unit = "" if result.unit in ("probability", "value") else f" {result.unit}"
     subtitle = (
         f"mean over {result.n_pairs} series; {result.metric}: "
-        f"{number(float(result.baseline.mean()))}{unit} unablated"
+        f"{number(float(result.baseline.mean()))}{suffix(result.unit)} unablated"
     )
     layout: Any = figure.layout
-    margin, height = layout.margin, layout.height
-    plot_height = int(height - margin.t - margin.b)
-    return style.finish(
-        figure,
-        heading,
-        subtitle,
-        plot_height=plot_height,
-        above=int(margin.t) - 14,
-        below=int(margin.b),
-        left=int(margin.l),
-    )
+    margin = layout.margin
+    size = {"above": int(margin.t) - 14, "below": int(margin.b), "left": int(margin.l)}
+    height = int(layout.height - margin.t - margin.b)
+    return style.finish(figure, heading, subtitle, plot_height=height, **size)
 
 
 @draw.register
@@ -225,13 +212,9 @@ def draw_campaign(
     """The strongest places of one site over a campaign's pairs, clean patched into corrupted.
 
     Args:
-        result: of :func:`tstlens.patching.run_campaign`.
         site: which site, by head or layer.
         metric: read with which metric.
-        **options: of :func:`draw_summary`.
-
-    Returns:
-        A plotly figure.
+        **options: of a summary's figure.
 
     Raises:
         ArgumentError: the campaign did not sweep this site with this metric.
@@ -246,9 +229,6 @@ def draw_campaign(
     return draw(result.summary(site, axes.split(" x "), metric, direction), **options)
 
 
-MOST_HOVERED = 4000  # dots that carry their site's name
-
-
 @draw.register
 @checked
 def draw_agreement(
@@ -260,40 +240,25 @@ def draw_agreement(
     under the title are means over pairs, not of this cloud.
 
     Args:
-        result: of :func:`tstlens.patching.statistics`.
         pair: show this pair only; None for all.
-        title: "" for one made from the result, None for none.
-
-    Returns:
-        A plotly figure.
 
     Raises:
         ArgumentError: no such pair.
     """
     n_pairs = len(result.exact)
-    if pair is not None and not -n_pairs <= pair < n_pairs:
-        raise ArgumentError(f"expected pair in 0..{n_pairs - 1}, got {pair}")
-    rows = range(n_pairs) if pair is None else [pair % n_pairs]
-    exact, guess = (part[list(rows)].numpy() for part in (result.exact, result.approximate))
-    ends = np.array([min(exact.min(), guess.min(), 0.0), max(exact.max(), guess.max(), 0.0)])
-    ends += np.array([-0.04, 0.04]) * max(float(np.ptp(ends)), 1e-12)
+    rows = list(range(n_pairs)) if pair is None else [marks.row_of(pair, n_pairs, "pair")]
+    exact, guess = (part[rows].numpy() for part in (result.exact, result.approximate))
     figure = go.Figure()
-    figure.add_scatter(
-        x=ends,
-        y=ends,
-        mode="lines",
-        line={"color": style.FAINT, "width": 1.5},
-        hoverinfo="skip",
-        showlegend=False,
-    )
+    low, high = min(exact.min(), guess.min(), 0.0), max(exact.max(), guess.max(), 0.0)
+    ends = marks.diagonal(figure, low, high)
     labels = [site_label(site) for site in result.sites]
-    hover = [
+    said = [
         f"<b>{label}</b>, pair {row}<br>exact {number(float(x), signed=True)}<br>"
         f"estimate {number(float(y), signed=True)}"
         for row, xs, ys in zip(rows, exact, guess, strict=True)
         for label, x, y in zip(labels, xs, ys, strict=True)
     ]
-    many = exact.size > MOST_HOVERED
+    many, dense = exact.size > MOST_HOVERED, exact.size > 500
     # WebGL only where there are many: not every browser has it.
     draw_dots = figure.add_scattergl if many else figure.add_scatter
     draw_dots(
@@ -301,24 +266,19 @@ def draw_agreement(
         y=guess.ravel(),
         mode="markers",
         marker={
-            "size": 5 if exact.size > 500 else 7,
-            "color": style.BLUE,
-            "opacity": 0.35 if exact.size > 500 else 0.6,
+            "size": 5 if dense else 7, "color": style.BLUE, "opacity": 0.35 if dense else 0.6
         },
-        hovertext=None if many else hover,
-        hovertemplate=None if many else "%{hovertext}<extra></extra>",
         showlegend=False,
-    )
+        **({} if many else marks.hovered(said)),
+    )  # fmt: skip
     unit = quantity(result.metric, result.unit, "effect")
     figure.update_xaxes(title={"text": f"exact {unit}"}, range=ends, nticks=6)
     figure.update_yaxes(range=ends, nticks=6)
     above = style.label_above(figure, f"estimated {unit}")
     heading = f"Estimated against exact: {site_title(result.site)}" if title == "" else title
     which = f"pair {pair}" if pair is not None else f"{n_pairs} pairs" if n_pairs > 1 else "1 pair"
-    means = [
-        number(mean_known(part[list(rows)]))
-        for part in (result.pearson, result.spearman, result.sign_agreement)
-    ]
+    parts = (result.pearson, result.spearman, result.sign_agreement)
+    means = [number(mean_known(part[rows])) for part in parts]
     subtitle = (
         f"{which} × {len(labels)} sites; mean Pearson {means[0]}, Spearman {means[1]}, same sign "
         f"{means[2]}"
@@ -346,7 +306,7 @@ def ranking(
     Args:
         result: a sweep with its pair axis.
         n: how many sites, the largest in size first.
-        clusters: one hashable per pair; see :func:`over_pairs`.
+        clusters: one hashable per pair; see :func:`tstlens.patching.over_pairs`.
         seed: of the bootstrap.
         title: "" for one made from the result, None for none.
 
@@ -363,95 +323,30 @@ def ranking(
         >>> len(ranking(result, n=2).data[-1].x)
         2
     """
-    if n < 1:
-        raise ArgumentError(f"expected n of at least 1, got {n}")
     result = result.named()
     interval = over_pairs(result, clusters=clusters, seed=seed)
+    parts = (interval.mean, interval.low, interval.high, rounded(result))
+    mean, low, high, grey = (np.asarray(part).ravel() for part in parts)
+    rows = _Strongest(n, mean, low, high, grey, result.better)
     axes = [axis for axis in result.axes if axis != "pair"]
-    mean, low, high = (
-        np.asarray(part).ravel() for part in (interval.mean, interval.low, interval.high)
-    )
-    each = shown(result, "effect").reshape(len(result.values), -1)
-    order = np.argsort(-np.nan_to_num(np.abs(mean), nan=-1.0), kind="stable")[:n]
-    grey = rounded(result).ravel()
-    places = [np.unravel_index(at, interval.mean.shape) for at in order]
-    labels = [
-        site_label(
-            {axis: result.coords[axis][index] for axis, index in zip(axes, place, strict=True)},
-            result.time_cells,
-        )
-        for place in places
-    ]
-    unit = "" if result.unit in ("probability", "value") else f" {result.unit}"
-    hover = []
-    for label, at in zip(labels, order, strict=True):
+    labels = rows.labels(result, axes, interval.mean.shape)
+    unit, said = suffix(result.unit), []
+    for label, at in zip(labels, rows.order, strict=True):
         ends = no_interval(interval.n_clusters)
         if np.isfinite(low[at]):
-            ends = (
-                f"95 % CI {number(float(low[at]), True)} to {number(float(high[at]), True)}{unit}"
-            )
+            reach = f"{number(float(low[at]), True)} to {number(float(high[at]), True)}"
+            ends = f"95 % CI {reach}{unit}"
         change = f"change: {number(float(mean[at]), True)}{unit}"
         change += "<br>within rounding" if grey[at] else ""
-        hover.append(f"<b>{label}</b><br>{change}<br>{ends}<br>{interval.n_pairs} pairs")
-    rows = np.arange(len(order))
-    figure = go.Figure()
-    figure.add_vline(x=0, line={"color": style.FAINT, "width": 1.5})
-    figure.add_scatter(
-        x=each[:, order].ravel(),
-        y=np.tile(rows, len(each)),
-        mode="markers",
-        marker={"symbol": "line-ns-open", "size": 9, "color": style.MUTED, "opacity": 0.45},
-        hoverinfo="skip",
-        showlegend=False,
-    )
-    whiskers: dict[str, Any] = {}
-    if np.isfinite(low[order]).any():
-        whiskers["error_x"] = {
-            "type": "data",
-            "symmetric": False,
-            "array": (high - mean)[order],
-            "arrayminus": (mean - low)[order],
-            "thickness": 2,
-            "width": 0,
-            "color": style.INK,
-        }
-    figure.add_scatter(
-        x=mean[order],
-        y=rows,
-        mode="markers",
-        marker={
-            "size": 10,
-            "color": [
-                style.ROUNDING if grey[at] else style.side(float(mean[at]), result.better)
-                for at in order
-            ],
-            "line": {"color": style.PAPER, "width": 1},
-        },
-        hovertext=hover,
-        hovertemplate="%{hovertext}<extra></extra>",
-        showlegend=False,
-        **whiskers,
-    )
-    figure.update_yaxes(
-        tickmode="array",
-        tickvals=rows,
-        ticktext=labels,
-        autorange="reversed",
-        showgrid=False,
-        zeroline=False,
-        tickfont={"size": 12, "color": style.INK},
-    )
-    figure.update_xaxes(
-        title={"text": quantity(result.metric, result.unit, "effect")},
-        range=ends_of_axis(each[:, order], low[order], high[order]),
-        zeroline=False,
-        nticks=6,
-    )
+        said.append(f"<b>{label}</b><br>{change}<br>{ends}<br>{interval.n_pairs} pairs")
+    each = shown(result, "effect").reshape(len(result.values), -1)[:, rows.order]
+    at_row = np.tile(np.arange(len(labels)), len(each))
+    tick = {"symbol": "line-ns-open", "opacity": 0.45}
+    marks.dots(rows.figure, each.ravel(), at_row, style.MUTED, 9, look=tick)
+    label = quantity(result.metric, result.unit, "effect")
+    rows.draw(labels, said, rows.colors(), {"color": style.PAPER, "width": 1}, label, each)
+    words = "dot and line: mean and 95 % interval"
+    if not rows.known:
+        words = f"dot: mean, {no_interval(interval.n_clusters)}"
     heading = f"Strongest sites: {site_title(result.site)}" if title == "" else title
-    marks = "dot and line: mean and 95 % interval"
-    if not whiskers:
-        marks = f"dot: mean, {no_interval(interval.n_clusters)}"
-    subtitle = f"{interval.n_pairs} pairs; {marks}; ticks: pairs"
-    subtitle += "; grey: within rounding" if grey[order].any() else ""
-    size = {"plot_height": 26 * len(order) + 12, "below": 52, "left": style.room_for(labels) + 6}
-    return style.finish(figure, heading, subtitle, **size)
+    return rows.finish(labels, heading, f"{interval.n_pairs} pairs; {words}; ticks: pairs")

@@ -22,6 +22,7 @@ GRID = "#e8ecf0"
 ROUNDING = "#d3d7dc"
 PAPER = "#ffffff"
 BLUE = "#2166ac"
+BLUE_BAND = "rgba(33,102,172,0.15)"  # an interval around a blue line
 RED = "#b2182b"
 ORANGE = "#c8651b"
 

@@ -21,12 +21,12 @@ import plotly.graph_objects as go
 from tstlens.arguments import Count, Positive, checked
 from tstlens.effects import Labelled
 from tstlens.errors import ArgumentError, UnknownNameError
-from tstlens.figures import style
+from tstlens.figures import marks, style
 from tstlens.figures.drawing import draw, joined_later
-from tstlens.figures.intervals import Interval, check_kind, over_pairs
 from tstlens.figures.maps import Cells, Panel, Scale, Ticks, bars, heat_maps
-from tstlens.figures.words import number, quantity, site_label, site_title
+from tstlens.figures.words import number, quantity, site_label, site_title, suffix
 from tstlens.patching import SweepResult
+from tstlens.patching.intervals import Interval, Kind, over_pairs
 from tstlens.stats import no_interval
 
 # Axes from the one that makes panels and rows to the one that runs along the figure.
@@ -39,7 +39,7 @@ _MOST_PANELS = 48
 def draw_sweep(
     result: SweepResult,
     *,
-    kind: str = "effect",
+    kind: Kind = "effect",
     pair: int | None = None,
     title: str | None = "",
     limits: Positive | tuple[float, float] | None = None,
@@ -58,20 +58,14 @@ def draw_sweep(
     are scaled to this map's largest entry unless ``limits`` are given.
 
     Args:
-        result: the sweep.
         kind: "effect" (change against the corrupted run, in the metric's unit), "normalized"
             (share of the clean-corrupted gap closed) or "value" (the metric itself).
         pair: show this pair only; None for the mean over pairs.
-        title: "" for one made from the result, None for none.
         limits: the end of the zero-centred scale; for "value" its two ends.
         clusters: one hashable per pair, for the interval; see :func:`over_pairs`.
         across: small multiples beside each other.
 
-    Returns:
-        A plotly figure.
-
     Raises:
-        UnknownNameError: another kind.
         ArgumentError: a pair or limits that are not possible, or too many axes.
 
     Example:
@@ -82,7 +76,6 @@ def draw_sweep(
         >>> draw_sweep(result).data[0].z.shape
         (3, 8)
     """
-    check_kind(kind)
     result = result.named()
     if pair is not None:
         result = _one_pair(result, pair)
@@ -152,11 +145,13 @@ def draw_labelled(
     if not entries:
         raise ArgumentError("expected a result with an axis to draw along, got one number")
     values, unit = tables[name].astype(float), getattr(result, "unit", "")
-    hover = np.empty(values.shape, dtype=object)
-    for at in np.ndindex(*values.shape):
+
+    def said(*at: int) -> str:
         place = {axis: some[index] for (axis, some), index in zip(entries.items(), at, strict=True)}
         lines = [f"{other}: {number(float(part[at]))}" for other, part in tables.items()]
-        hover[at] = "<br>".join([f"<b>{site_label(place)}</b>", *lines])
+        return "<br>".join([f"<b>{site_label(place)}</b>", *lines])
+
+    hover = marks.each_cell(values.shape, said)
     ends = {end: tables[end] for end in ("low", "high") if end in tables and column is None}
     scale = _scale(values, f"{name} ({unit})" if unit else name)
     cells = getattr(result, "time_cells", None)
@@ -242,11 +237,9 @@ def scale_of(
     if isinstance(limits, tuple):
         if len(limits) != 2 or not all(isinstance(end, int | float) for end in limits):
             raise ArgumentError(f"expected limits as one number or (low, high), got {limits!r}")
-        if limits[0] != -limits[1]:
+        if limits[0] != -limits[1] or limits[1] <= 0:
             raise ArgumentError(f"limits of a change are one number or (-x, x), got {limits!r}")
         limits = limits[1]
-    if limits is not None and not limits > 0:
-        raise ArgumentError(f"expected limits above 0, got {limits!r}")
     if grey is not None and not grey.all():
         finite = values[np.isfinite(values) & ~grey]
     largest = limits or style.symmetric_limit(float(np.abs(finite).max(initial=0.0)))
@@ -261,21 +254,8 @@ def _rank(axis: str) -> int:
 def _one_pair(result: SweepResult, pair: int) -> SweepResult:
     if "pair" not in result.axes:
         raise ArgumentError(f"pair={pair}: the result was averaged over pairs before")
-    n_pairs = len(result.values)
-    if not -n_pairs <= pair < n_pairs:
-        raise ArgumentError(f"expected pair in 0..{n_pairs - 1}, got {pair}")
-    at = pair % n_pairs
-    return replace(
-        result,
-        values=result.values[at],
-        effects=result.effect()[at],
-        axes=tuple(axis for axis in result.axes if axis != "pair"),
-        coords={axis: entries for axis, entries in result.coords.items() if axis != "pair"},
-        baseline=result.baseline[at],
-        clean=result.clean[at],
-        rounding=None if result.rounding is None else result.rounding[at],
-        n_pairs=1,
-    )
+    at = marks.row_of(pair, len(result.values), "pair")
+    return replace(result.at(pair=result.coords["pair"][at]), n_pairs=1)
 
 
 def _panels(
@@ -308,9 +288,9 @@ def _hover(
     mean = result.mean("pair") if "pair" in result.axes else result
     values, effects, shares = mean.values, mean.effect(), mean.normalized()
     rounding, grey = mean.rounding, rounded(mean)
-    unit = "" if result.unit in ("probability", "value") else f" {result.unit}"
-    texts = np.empty(tuple(values.shape), dtype=object)
-    for at in product(*(range(size) for size in texts.shape)):
+    unit = suffix(result.unit)
+
+    def text(*at: int) -> str:
         place = {axis: result.coords[axis][index] for axis, index in zip(axes, at, strict=True)}
         lines = [
             f"<b>{site_label(place, result.time_cells)}</b>",
@@ -323,8 +303,9 @@ def _hover(
             lines.append(f"within rounding (±{number(float(rounding))})")
         if interval is not None:
             lines.append(_interval_text(interval, at, kind, unit))
-        texts[at] = "<br>".join(lines)
-    return texts
+        return "<br>".join(lines)
+
+    return marks.each_cell(values.shape, text)
 
 
 def _percent(share: float) -> str:
@@ -352,7 +333,7 @@ def _title(result: SweepResult, axes: tuple[str, ...]) -> str:
 
 
 def _subtitle(result: SweepResult, pair: int | None) -> str:
-    unit = "" if result.unit in ("probability", "value") else f" {result.unit}"
+    unit = suffix(result.unit)
     which = f"pair {pair}" if pair is not None else f"mean over {result.n_pairs} pairs"
     if result.n_pairs == 1 and pair is None:
         which = "one pair"
@@ -373,7 +354,7 @@ def _per_pair(result: SweepResult, kind: str, scale: Scale, words: dict[str, Any
         each = shown(result, kind)
     grey = result.at_rounding().reshape(-1).cpu().numpy() & (kind != "value")
     scale = scale_of(result, each, kind, grey=grey)
-    unit = "" if result.unit in ("probability", "value") else f" {result.unit}"
+    unit = suffix(result.unit)
     hover = [
         f"<b>pair {name}</b><br>{scale.label}: {number(float(value), kind == 'effect')}{unit}"
         for name, value in zip(names, each, strict=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tstlens.points import SITES
+from tstlens.points import SITES, layer_of
 
 Cells = Sequence[tuple[int, int]] | None
 
@@ -23,6 +23,32 @@ _TITLES = {
 def site_title(site: str) -> str:
     """A site in words: ``z`` is "the head's output (z)"."""
     return SITES.get(site, ("", site))[1]
+
+
+def hook_label(hook: str) -> str:
+    """A hook point in a title: "L1 resid_post", "L1 latents"."""
+    kind, layer = hook.rsplit("hook_", 1)[-1], layer_of(hook)
+    if hook.endswith("hook_sae_acts_post"):
+        kind = "latents"
+    elif hook.rsplit(".", 2)[-2:-1] == ["mlp"]:
+        kind = f"mlp_{kind}"
+    return kind if layer is None else f"L{layer} {kind}"
+
+
+def hook_labels(hooks: tuple[str, ...]) -> tuple[str, ...]:
+    """Hook points as ticks say them: "L0 resid_post", or "L0" where all are of one kind."""
+    labels = tuple(hook_label(hook) for hook in hooks)
+    in_layers = all(layer_of(hook) is not None for hook in hooks)
+    if in_layers and len({label.split(" ")[1] for label in labels}) == 1:
+        labels = tuple(label.split(" ")[0] for label in labels)
+    return labels if len(set(labels)) == len(labels) else hooks
+
+
+def hook_place(hook: str) -> str:
+    """A hook point in a sentence: "the MLP output (mlp_out), layer 0"."""
+    layer = layer_of(hook)
+    name = site_title(hook.rsplit("hook_", 1)[-1])
+    return name if layer is None else f"{name}, layer {layer}"
 
 
 def time_label(cell: tuple[int, int]) -> str:
@@ -94,6 +120,11 @@ def quantity(metric: str, unit: str, kind: str) -> str:
     # A function of one's own has no unit to name: its unit is "value".
     shown = name if unit in name or unit == "value" else f"{name} ({unit})"
     return shown if kind == "value" else f"change of {shown}"
+
+
+def suffix(unit: str) -> str:
+    """A unit behind a number; probabilities, and what has no unit to name, have none."""
+    return "" if unit in ("probability", "value") else f" {unit}"
 
 
 def number(value: float, signed: bool = False) -> str:

@@ -13,15 +13,19 @@ class Parity:
     """What the check at conversion measured.
 
     Args:
-        max_abs: largest absolute difference of any output, float32.
-        max_rel: the same divided by the largest absolute output of the source, float32.
-        tolerance: what ``max_rel`` had to stay under.
+        max_abs: absolute difference of the outputs in float32, on the input that came nearest to
+            its limit (or farthest beyond).
+        max_rel: the same divided by the largest absolute output of the source.
+        tolerance: what ``max_rel`` had to stay under: 1e-5, or 4 times ``source_rounding`` where
+            that is more.
         max_abs_float64: as ``max_abs``, both models in float64; None where the model is too large
             to hold copies of it in float64.
         max_rel_float64: as ``max_rel``, both models in float64.
         tolerance_float64: what ``max_rel_float64`` had to stay under.
         inputs: what was compared, in words: shapes, masks, constant series.
         source: the source's class, or the family its weights were rebuilt into.
+        source_rounding: how far the source's own output in float32 is from its output in float64,
+            on the same input and scale; None where float64 was not run.
     """
 
     max_abs: float
@@ -32,6 +36,7 @@ class Parity:
     tolerance_float64: float
     inputs: tuple[str, ...]
     source: str
+    source_rounding: float | None = None
 
     @property
     def passed(self) -> bool:
@@ -47,7 +52,8 @@ class Parity:
     def from_dict(cls, values: dict[str, Any]) -> Parity:
         """Read back :meth:`to_dict`'s dictionary."""
         names = {entry.name for entry in fields(cls)}
-        if not isinstance(values, dict) or set(values) != names:
+        given = set(values) | {"source_rounding"} if isinstance(values, dict) else set()
+        if given != names:
             raise ArgumentError(f"expected the entries {', '.join(sorted(names))}, got {values!r}")
         return cls(**{**values, "inputs": tuple(values["inputs"])})
 
@@ -56,8 +62,11 @@ class Parity:
         double = "float64 was not run"
         if self.max_rel_float64 is not None:
             double = f"float64 {self.max_rel_float64:.1e} (limit {self.tolerance_float64:.0e})"
+        own = ""
+        if self.source_rounding is not None:
+            own = f", the source's own rounding {self.source_rounding:.1e}"
         return (
             f"{verdict} to {self.source}: float32 {self.max_rel:.1e} of the output's scale "
-            f"(limit {self.tolerance:.0e}, absolute {self.max_abs:.1e}), {double}; "
+            f"(limit {self.tolerance:.1g}, absolute {self.max_abs:.1e}{own}), {double}; "
             f"inputs: {'; '.join(self.inputs)}"
         )

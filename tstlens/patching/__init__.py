@@ -5,9 +5,9 @@ of ``transformer_lens.patching`` are here too, under their own names.
 """
 
 from tstlens.metrics import Metric
-from tstlens.patching.ablation import AblationResult, ablate
+from tstlens.patching.ablation import ablate
 from tstlens.patching.attention import AttentionResult, attention
-from tstlens.patching.attribution import attribution
+from tstlens.patching.attribution import AttributionConfig, attribution
 from tstlens.patching.campaign import (
     Campaign,
     campaign_grids,
@@ -32,6 +32,7 @@ from tstlens.patching.circuits import (
     path_patch,
 )
 from tstlens.patching.influence import Influence, head_influence
+from tstlens.patching.intervals import Interval, over_pairs
 from tstlens.patching.lens import LensResult, lens
 from tstlens.patching.logit_attribution import Component, LogitAttribution, logit_attribution
 from tstlens.patching.metrics import log_prob, logit, logit_diff, mse, prob, quantile_loss
@@ -44,7 +45,7 @@ from tstlens.patching.patch import (
     layer_pos_patch_setter,
     patch,
 )
-from tstlens.patching.result import SweepResult
+from tstlens.patching.result import AblationResult, SweepResult
 from tstlens.patching.sites import Site, site_names
 from tstlens.patching.statistics import (
     Agreement,
@@ -98,9 +99,11 @@ __all__ = [
     "follow_paths",
     "path_patch",
     "AblationResult",
+    "AttributionConfig",
     "Agreement",
     "Campaign",
     "Influence",
+    "Interval",
     "SplitHalf",
     "Summary",
     "ablate",
@@ -154,6 +157,7 @@ __all__ = [
     "logit",
     "logit_diff",
     "mse",
+    "over_pairs",
     "patch",
     "prob",
     "quantile_loss",

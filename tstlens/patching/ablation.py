@@ -8,51 +8,37 @@ zero, which the model never saw; the mean over a reference set; or another serie
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from typing import Literal
 
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from tstlens.arguments import Positive, Seed, checked
 from tstlens.data.validate import blanked
-from tstlens.errors import UnknownAxisError
+from tstlens.errors import ArgumentError, UnknownAxisError
 from tstlens.model import HookedTST
-from tstlens.patching.grids import check_axes
-from tstlens.patching.metrics import (
-    MeasureOutput,
-    as_metric,
-    described,
-    joined,
-    pair_blocks,
-    read_metric,
-    read_runs,
+from tstlens.patching.metrics import MeasureOutput, as_metric, pair_blocks, read_runs
+from tstlens.patching.outputs import Swept, assembled, measured
+from tstlens.patching.result import AblationResult
+from tstlens.patching.sites import Site
+from tstlens.patching.sources import (
+    Observed,
+    Reference,
+    ReferenceMask,
+    both,
+    check_reference,
+    mean_activations,
+    observed,
+    record,
+    replacing,
+    rows_of,
 )
-from tstlens.patching.outputs import AblationSource, Replacement, Swept, patched_outputs, swept
-from tstlens.patching.result import SweepResult
-from tstlens.patching.sites import Site, locate
-from tstlens.patching.sources import Reference, ReferenceMask
-from tstlens.patching.sweep import time_cells
-from tstlens.patching.worlds import run_corrupted
+from tstlens.patching.worlds import CorruptedRun, run_corrupted
 from tstlens.shapes import PairMask, PairSeries
 
-
-@dataclass(frozen=True, repr=False)
-class AblationResult(SweepResult):
-    """A :class:`SweepResult` whose pairs are series: ``baseline`` is the unablated metric.
-
-    ``effect()`` is what ablating does to the metric (negative where the model needs the component
-    for a metric that is better when larger). There is no second run, so ``clean`` repeats the
-    baseline and ``normalized()`` is NaN.
-    """
-
-    def __repr__(self) -> str:
-        shape = ", ".join(
-            f"{axis}={size}" for axis, size in zip(self.axes, self.values.shape, strict=True)
-        )
-        return (
-            f"AblationResult({self.site} [{shape}] replaced by {self.source}, {self.metric}: "
-            f"unablated {float(self.baseline.mean()):.4g})"
-        )
+AblationSource = Literal["zero", "mean", "resample"]
 
 
 @checked
@@ -136,57 +122,173 @@ def ablate(
     series = series[None] if series.ndim == 2 else series
     model.check_series(series, mask)
     series = blanked(series, mask)
-    site = Site(site) if isinstance(site, str) else site
     what = _what(model, site, axes, n_slices)
-    model.require_live(what.names)
     metric = as_metric(metric, len(series))
-    whole_block = site.name == "block"
+    named = Site(site) if isinstance(site, str) else site
     replacing = Replacement(
-        model, what, source, reference, reference_mask, series, mask, seed, whole_block
+        model,
+        what,
+        source,
+        reference,
+        reference_mask,
+        series,
+        mask,
+        seed,
+        contribution=named.name == "block",
     )
     pieces, coords = [], {}
-    with tqdm(total=0, desc=f"ablating {site.name}", unit="run", disable=not progress) as bar:
+    with tqdm(total=0, desc=f"ablating {named.name}", unit="run", disable=not progress) as bar:
         for block in pair_blocks(len(series), metric):
-            piece_mask = None if mask is None else mask[block]
-            run = run_corrupted(model, series[block], piece_mask, what.place, what.layers)
-            outputs, coords = patched_outputs(
-                model, run, what, replacing(run, block), memory_mb, (bar, len(series))
+            run = run_corrupted(model, *rows_of(series, mask, block), what.place, what.layers)
+            own, given = metric.of_pairs(block), replacing(run, block)
+            (values,), coords = measured(
+                model, run, what, given, [own], memory_mb, (bar, len(series))
             )
-            own = metric.of_pairs(block)
-            worlds = outputs.flatten(1, len(what.axes)) if what.axes else outputs[:, None]
-            values = read_metric(own, worlds.transpose(0, 1)).T
-            shape = outputs.shape[: 1 + len(what.axes)]
-            pieces.append((values.reshape(shape), read_runs(own, run.output)))
-    values, runs = zip(*pieces, strict=True)
-    return AblationResult(
-        values=torch.cat(values),
-        axes=("pair", *what.axes),
-        coords={"pair": tuple(range(len(series))), **coords},
-        **joined(list(runs)),
-        **described(metric),
-        site=repr(site) if site.selections() or site.layer is not None else site.name,
+            pieces.append((values, read_runs(own, run.output)))
+    return assembled(
+        AblationResult,
+        model,
+        metric,
+        coords,
+        pieces,
+        series.shape[2],
+        site=replace(what, site=named).site_name,
         source=source,
-        time_cells=time_cells(model, series.shape[2]),
-        n_pairs=len(series),
-        made={
-            "model": model.cfg.model_name,
-            "method": "ablation",
-            "seed": seed if source == "resample" else None,
-            "n_slices": n_slices,
-        },
+        place=what.place,
+        method="ablation",
+        seed=seed if source == "resample" else None,
+        n_slices=n_slices,
     )
 
 
-def _what(model: HookedTST, site: Site, axes: Sequence[str], n_slices: int | None) -> Swept:
+def _what(model: HookedTST, site: str | Site, axes: Sequence[str], n_slices: int | None) -> Swept:
     """The worlds; a block is found as what leaves it."""
+    site = Site(site) if isinstance(site, str) else site
     if site.name != "block":
-        place = locate(model, site)
-        return swept(model, site, place, check_axes(place, site, axes, n_slices), n_slices)
+        return Swept.found(model, site, axes, n_slices)
     unknown = [axis for axis in axes if axis not in ("layer", "pos", "channel")]
     if unknown:
         known = ("layer", "pos", *(["channel"] if model.cfg.channel_independent else []))
         raise UnknownAxisError(unknown[0], known, "Site 'block' of this model has these")
     leaves = "resid_post" if model.cfg.norm_position == "pre" else "normalized_resid_post"
-    inner = replace(site, name=leaves)
-    place = locate(model, inner)
-    return swept(model, inner, place, check_axes(place, inner, axes, n_slices), n_slices)
+    return Swept.found(model, replace(site, name=leaves), axes, n_slices)
+
+
+class Replacement:
+    """Replacements for any block of the series: zero, a mean, or another series' activation.
+
+    Args:
+        model: the model.
+        what: the worlds.
+        source: ``"zero"``, ``"mean"`` or ``"resample"``.
+        reference: series to average over or to draw from.
+        reference_mask: bool [batch, time] of these, or None.
+        series: the series that are ablated, [batch, channel, time].
+        mask: bool [batch, time] of these, or None.
+        seed: of the draw.
+        contribution: whether the activation is what leaves a block, and only what the block added
+            to what enters it is replaced.
+    """
+
+    def __init__(
+        self,
+        model: HookedTST,
+        what: Swept,
+        source: AblationSource,
+        reference: Tensor | None,
+        reference_mask: Tensor | None,
+        series: Tensor,
+        mask: Tensor | None,
+        seed: int,
+        contribution: bool,
+    ) -> None:
+        self.model, self.what, self.source = model, what, source
+        self.contribution = contribution
+        if source == "zero":
+            return
+        if reference is None:
+            raise ArgumentError(
+                f"source={source!r} needs reference=: series [batch, channel, time] to "
+                + ("average over" if source == "mean" else "draw from")
+                + ", training data say"
+            )
+        self.reference = check_reference(model, reference, reference_mask, series)
+        self.mask = reference_mask
+        if source == "mean":
+            needed = self._observed(series, mask)
+            rows = (self.reference, reference_mask)
+            self.means = mean_activations(
+                model, what.place, what.names, rows, needed, self._recorded
+            )
+        else:
+            self.drawn = draw_others(self.reference, series, seed, reference_mask, mask)
+
+    def __call__(self, run: CorruptedRun, block: slice) -> dict[str, Tensor]:
+        """What replaces each named activation of the run, which is that of series ``block``."""
+        there: Observed = dict.fromkeys(self.what.names)
+        if self.source == "resample":
+            rows = self.drawn[block].to(self.reference.device)
+            drawn = self.reference[rows], None if self.mask is None else self.mask[rows]
+            found, there = self._recorded(*drawn), self._observed(*drawn)
+        elif self.source == "mean":
+            found = {}
+            for name, mean in self.means.items():
+                like = self.what.place.by_series(run.acts[name])
+                found[name] = mean.expand(like.shape).reshape(run.acts[name].shape)
+        else:
+            found = {name: torch.zeros_like(run.acts[name]) for name in self.what.names}
+        if self.contribution:
+            for layer, name in zip(self.what.layers, self.what.names, strict=True):
+                found[name] = found[name] + run.stream_before(layer or 0)
+        seen = both(self._observed(run.series, run.mask), there)
+        return {
+            name: replacing(self.what.place, act, run.acts[name], seen[name])
+            for name, act in found.items()
+        }
+
+    def _recorded(self, series: Tensor, mask: Tensor | None) -> dict[str, Tensor]:
+        names, layers = self.what.names, self.what.layers
+        entering = [
+            f"{self.model.layer_name(layer or 0)}.hook_resid_pre" for layer in layers
+        ] * self.contribution
+        acts = record(self.model, series, mask, [*names, *entering])[1]
+        if self.contribution:
+            return {name: acts[name] - acts[pre] for name, pre in zip(names, entering, strict=True)}
+        return {name: acts[name] for name in names}
+
+    def _observed(self, series: Tensor, mask: Tensor | None) -> Observed:
+        return observed(self.model, self.what.place, self.what.names, series, mask)
+
+
+def draw_others(
+    reference: Tensor,
+    series: Tensor,
+    seed: int,
+    reference_mask: Tensor | None = None,
+    mask: Tensor | None = None,
+) -> Tensor:
+    """For every series the index of a random reference series that is not that series itself.
+
+    Series hold zeros for padding, and are the same where they also end at the same samples.
+
+    Raises:
+        ArgumentError: the reference holds nothing else.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    index = torch.randint(len(reference), (len(series),), generator=generator)
+    held, own = (_with_mask(*rows) for rows in ((reference, reference_mask), (series, mask)))
+    for _ in range(len(reference)):
+        same = (held[index.to(held.device)] == own).flatten(1).all(1).cpu()
+        if not bool(same.any()):
+            return index
+        index = torch.where(same, (index + 1) % len(reference), index)
+    raise ArgumentError(
+        "source='resample' found no reference series that differs from the one it is to replace; "
+        "give other series as reference"
+    )
+
+
+def _with_mask(series: Tensor, mask: Tensor | None) -> Tensor:
+    """[series, channel + 1, time]: the mask as one more channel, missing values as infinity."""
+    seen = torch.ones_like(series[:, :1]) if mask is None else mask[:, None].to(series)
+    return torch.cat([series.nan_to_num(torch.inf), seen], 1)

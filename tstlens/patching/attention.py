@@ -10,7 +10,7 @@ What ``attention`` returns: patterns by head and what was counted in them.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
@@ -19,17 +19,15 @@ from tqdm import tqdm
 
 from tstlens.arguments import checked
 from tstlens.data.validate import blanked
+from tstlens.effects import Labelled
 from tstlens.errors import ArgumentError, UnknownHookError
 from tstlens.model import HookedTST
-from tstlens.patching.sweep import rows_that_fit, time_cells
-from tstlens.results import Result
-
-if TYPE_CHECKING:
-    import pandas as pd
+from tstlens.patching.outputs import rows_that_fit, time_cells
+from tstlens.patching.sources import rows_of
 
 
-@dataclass(frozen=True)
-class AttentionResult(Result):
+@dataclass(frozen=True, eq=False, repr=False)
+class AttentionResult(Labelled):
     """Where every head looks.
 
     Statistics are [series, (channel,) layer, head].
@@ -79,23 +77,16 @@ class AttentionResult(Result):
         lead = self.pattern.ndim - 4
         return self.pattern.flatten(0, lead - 1).nanmean(0) if lead else self.pattern
 
-    def to_dataframe(self) -> pd.DataFrame:
-        """One row per series (and channel), layer and head, with its statistics."""
-        import pandas as pd
-
+    def entries(self) -> dict[str, Any]:
+        """Series (and channel), layer and head."""
         names = ["series", *(["channel"] if self.entropy.ndim == 4 else []), "layer", "head"]
-        index = pd.MultiIndex.from_product(
-            [range(size) for size in self.entropy.shape], names=names
-        )
-        columns = {
-            "entropy": self.entropy,
-            "relative_entropy": self.relative_entropy,
-            "distance": self.distance,
-        }
-        if self.distance_samples is not None:
-            columns["distance_samples"] = self.distance_samples
-        flat = {name: part.reshape(-1).double().cpu().numpy() for name, part in columns.items()}
-        return pd.DataFrame(flat, index=index).reset_index()
+        return {n: range(size) for n, size in zip(names, self.entropy.shape, strict=True)}
+
+    def columns(self) -> dict[str, Any]:
+        """The statistics of every head."""
+        names = ("entropy", "relative_entropy", "distance", "distance_samples")
+        parts = {name: getattr(self, name) for name in names}
+        return {name: part.double() for name, part in parts.items() if part is not None}
 
     def __repr__(self) -> str:
         n_layers, n_heads = self.entropy.shape[-2:]
@@ -176,9 +167,8 @@ def attention(
     patterns, all_observed, all_stats = [], [], []
     starts = range(0, len(series), per_block)
     for start in tqdm(starts, desc="attention", unit="block", disable=not progress, delay=1):
-        rows = slice(start, start + per_block)
-        seen = None if mask is None else mask[rows]
-        pattern, observed = _patterns(model, names, series[rows], seen)
+        own = rows_of(series, mask, slice(start, start + per_block))
+        pattern, observed = _patterns(model, names, *own)
         all_stats.append(_stats(pattern, observed, cells, model.cfg.causal))
         patterns.append(_sums(pattern) if average else pattern)
         all_observed.append(observed)

@@ -29,56 +29,67 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from tstlens.arguments import Positive, checked, needs_gradients
+from tstlens.arguments import (
+    Amount,
+    Positive,
+    check_fields,
+    checked,
+    configured,
+    needs_gradients,
+)
 from tstlens.errors import ArgumentError
 from tstlens.metrics import Metric
 from tstlens.model import HookedTST
 from tstlens.patching.checks import check_pairs
-from tstlens.patching.grids import Grid, check_axes, make_grids
-from tstlens.patching.metrics import (
-    MeasureOutput,
-    as_metric,
-    described,
-    joined,
-    pair_blocks,
-    read_metric,
-    read_runs,
-)
-from tstlens.patching.outputs import Swept, swept
+from tstlens.patching.grids import Grid, make_grids
+from tstlens.patching.metrics import MeasureOutput, as_metric, pair_blocks, read_metric, read_runs
+from tstlens.patching.outputs import Swept, assembled, rows_that_fit
 from tstlens.patching.result import SweepResult
 from tstlens.patching.sites import Place, Site, axis_of, locate
 from tstlens.patching.sources import (
     Reference,
     ReferenceMask,
+    Rows,
     Source,
     both,
     observed,
     record,
     replacing,
+    rows_of,
     sources,
 )
-from tstlens.patching.sweep import rows_that_fit, time_cells
 from tstlens.patching.worlds import CorruptedRun, run_corrupted, start_of
 from tstlens.shapes import PairMask, PairSeries
 
 
 @dataclass(frozen=True)
-class Path:
-    """Where gradients are taken.
+class AttributionConfig:
+    """How :func:`attribution` estimates; every field is a keyword of it as well.
 
     Args:
-        of: what moves: ``"site"`` or ``"input"``.
-        steps: points on the path; 0 is the corrupted run alone.
+        path: with ``steps``: ``"site"`` moves each layer's activation by itself, one backward pass
+            per step and layer; ``"input"`` moves the embedding, one per step for all layers
+            (sites before the trunk are moved by themselves either way, and the source has to be
+            ``"clean"``). See the module's documentation for how far the paths go.
+        qk_correction: for sites ``q`` and ``k``: replace the queries or keys exactly, recompute
+            the softmax, and linearise from the pattern on (AtP*), because a gradient through a
+            saturated softmax is near zero whatever a large change would do.
+        n_slices: runs that axis ``"slice"`` cuts the last axis into.
+        memory_mb: steps run in chunks whose activations stay near this many MiB.
     """
 
-    of: str
-    steps: int
+    path: Literal["site", "input"] = "site"
+    qk_correction: bool = False
+    n_slices: int | None = None
+    memory_mb: Positive = 256.0
 
-    def alphas(self, reach: float = 1.0) -> list[float]:
-        """Fractions of the way, by the midpoint rule on [0, reach]."""
-        if not self.steps:
-            return [0.0]
-        return [reach * (step + 0.5) / self.steps for step in range(self.steps)]
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+
+def points(steps: int, reach: float = 1.0) -> list[float]:
+    """Fractions of the way, by the midpoint rule on [0, reach]; the corrupted run without steps."""
+    return [reach * (step + 0.5) / steps for step in range(steps)] or [0.0]
 
 
 def delta(here: Tensor, given: Tensor, name: str) -> Tensor:
@@ -132,7 +143,7 @@ def input_gradients(
     end: Tensor | None,
     names: Sequence[str],
     metric: Metric,
-    path: Path,
+    steps: int,
     per_chunk: int,
 ) -> dict[str, Tensor]:
     """Mean gradients at all named activations while what enters block 0 moves.
@@ -143,7 +154,7 @@ def input_gradients(
         end: the clean embedding [row, pos, d_model]; None stays at the corrupted one.
         names: hook names inside the trunk.
         metric: what is differentiated.
-        path: how many points.
+        steps: points on the path; 0 is the corrupted run alone.
         per_chunk: points that run at once.
 
     Returns:
@@ -152,7 +163,6 @@ def input_gradients(
     with torch.no_grad():
         start = model.embed_series(run.series, run.mask)[0]
     way = torch.zeros_like(start) if end is None else end - start
-    alphas = path.alphas()
 
     def runs(some: Sequence[float]) -> tuple[Tensor, list[Tensor]]:
         at = start.new_tensor(some).view(-1, 1, 1, 1)
@@ -170,7 +180,7 @@ def input_gradients(
         )
         return output, [kept[name] for name in names]
 
-    return dict(zip(names, _averaged(runs, alphas, run, metric, per_chunk), strict=True))
+    return dict(zip(names, _averaged(runs, points(steps), run, metric, per_chunk), strict=True))
 
 
 def site_gradients(
@@ -181,7 +191,7 @@ def site_gradients(
     change: Tensor,
     at_name: str,
     metric: Metric,
-    path: Path,
+    steps: int,
     reach: float,
     per_chunk: int,
 ) -> Tensor:
@@ -195,7 +205,7 @@ def site_gradients(
         change: what the activation moves by at the end of the path, like the activation.
         at_name: where the gradient is taken: the site itself, or the pattern behind q and k.
         metric: what is differentiated.
-        path: how many points.
+        steps: points on the path; 0 is the corrupted run alone.
         reach: how far the path goes, as a fraction of ``change``.
         per_chunk: points that run at once.
     """
@@ -220,7 +230,7 @@ def site_gradients(
         output = _run_from(model, run, place, layer, len(some), hooks)
         return output, [kept[at_name]]
 
-    return _averaged(runs, path.alphas(reach), run, metric, per_chunk)[0]
+    return _averaged(runs, points(steps, reach), run, metric, per_chunk)[0]
 
 
 def _averaged(
@@ -349,6 +359,7 @@ def _pattern(
     return kept[0].unflatten(0, (n_worlds, -1))
 
 
+@configured(AttributionConfig)
 @checked
 @needs_gradients
 def attribution(
@@ -358,18 +369,16 @@ def attribution(
     site: str | Site,
     axes: Sequence[str],
     metric: MeasureOutput,
-    steps: int = 0,
+    steps: Amount = 0,
     source: Source | Tensor = "clean",
     *,
-    path: Literal["site", "input"] = "site",
-    qk_correction: bool = False,
-    n_slices: int | None = None,
+    config: AttributionConfig | None = None,
     reference: Reference | None = None,
     reference_mask: ReferenceMask | None = None,
     clean_mask: PairMask | None = None,
     corrupted_mask: PairMask | None = None,
-    memory_mb: Positive = 256.0,
     progress: bool = True,
+    **settings: Any,
 ) -> SweepResult:
     """What :func:`sweep` would give, estimated from gradients: same sites, axes and result.
 
@@ -390,20 +399,13 @@ def attribution(
         steps: gradients averaged along the path (midpoint rule); 0 takes the one at the corrupted
             run (AtP).
         source: what replaces: ``"clean"``, ``"zero"``, ``"mean"`` (over ``reference``) or series.
-        path: with ``steps``: ``"site"`` moves each layer's activation by itself, one backward pass
-            per step and layer; ``"input"`` moves the embedding, one per step for all layers
-            (sites before the trunk are moved by themselves either way, and the source has to be
-            ``"clean"``). See the module's documentation for how far the paths go.
-        qk_correction: for sites ``q`` and ``k``: replace the queries or keys exactly, recompute
-            the softmax, and linearise from the pattern on (AtP*), because a gradient through a
-            saturated softmax is near zero whatever a large change would do.
-        n_slices: runs that axis ``"slice"`` cuts the last axis into.
+        config: path, correction, slices and memory, see :class:`AttributionConfig`.
         reference: series [batch, channel, time] for ``source="mean"``.
         reference_mask: bool [batch, time] of these; padding and missing values stay out of means.
         clean_mask: bool [pair, time] of the clean series.
         corrupted_mask: bool [pair, time] of the corrupted series.
-        memory_mb: steps run in chunks whose activations stay near this many MiB.
         progress: show a progress bar.
+        **settings: fields of the config, ``path="input"`` say.
 
     Returns:
         Values [pair, *axes]: baseline plus estimated effect, in the metric's unit;
@@ -431,98 +433,71 @@ def attribution(
         torch.Size([6, 2, 4])
     """
     clean, corrupted = check_pairs(model, clean, corrupted, clean_mask, corrupted_mask)
-    site = Site(site) if isinstance(site, str) else site
-    place = locate(model, site)
-    axes = check_axes(place, site, axes, n_slices)
-    what = swept(model, site, place, axes, n_slices)
-    _check_options(place, site, steps, path, source, qk_correction)
-    model.require_live(what.names)
+    config = config or AttributionConfig(**settings)
+    what = Swept.found(model, site, axes, config.n_slices)
+    _check_options(what, steps, source, config)
     metric = as_metric(metric, len(clean))
     pieces, coords = [], {}
     with tqdm(total=len(clean), desc="attribution", unit="pair", disable=not progress) as bar:
         for block in pair_blocks(len(clean), metric):
-            estimate = _Estimate(
-                model,
-                what,
-                metric.of_pairs(block),
-                Path(path, steps),
-                qk_correction,
-                memory_mb,
-            )
-            given = source[block] if isinstance(source, Tensor) else source
+            estimate = _Estimate(model, what, metric.of_pairs(block), steps, config)
             piece, coords = estimate(
-                (clean[block], None if clean_mask is None else clean_mask[block]),
-                (corrupted[block], None if corrupted_mask is None else corrupted_mask[block]),
-                given,
+                rows_of(clean, clean_mask, block),
+                rows_of(corrupted, corrupted_mask, block),
+                source[block] if isinstance(source, Tensor) else source,
                 reference,
                 reference_mask,
             )
             pieces.append(piece)
             bar.update(block.stop - block.start)
-    effects, runs = torch.cat([piece[0] for piece in pieces]), joined([p[1] for p in pieces])
-    # A gradient's estimate is as exact as its own size: no difference of two runs limits it.
-    baseline = runs["baseline"]
-    return SweepResult(
-        values=baseline.view(-1, *(1,) * (effects.ndim - 1)) + effects,
-        effects=effects,
-        axes=("pair", *axes),
-        coords={"pair": tuple(range(len(clean))), **coords},
-        baseline=baseline,
-        clean=runs["clean"],
-        **described(metric),
-        site=repr(site) if site.selections() or site.layer is not None else site.name,
+    return assembled(
+        SweepResult,
+        model,
+        metric,
+        coords,
+        pieces,
+        clean.shape[2],
+        site=what.site_name,
         source=source if isinstance(source, str) else "other series",
-        time_cells=time_cells(model, clean.shape[2], place),
-        positions_are=model.cfg.positions_are,
-        n_pairs=len(clean),
-        made={
-            "model": model.cfg.model_name,
-            "method": "attribution",
-            "steps": steps,
-            "path": path if steps else None,
-            "qk_correction": qk_correction,
-            "n_slices": n_slices,
-        },
+        place=what.place,
+        effects=True,
+        exact=False,
+        method="attribution",
+        steps=steps,
+        path=config.path if steps else None,
+        qk_correction=config.qk_correction,
+        n_slices=config.n_slices,
     )
 
 
 def _check_options(
-    place: Place, site: Site, steps: int, path: str, source: Source | Tensor, qk_correction: bool
+    what: Swept, steps: int, source: Source | Tensor, config: AttributionConfig
 ) -> None:
-    if not isinstance(steps, int) or isinstance(steps, bool) or steps < 0:
-        raise ArgumentError(
-            f"expected steps of 0 (plain gradients) or more (integrated gradients), got {steps!r}"
-        )
-    if steps and path == "input" and not (isinstance(source, str) and source == "clean"):
+    if steps and config.path == "input" and not (isinstance(source, str) and source == "clean"):
         raise ArgumentError(
             "path='input' goes from the corrupted series to the clean one, so source must be "
             "'clean'; use path='site' for other sources"
         )
-    if qk_correction and place.kind not in ("attn.hook_q", "attn.hook_k"):
+    if config.qk_correction and what.place.kind not in ("attn.hook_q", "attn.hook_k"):
         raise ArgumentError(
-            f"qk_correction is for the sites 'q' and 'k', got {site.name!r}; leave it out here"
+            f"qk_correction is for the sites 'q' and 'k', got {what.site.name!r}; leave it out here"
         )
 
 
+@dataclass(frozen=True, eq=False)
 class _Estimate:
     """Effects, and what the two runs give, of some of the pairs."""
 
-    def __init__(
-        self,
-        model: HookedTST,
-        what: Swept,
-        metric: Metric,
-        path: Path,
-        qk_correction: bool,
-        memory_mb: float,
-    ) -> None:
-        self.model, self.what, self.metric, self.path = model, what, metric, path
-        self.qk_correction, self.memory_mb = qk_correction, memory_mb
+    model: HookedTST
+    what: Swept
+    metric: Metric
+    steps: int
+    config: AttributionConfig
 
     def __call__(
         self,
-        clean: tuple[Tensor, Tensor | None],
-        corrupted: tuple[Tensor, Tensor | None],
+        clean: Rows,
+        corrupted: Rows,
         source: Source | Tensor,
         reference: Tensor | None,
         reference_mask: Tensor | None,
@@ -543,10 +518,9 @@ class _Estimate:
         gradients = self._gradients(run, change, clean, grids[0].n_worlds)
         effects = []
         for layer, name, grid in zip(what.layers, what.names, grids, strict=True):
-            if self.qk_correction and layer is not None:
-                effect = corrected(
-                    model, run, place, layer, grid, given[name], gradients[layer], self.memory_mb
-                )
+            if self.config.qk_correction and layer is not None:
+                moves = (grid, given[name], gradients[layer])
+                effect = corrected(model, run, place, layer, *moves, self.config.memory_mb)
             else:
                 moved = place.by_series(gradients[layer] * change[name])
                 effect = _by_world(moved, what, grid, coords)
@@ -559,18 +533,18 @@ class _Estimate:
         self,
         run: CorruptedRun,
         change: dict[str, Tensor],
-        clean: tuple[Tensor, Tensor | None],
+        clean: Rows,
         n_sites: int,
     ) -> dict[int | None, Tensor]:
         """The mean gradient of the metric at the site (or its pattern) along the path, by layer."""
-        model, what, path = self.model, self.what, self.path
-        rows = rows_that_fit(model, run.n_pos, self.memory_mb / 2)
+        model, what, steps = self.model, self.what, self.steps
+        rows = rows_that_fit(model, run.n_pos, self.config.memory_mb / 2)
         per_chunk = max(1, rows // len(run.final))
-        place = pattern_place(what.place) if self.qk_correction else what.place
+        place = pattern_place(what.place) if self.config.qk_correction else what.place
         names = {layer: place.hook_name(layer) for layer in what.layers}
-        if what.place.in_trunk and (path.of == "input" or not path.steps):
+        if what.place.in_trunk and (self.config.path == "input" or not steps):
             end = None
-            if path.steps:
+            if steps:
                 with torch.no_grad():
                     end = model.embed_series(*clean)[0]
                     start = model.embed_series(run.series, run.mask)[0]
@@ -583,7 +557,7 @@ class _Estimate:
                 )
                 end = replacing(entering, end, start, seen["hook_embed"])
             found = input_gradients(
-                model, run, end, list(names.values()), self.metric, path, per_chunk
+                model, run, end, list(names.values()), self.metric, steps, per_chunk
             )
             return {layer: found[name] for layer, name in names.items()}
         reach = 1 / n_sites**0.5
@@ -591,7 +565,7 @@ class _Estimate:
         for layer, at_name in names.items():
             moved = change[what.place.hook_name(layer)]
             gradients[layer] = site_gradients(
-                model, run, what.place, layer, moved, at_name, self.metric, path, reach, per_chunk
+                model, run, what.place, layer, moved, at_name, self.metric, steps, reach, per_chunk
             )
         return gradients
 

@@ -13,7 +13,7 @@ import json
 import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,25 +30,12 @@ from tstlens.errors import ArgumentError, CorruptFileError, StorageError, Unknow
 from tstlens.metrics import ANY, Metric
 from tstlens.model import HookedTST
 from tstlens.patching.checks import check_pairs
-from tstlens.patching.grids import check_axes
-from tstlens.patching.metrics import (
-    described,
-    joined,
-    log_prob,
-    logit,
-    logit_diff,
-    pair_blocks,
-    prob,
-    read_metric,
-    read_runs,
-)
-from tstlens.patching.outputs import patched_outputs, swept
+from tstlens.patching.metrics import log_prob, logit, logit_diff, prob
+from tstlens.patching.outputs import Swept
 from tstlens.patching.result import SweepResult
 from tstlens.patching.sites import Site, locate, site_names
-from tstlens.patching.sources import record, sources
 from tstlens.patching.statistics import Summary, summary
-from tstlens.patching.sweep import time_cells
-from tstlens.patching.worlds import run_corrupted
+from tstlens.patching.sweep import swept_pairs
 from tstlens.results import Result
 
 if TYPE_CHECKING:
@@ -456,9 +443,7 @@ def run_campaign(
     grids = campaign_grids(model) if grids is None else grids
     chosen = [(site, tuple(axes)) for site, axes in grids]
     for site, axes in chosen:
-        place = locate(model, Site(site))
-        check_axes(place, Site(site), axes, None)
-        model.require_live([place.hook_name(place.layers[0])])
+        Swept.found(model, site, axes, None)
     makers = _makers(metrics)
     unknown = [direction for direction in directions if direction not in DIRECTIONS]
     if unknown or not directions or not chosen:
@@ -537,41 +522,14 @@ def _sweeps(
     memory_mb: float,
 ) -> dict[str, SweepResult]:
     """One sweep, read with all metrics: what ``sweep`` gives for each."""
-    place = locate(model, Site(site))
-    what = swept(model, Site(site), place, check_axes(place, Site(site), axes, None), None)
-    parts: dict[str, list[tuple[Tensor, dict[str, Tensor]]]] = {name: [] for name in metrics}
-    coords: dict[str, tuple[Any, ...]] = {}
-    widest = min(metrics.values(), key=lambda metric: bool(metric.targets))
-    for block in pair_blocks(len(pairs), widest):
-        some = pairs[block]
-        clean, acts = record(model, some.clean, some.clean_mask, what.names)
-        run = run_corrupted(model, some.corrupted, some.corrupted_mask, place, what.layers)
-        rows = (some.clean, some.clean_mask)
-        given = sources(model, place, what.names, "clean", rows, acts, run)
-        outputs, coords = patched_outputs(model, run, what, given, memory_mb)
-        shape = outputs.shape[: 1 + len(axes)]
-        worlds = outputs.reshape(len(some), -1, *outputs.shape[1 + len(axes) :]).transpose(0, 1)
-        for name, metric in metrics.items():
-            own = metric.of_pairs(block)
-            values = read_metric(own, worlds).T.reshape(shape)
-            parts[name].append((values, read_runs(own, run.output, clean)))
-    results = {}
-    for name, pieces in parts.items():
-        values, runs = zip(*pieces, strict=True)
-        results[name] = SweepResult(
-            values=torch.cat(values).cpu(),
-            axes=("pair", *axes),
-            coords={"pair": tuple(range(len(pairs))), **coords},
-            **{part: tensor.cpu() for part, tensor in joined(list(runs)).items()},
-            **described(metrics[name]),
-            site=site,
-            source="clean",
-            time_cells=time_cells(model, pairs.clean.shape[2]),
-            positions_are=model.cfg.positions_are,
-            n_pairs=len(pairs),
-            made={"model": model.cfg.model_name, "method": "exact", "n_slices": None},
-        )
-    return results
+    what = Swept.found(model, site, axes, None)
+    runs = (pairs.clean, pairs.clean_mask), (pairs.corrupted, pairs.corrupted_mask)
+    results = swept_pairs(model, what, *runs, list(metrics.values()), memory_mb)
+    arrays = [{part: getattr(one, part).cpu() for part in _ARRAYS} for one in results]
+    return {
+        name: replace(result, **parts)
+        for name, result, parts in zip(metrics, results, arrays, strict=True)
+    }
 
 
 def _makers(metrics: Sequence[str] | Mapping[str, MakeMetric]) -> dict[str, MakeMetric]:

@@ -6,7 +6,7 @@ head's ``z`` and look at every later head's.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,25 +15,24 @@ from torch import Tensor
 from tqdm import tqdm
 
 from tstlens.arguments import Positive, checked
+from tstlens.effects import Labelled
 from tstlens.errors import ArgumentError
 from tstlens.model import HookedTST
 from tstlens.patching.checks import check_pairs, require_two_writers
-from tstlens.patching.grids import Grid, check_axes, make_grid
+from tstlens.patching.grids import Grid, make_grid
 from tstlens.patching.metrics import PAIRS_PER_BLOCK
-from tstlens.patching.outputs import Swept, swept
+from tstlens.patching.outputs import Swept, rows_that_fit
 from tstlens.patching.sites import Site, locate
-from tstlens.patching.sources import record, sources
-from tstlens.patching.sweep import rows_that_fit
+from tstlens.patching.sources import Rows, record, rows_of, sources
 from tstlens.patching.worlds import CorruptedRun, run_corrupted
-from tstlens.results import Result
 from tstlens.shapes import PairMask, PairSeries
 
 if TYPE_CHECKING:
     import pandas as pd
 
 
-@dataclass(frozen=True)
-class Influence(Result):
+@dataclass(frozen=True, eq=False, repr=False)
+class Influence(Labelled):
     """What patching one head (or slice) does to every other one, pair by pair.
 
     Args:
@@ -79,41 +78,30 @@ class Influence(Result):
         """The mean over pairs; ratios are then mean change over mean gap."""
         if "pair" not in self.axes:
             return self
-        return Influence(
-            self.values.mean(0),
-            self.projection.mean(0),
-            self.gap.mean(0),
-            self.axes[1:],
-            self.unit,
-            self.n_pairs,
-            self.made,
-        )
+        parts = {name: getattr(self, name).mean(0) for name in ("values", "projection", "gap")}
+        return replace(self, **parts, axes=self.axes[1:])
 
-    def to_dataframe(self) -> pd.DataFrame:
-        """Long format: pair, from_layer, from_head, to_layer, to_head, the three measures.
-
-        Only rows where the second comes later than the first.
-        """
-        import pandas as pd
-
+    def entries(self) -> dict[str, Any]:
+        """Pair, from_layer, from_head, to_layer and to_head."""
         names = ["from_layer", f"from_{self.unit}", "to_layer", f"to_{self.unit}"]
-        columns = (["pair"] if "pair" in self.axes else []) + names
-        index = torch.cartesian_prod(*(torch.arange(size) for size in self.values.shape))
-        frame = pd.DataFrame(index.numpy(), columns=columns)
-        measures = {
+        names = (["pair"] if "pair" in self.axes else []) + names
+        return {n: range(size) for n, size in zip(names, self.values.shape, strict=True)}
+
+    def columns(self) -> dict[str, Any]:
+        """The three measures."""
+        return {
             "mean_squared": self.values,
             "normalized": self.normalized(),
             "signed": self.signed(),
         }
-        for name, measure in measures.items():
-            frame[name] = measure.flatten().cpu().numpy()
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """Long format; only rows where the second comes later than the first."""
+        frame = super().to_dataframe()
         return frame.query("to_layer > from_layer").reset_index(drop=True)
 
     def __repr__(self) -> str:
-        shape = ", ".join(
-            f"{axis}={size}" for axis, size in zip(self.axes, self.values.shape, strict=True)
-        )
-        return f"Influence({self.unit}s [{shape}], {self.n_pairs} pairs)"
+        return f"Influence({self.unit}s [{self.shape_text()}], {self.n_pairs} pairs)"
 
 
 @checked
@@ -183,16 +171,13 @@ def head_influence(
             f"pos and feature (site='attn_out', n_slices=8, say), got site={site!r} and "
             f"n_slices={n_slices}"
         )
-    axes = check_axes(place, Site(site), ("layer", unit), n_slices)
-    what = swept(model, Site(site), place, axes, n_slices)
-    model.require_live(what.names)
+    what = Swept.found(model, site, ("layer", unit), n_slices)
     pieces = []
     with tqdm(total=len(clean), desc="influence", unit="pair", disable=not progress) as bar:
         for start in range(0, len(clean), PAIRS_PER_BLOCK):
             block = slice(start, min(start + PAIRS_PER_BLOCK, len(clean)))
-            one = (clean[block], None if clean_mask is None else clean_mask[block])
-            other = (corrupted[block], None if corrupted_mask is None else corrupted_mask[block])
-            pieces.append(_of_block(model, what, one, other, memory_mb))
+            runs = rows_of(clean, clean_mask, block), rows_of(corrupted, corrupted_mask, block)
+            pieces.append(_of_block(model, what, *runs, memory_mb))
             bar.update(block.stop - block.start)
     values, projection, gap = (torch.cat(part) for part in zip(*pieces, strict=True))
     return Influence(
@@ -209,8 +194,8 @@ def head_influence(
 def _of_block(
     model: HookedTST,
     what: Swept,
-    clean: tuple[Tensor, Tensor | None],
-    corrupted: tuple[Tensor, Tensor | None],
+    clean: Rows,
+    corrupted: Rows,
     memory_mb: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Mean squares, projections and gaps of some of the pairs."""

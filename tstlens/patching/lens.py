@@ -37,20 +37,21 @@ from tqdm import tqdm
 
 from tstlens.arguments import check_finite, checked
 from tstlens.data.validate import blanked
+from tstlens.effects import Labelled
 from tstlens.errors import ArgumentError, LabelError, SeriesShapeError
 from tstlens.model import HookedTST, TrunkState
 from tstlens.model.parts import Pooling
 from tstlens.patching.checks import require_one_stack
-from tstlens.patching.sweep import time_cells
-from tstlens.results import Result
+from tstlens.patching.outputs import time_cells
+from tstlens.patching.sources import rows_of
 from tstlens.shapes import PosMask, Residual
 
 if TYPE_CHECKING:
     import pandas as pd
 
 
-@dataclass(frozen=True)
-class LensResult(Result):
+@dataclass(frozen=True, eq=False, repr=False)
+class LensResult(Labelled):
     """The model's output as the head reads it off the stream at every point.
 
     Args:
@@ -141,22 +142,20 @@ class LensResult(Result):
             columns["mse_final"] = self.mse().mean(1).tolist()
         return pd.DataFrame(columns)
 
-    def to_dataframe(self) -> pd.DataFrame:
-        """Long format: point, series, class, logit, probability; or channel, step, forecast."""
-        import pandas as pd
+    def entries(self) -> dict[str, Any]:
+        """Point and series, then class, or channel and step."""
+        sizes = map(range, self.output.shape[1:])
+        return dict(zip(self.axes, (self.points, *sizes), strict=True))
 
-        sizes = self.output.shape[1:]
-        entries: list[Any] = [list(self.points), *(range(size) for size in sizes)]
-        index = pd.MultiIndex.from_product(entries, names=list(self.axes))
-        flat = self.output.reshape(-1).double().cpu().numpy()
+    def columns(self) -> dict[str, Any]:
+        """Logit and probability (and target), or the forecast."""
+        output = self.output.double()
         if not self._classes():
-            return pd.DataFrame({"forecast": flat}, index=index).reset_index()
-        frame = pd.DataFrame({"logit": flat}, index=index)
-        frame["probability"] = self.probabilities().reshape(-1).double().cpu().numpy()
-        frame = frame.reset_index()
+            return {"forecast": output}
+        found = {"logit": output, "probability": self.probabilities().double()}
         if self.target is not None:
-            frame["target"] = frame["series"].map(dict(enumerate(self.target.tolist())))
-        return frame
+            found["target"] = self.target.view(-1, 1)
+        return found
 
     def __repr__(self) -> str:
         what = f"{self.output.shape[1]} series at {len(self.points)} points"
@@ -254,8 +253,7 @@ def lens(
     starts = range(0, len(series), SERIES_PER_BLOCK)
     for start in tqdm(starts, desc="lens", unit="block", disable=not progress, delay=1):
         rows = slice(start, start + SERIES_PER_BLOCK)
-        seen = None if mask is None else mask[rows]
-        stream, state, final = streams(model, series[rows], seen)
+        stream, state, final = streams(model, *rows_of(series, mask, rows))
         check_finite(final.flatten(1).T, "the model", start)
         outputs.append(torch.stack([model.unembed(point, state) for point in stream]))
         finals.append(final)

@@ -21,14 +21,15 @@ from tqdm import tqdm
 
 from tstlens.arguments import Count, check_finite, checked
 from tstlens.data.validate import blanked
+from tstlens.effects import Labelled
 from tstlens.errors import ArgumentError, NonlinearResidualError, UnknownAxisError
 from tstlens.model import HeadConfig, HookedTST
 from tstlens.model.norms import HeldNorm
 from tstlens.patching.checks import require_one_stack
 from tstlens.patching.lens import route
 from tstlens.patching.metrics import OutputPart
-from tstlens.patching.sweep import time_cells
-from tstlens.results import Result
+from tstlens.patching.outputs import time_cells
+from tstlens.patching.sources import rows_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -58,8 +59,8 @@ class Component:
         return self.name
 
 
-@dataclass(frozen=True)
-class LogitAttribution(Result):
+@dataclass(frozen=True, eq=False, repr=False)
+class LogitAttribution(Labelled):
     """How much of an output each component wrote at each position.
 
     Args:
@@ -144,6 +145,10 @@ class LogitAttribution(Result):
         ]
         return pd.DataFrame(rows, columns=["component", "contribution"])
 
+    def columns(self) -> dict[str, Any]:
+        """The contributions."""
+        return {"contribution": self.values.double()}
+
     def to_dataframe(self) -> pd.DataFrame:
         """Long format: a column per axis, then kind, layer, head and contribution.
 
@@ -152,11 +157,7 @@ class LogitAttribution(Result):
         """
         import pandas as pd
 
-        index = pd.MultiIndex.from_product(
-            [self.coords[axis] for axis in self.axes], names=list(self.axes)
-        )
-        flat = self.values.reshape(-1).double().cpu().numpy()
-        frame = pd.DataFrame({"contribution": flat}, index=index).reset_index()
+        frame = super().to_dataframe()
         parts = {str(part): part for part in self.components}
         for name in ("kind", "layer", "head"):
             frame[name] = frame["component"].map({k: getattr(p, name) for k, p in parts.items()})
@@ -170,12 +171,9 @@ class LogitAttribution(Result):
         return frame[[*self.axes, "kind", "layer", "head", "contribution"]]
 
     def __repr__(self) -> str:
-        shape = ", ".join(
-            f"{axis}={size}" for axis, size in zip(self.axes, self.values.shape, strict=True)
-        )
         return (
-            f"LogitAttribution({self.target} [{shape}], mean {float(self.output.mean()):.4g} "
-            f"{self.unit}, largest gap of the sum {self.error:.1e})"
+            f"LogitAttribution({self.target} [{self.shape_text()}], mean "
+            f"{float(self.output.mean()):.4g} {self.unit}, largest gap of the sum {self.error:.1e})"
         )
 
 
@@ -259,7 +257,8 @@ def logit_attribution(
     bar = tqdm(starts, desc="logit attribution", unit="block", disable=not progress, delay=1)
     for start in bar:
         rows = slice(start, start + SERIES_PER_BLOCK)
-        blocks.append(_split_block(model, head, asked.rows(rows), series[rows], _rows(mask, rows)))
+        own = rows_of(series, mask, rows)
+        blocks.append(_split_block(model, head, asked.rows(rows), *own))
     values = torch.cat([block.values for block in blocks])
     constant = torch.cat([block.constant for block in blocks])
     output = torch.cat([block.output for block in blocks])
@@ -422,7 +421,3 @@ def _check_sum(values: Tensor, constant: Tensor, output: Tensor) -> float:
             "(a permanent hook, a spliced module); remove it with model.reset_hooks()"
         )
     return float(gap.max())
-
-
-def _rows(mask: Tensor | None, rows: slice) -> Tensor | None:
-    return None if mask is None else mask[rows]

@@ -1,36 +1,28 @@
-"""The patched outputs themselves, for analyses that measure one run in several ways.
+"""From a grid to a result: worlds that are run and measured, for every analysis that sweeps.
 
-``sweep`` turns every world's output into one number at once. Ablation replaces by what it makes
-itself, and a campaign reads several metrics off the same worlds: both ask here.
-
-What an ablation puts in the place of an activation.
+``sweep``, ``ablate`` and a campaign differ in what they put in an activation's place and in how
+many metrics they read; the worlds, their order and what a result says of them are told here.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, TypeVar
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
-from tstlens.errors import ArgumentError
+from tstlens.metrics import Metric
 from tstlens.model import HookedTST
-from tstlens.patching.grids import make_grids
-from tstlens.patching.sites import Place, Site
-from tstlens.patching.sources import (
-    Observed,
-    both,
-    check_reference,
-    mean_activations,
-    observed,
-    record,
-    replacing,
-)
-from tstlens.patching.sweep import rows_that_fit
+from tstlens.patching.grids import check_axes, make_grids
+from tstlens.patching.metrics import described, joined, read_metric
+from tstlens.patching.result import SweepResult
+from tstlens.patching.sites import Place, Site, locate
 from tstlens.patching.worlds import CorruptedRun, run_worlds
+
+Piece = tuple[Tensor, dict[str, Tensor]]  # values [pair, *axes] and what the two runs gave
+Kind = TypeVar("Kind", bound=SweepResult)
 
 
 @dataclass(frozen=True)
@@ -50,6 +42,28 @@ class Swept:
     axes: tuple[str, ...]
     layers: tuple[int | None, ...]
     n_slices: int | None = None
+
+    @classmethod
+    def found(
+        cls, model: HookedTST, site: str | Site, axes: Sequence[str], n_slices: int | None
+    ) -> Swept:
+        """The worlds of a sweep over all layers of a model, or over the site's own.
+
+        Raises:
+            UnknownSiteError, UnknownAxisError, ArgumentError: the model has no such thing.
+            HookError: the site cannot fire as the model is set.
+        """
+        site = Site(site) if isinstance(site, str) else site
+        place = locate(model, site)
+        what = cls(site, place, check_axes(place, site, axes, n_slices), place.layers, n_slices)
+        model.require_live(what.names)
+        return what
+
+    @property
+    def site_name(self) -> str:
+        """The site as results call it."""
+        chosen = self.site.selections() or self.site.layer is not None
+        return repr(self.site) if chosen else self.site.name
 
     @property
     def names(self) -> list[str]:
@@ -78,34 +92,29 @@ class Swept:
         return {axis: known[axis] for axis in self.axes}
 
 
-def swept(
-    model: HookedTST, site: Site, place: Place, axes: Sequence[str], n_slices: int | None
-) -> Swept:
-    """The worlds of a sweep over all layers, or over the site's own."""
-    return Swept(site, place, tuple(axes), place.layers, n_slices)
-
-
 @torch.no_grad()
-def patched_outputs(
+def measured(
     model: HookedTST,
     run: CorruptedRun,
     what: Swept,
     given: dict[str, Tensor],
-    memory_mb: float = 256.0,
+    metrics: Sequence[Metric],
+    memory_mb: float | None,
     bar: tuple[Any, int] | None = None,
-) -> tuple[Float[Tensor, "pair ..."], dict[str, tuple[Any, ...]]]:
-    """The model's output in every world, and what the entries of the swept axes are.
+) -> tuple[list[Tensor], dict[str, tuple[Any, ...]]]:
+    """Every world measured, and what the entries of the swept axes are.
 
     Args:
         model: the model.
         run: the corrupted run, with the activations of ``what.names``.
         what: the worlds.
         given: what replaces each named activation, [row, ...].
+        metrics: of the run's own pairs.
         memory_mb: worlds run in chunks whose activations stay near this many MiB.
         bar: a tqdm bar that is told of every run, and how many pairs there are in all; or None.
 
     Returns:
-        Outputs [pair, *axes, ...] and coords by axis.
+        Values [pair, *axes] of every metric, and coords by axis.
     """
     place = what.place
     acts = [run.acts[name] for name in what.names]
@@ -113,137 +122,99 @@ def patched_outputs(
     per_chunk = max(1, rows_that_fit(model, run.n_pos, memory_mb) // len(run.final))
     if bar is not None and not bar[0].total:
         bar[0].reset(total=grids[0].n_worlds * len(what.names) * bar[1])
-    layers = []
+    values: list[list[Tensor]] = [[] for _ in metrics]  # metric -> layer -> [world, pair]
     for layer, name, grid in zip(what.layers, what.names, grids, strict=True):
-        chunks = []
+        chunks: list[list[Tensor]] = [[] for _ in metrics]
         for output in run_worlds(model, run, place, layer, grid, given[name], per_chunk):
-            chunks.append(output)
+            for metric, of_metric in zip(metrics, chunks, strict=True):
+                of_metric.append(read_metric(metric, output))
             if bar is not None:
                 bar[0].update(output.shape[0] * output.shape[1])
-        layers.append(torch.cat(chunks).transpose(0, 1))  # [pair, world, ...]
-    return what.in_order(torch.stack(layers, 1), coords), what.all_coords(coords)
+        for of_metric, layers in zip(chunks, values, strict=True):
+            layers.append(torch.cat(of_metric))
+    by_pair = (torch.stack(layers).movedim(-1, 0) for layers in values)  # [pair, layer, world]
+    return [what.in_order(one, coords) for one in by_pair], what.all_coords(coords)
 
 
-AblationSource = Literal["zero", "mean", "resample"]
-
-
-class Replacement:
-    """Replacements for any block of the series: zero, a mean, or another series' activation.
+def assembled(
+    kind: type[Kind],
+    model: HookedTST,
+    metric: Metric,
+    coords: dict[str, tuple[Any, ...]],
+    pieces: Sequence[Piece],
+    n_time: int,
+    *,
+    site: str,
+    source: str = "clean",
+    place: Place | None = None,
+    effects: bool = False,
+    exact: bool = True,
+    **made: Any,
+) -> Kind:
+    """The result of an analysis, from what it found for blocks of pairs.
 
     Args:
+        kind: of result.
         model: the model.
-        what: the worlds.
-        source: ``"zero"``, ``"mean"`` or ``"resample"``.
-        reference: series to average over or to draw from.
-        reference_mask: bool [batch, time] of these, or None.
-        series: the series that are ablated, [batch, channel, time].
-        mask: bool [batch, time] of these, or None.
-        seed: of the draw.
-        contribution: whether the activation is what leaves a block, and only what the block added
-            to what enters it is replaced.
+        metric: what was measured.
+        coords: the axes beside the pairs, and what their entries are.
+        pieces: of each block.
+        n_time: samples of a series.
+        site: what was replaced, in words.
+        source: what replaced it.
+        place: whose positions the axis ``pos`` counts.
+        effects: whether pieces hold effects in place of values.
+        exact: whether they are differences of runs, which have a rounding; a gradient's estimate
+            is as exact as its own size.
+        **made: how.
     """
-
-    def __init__(
-        self,
-        model: HookedTST,
-        what: Swept,
-        source: AblationSource,
-        reference: Tensor | None,
-        reference_mask: Tensor | None,
-        series: Tensor,
-        mask: Tensor | None,
-        seed: int,
-        contribution: bool,
-    ) -> None:
-        self.model, self.what, self.source = model, what, source
-        self.contribution = contribution
-        if source not in ("zero", "mean", "resample"):
-            raise ArgumentError(f"source must be 'zero', 'mean' or 'resample', got {source!r}")
-        if source == "zero":
-            return
-        if reference is None:
-            raise ArgumentError(
-                f"source={source!r} needs reference=: series [batch, channel, time] to "
-                + ("average over" if source == "mean" else "draw from")
-                + ", training data say"
-            )
-        self.reference = check_reference(model, reference, reference_mask, series)
-        self.mask = reference_mask
-        if source == "mean":
-            needed = self._observed(series, mask)
-            rows = (self.reference, reference_mask)
-            self.means = mean_activations(
-                model, what.place, what.names, rows, needed, self._recorded
-            )
-        else:
-            self.drawn = draw_others(self.reference, series, seed, reference_mask, mask)
-
-    def __call__(self, run: CorruptedRun, block: slice) -> dict[str, Tensor]:
-        """What replaces each named activation of the run, which is that of series ``block``."""
-        there: Observed = dict.fromkeys(self.what.names)
-        if self.source == "resample":
-            rows = self.drawn[block].to(self.reference.device)
-            drawn = self.reference[rows], None if self.mask is None else self.mask[rows]
-            found, there = self._recorded(*drawn), self._observed(*drawn)
-        elif self.source == "mean":
-            found = {}
-            for name, mean in self.means.items():
-                like = self.what.place.by_series(run.acts[name])
-                found[name] = mean.expand(like.shape).reshape(run.acts[name].shape)
-        else:
-            found = {name: torch.zeros_like(run.acts[name]) for name in self.what.names}
-        if self.contribution:
-            for layer, name in zip(self.what.layers, self.what.names, strict=True):
-                found[name] = found[name] + run.stream_before(layer or 0)
-        seen = both(self._observed(run.series, run.mask), there)
-        return {
-            name: replacing(self.what.place, act, run.acts[name], seen[name])
-            for name, act in found.items()
-        }
-
-    def _recorded(self, series: Tensor, mask: Tensor | None) -> dict[str, Tensor]:
-        names, layers = self.what.names, self.what.layers
-        entering = [
-            f"{self.model.layer_name(layer or 0)}.hook_resid_pre" for layer in layers
-        ] * self.contribution
-        acts = record(self.model, series, mask, [*names, *entering])[1]
-        if self.contribution:
-            return {name: acts[name] - acts[pre] for name, pre in zip(names, entering, strict=True)}
-        return {name: acts[name] for name in names}
-
-    def _observed(self, series: Tensor, mask: Tensor | None) -> Observed:
-        return observed(self.model, self.what.place, self.what.names, series, mask)
-
-
-def draw_others(
-    reference: Tensor,
-    series: Tensor,
-    seed: int,
-    reference_mask: Tensor | None = None,
-    mask: Tensor | None = None,
-) -> Tensor:
-    """For every series the index of a random reference series that is not that series itself.
-
-    Series hold zeros for padding, and are the same where they also end at the same samples.
-
-    Raises:
-        ArgumentError: the reference holds nothing else.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    index = torch.randint(len(reference), (len(series),), generator=generator)
-    held, own = (_with_mask(*rows) for rows in ((reference, reference_mask), (series, mask)))
-    for _ in range(len(reference)):
-        same = (held[index.to(held.device)] == own).flatten(1).all(1).cpu()
-        if not bool(same.any()):
-            return index
-        index = torch.where(same, (index + 1) % len(reference), index)
-    raise ArgumentError(
-        "source='resample' found no reference series that differs from the one it is to replace; "
-        "give other series as reference"
+    found = torch.cat([piece[0] for piece in pieces])
+    runs: dict[str, Any] = joined([piece[1] for piece in pieces])
+    if not exact:
+        del runs["rounding"]
+    if effects:
+        runs["effects"] = found
+        found = runs["baseline"].view(-1, *(1,) * (found.ndim - 1)) + found
+    return kind(
+        values=found,
+        axes=("pair", *coords),
+        coords={"pair": tuple(range(len(found))), **coords},
+        **runs,
+        **described(metric),
+        site=site,
+        source=source,
+        time_cells=time_cells(model, n_time, place),
+        positions_are=model.cfg.positions_are,
+        n_pairs=len(found),
+        made={"model": model.cfg.model_name, **made},
     )
 
 
-def _with_mask(series: Tensor, mask: Tensor | None) -> Tensor:
-    """[series, channel + 1, time]: the mask as one more channel, missing values as infinity."""
-    seen = torch.ones_like(series[:, :1]) if mask is None else mask[:, None].to(series)
-    return torch.cat([series.nan_to_num(torch.inf), seen], 1)
+def rows_that_fit(model: HookedTST, n_pos: int, memory_mb: float | None) -> int:
+    """Rows of the trunk whose activations in one block take about ``memory_mb`` MiB."""
+    cfg = model.cfg
+    fewest = 1
+    if memory_mb is None:
+        on_cpu = torch.device(cfg.device).type == "cpu"
+        memory_mb, fewest = (8.0, 16) if on_cpu else (1024.0, 1)
+    per_pos = 8 * cfg.d_model + 2 * cfg.d_mlp + cfg.n_heads * n_pos
+    return max(fewest, int(memory_mb * 2**20 / (4 * n_pos * per_pos)))
+
+
+def time_cells(
+    model: HookedTST, n_time: int, place: Place | None = None
+) -> tuple[tuple[int, int], ...] | None:
+    """First and one-past-last sample of every position; None where they are not known.
+
+    Args:
+        model: the model.
+        n_time: samples of a series.
+        place: whose positions; those of a decoder stand for no samples.
+    """
+    if place is not None and place.in_decoder:
+        return None
+    n_pos = model.n_pos(n_time)
+    if n_pos is None or model.cfg.positions_are == "channel":
+        return None
+    cells = [model.time_cell(pos, n_time) for pos in range(n_pos)]
+    return tuple((cell.start, cell.stop) for cell in cells)

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 from tstlens.arguments import Count, checked
+from tstlens.effects import Labelled, strongest
 from tstlens.errors import ArgumentError, UnknownAxisError
 from tstlens.metrics import ANY, Better
-from tstlens.results import Result
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 _SMALL = 1e-6  # a clean-corrupted gap below this cannot be divided by
 
 
-@dataclass(frozen=True)
-class SweepResult(Result):
+@dataclass(frozen=True, eq=False, repr=False)
+class SweepResult(Labelled):
     """The metric of the patched run for every pair and every site of a grid.
 
     Args:
@@ -65,10 +65,16 @@ class SweepResult(Result):
     better: Better | None = None
     range: tuple[float, float] = ANY
 
+    ALONG: ClassVar = {
+        "values": None,
+        "effects": None,
+        **dict.fromkeys(("baseline", "clean", "rounding"), ("pair",)),
+    }
+
     def __post_init__(self) -> None:
         if self.effects is None:
             return
-        value = self._along_pairs(self.baseline) + self.effects
+        value = self.spread(self.baseline, "pair") + self.effects
         step = 64 * torch.finfo(value.dtype).eps if value.is_floating_point() else 0.0
         close = (self.values - value).abs() <= step * (self.values.abs() + value.abs()).max()
         if self.effects.shape != self.values.shape or not (close | value.isnan()).all():
@@ -81,14 +87,14 @@ class SweepResult(Result):
         """Change of the metric against the corrupted run, in the metric's unit."""
         if self.effects is not None:
             return self.effects
-        return self.values - self._along_pairs(self.baseline)
+        return self.values - self.spread(self.baseline, "pair")
 
     def at_rounding(self) -> Bool[Tensor, "*axes"]:
         """Where an effect is not zero and yet no larger than rounding makes it."""
         size = self.effect().abs()
         if self.rounding is None:
             return torch.zeros_like(size, dtype=torch.bool)
-        return (size > 0) & (size <= self._along_pairs(self.rounding))
+        return (size > 0) & (size <= self.spread(self.rounding, "pair"))
 
     def normalized(self) -> Float[Tensor, "*axes"]:
         """Effect divided by the gap between clean and corrupted run: 0 is no change, 1 restores it.
@@ -97,10 +103,10 @@ class SweepResult(Result):
         pairs with a small gap are large and noisy: average effects, then divide
         (``result.mean("pair")`` does so).
         """
-        gap = self._along_pairs(self.clean - self.baseline)
+        gap = self.spread(self.clean - self.baseline, "pair")
         small = gap.abs() < _SMALL
         if self.rounding is not None:
-            small = small | (gap.abs() <= self._along_pairs(self.rounding))
+            small = small | (gap.abs() <= self.spread(self.rounding, "pair"))
         return torch.where(small, torch.nan, self.effect() / gap)
 
     @checked
@@ -112,20 +118,16 @@ class SweepResult(Result):
         """
         if axis not in self.axes:
             raise UnknownAxisError(axis, self.axes, "This result has these")
-        over_pairs = axis == "pair"
+        per_pair = {name: getattr(self, name) for name in ("baseline", "clean", "rounding")}
+        if axis == "pair":
+            per_pair = {n: None if part is None else part.mean() for n, part in per_pair.items()}
         return replace(
             self,
             values=self.values.mean(self.axes.index(axis)),
             effects=self.effect().mean(self.axes.index(axis)),
             axes=tuple(name for name in self.axes if name != axis),
             coords={name: entries for name, entries in self.coords.items() if name != axis},
-            baseline=self.baseline.mean() if over_pairs else self.baseline,
-            clean=self.clean.mean() if over_pairs else self.clean,
-            rounding=None
-            if self.rounding is None
-            else self.rounding.mean()
-            if over_pairs
-            else self.rounding,
+            **per_pair,
         )
 
     def named(self) -> SweepResult:
@@ -146,9 +148,18 @@ class SweepResult(Result):
     def top(self, n: Count = 5) -> pd.DataFrame:
         """The ``n`` sites whose mean effect is largest in size, strongest first."""
         result = self.mean("pair") if "pair" in self.axes else self
-        frame = result.to_dataframe()
-        order = frame["effect"].abs().sort_values(ascending=False, kind="stable").index
-        return frame.loc[order[:n]].reset_index(drop=True)
+        return strongest(result.to_dataframe(), "effect", n)
+
+    def columns(self) -> dict[str, Any]:
+        """Value, baseline, clean, effect, normalized; of an exact sweep also ``at_rounding``."""
+        columns = {
+            "value": self.values,
+            "baseline": self.spread(self.baseline, "pair"),
+            "clean": self.spread(self.clean, "pair"),
+            "effect": self.effect(),
+            "normalized": self.normalized(),
+        }
+        return columns if self.rounding is None else {**columns, "at_rounding": self.at_rounding()}
 
     def to_dataframe(self) -> pd.DataFrame:
         """Long format: a column per axis, then value, baseline, clean, effect, normalized.
@@ -157,37 +168,30 @@ class SweepResult(Result):
 
         Where positions are channels, a column ``channel`` beside ``pos`` says which.
         """
-        import pandas as pd
-
-        index = pd.MultiIndex.from_product(
-            [self.coords[axis] for axis in self.axes], names=list(self.axes)
-        )
-        shape = self.values.shape
-        columns = {
-            "value": self.values,
-            "baseline": self._along_pairs(self.baseline).expand(shape),
-            "clean": self._along_pairs(self.clean).expand(shape),
-            "effect": self.effect(),
-            "normalized": self.normalized(),
-        }
-        if self.rounding is not None:
-            columns["at_rounding"] = self.at_rounding()
-        flat = {name: tensor.reshape(-1).cpu().numpy() for name, tensor in columns.items()}
-        frame = pd.DataFrame(flat, index=index).reset_index()
+        frame = super().to_dataframe()
         if self.named() is not self:
             frame.insert(list(frame.columns).index("pos") + 1, "channel", frame["pos"])
         return frame
 
     def __repr__(self) -> str:
-        shape = ", ".join(
-            f"{axis}={size}" for axis, size in zip(self.axes, self.values.shape, strict=True)
-        )
+        runs = [f"{float(run.mean()):.4g}" for run in (self.baseline, self.clean)]
         return (
-            f"SweepResult({self.site} [{shape}], {self.metric}: corrupted "
-            f"{float(self.baseline.mean()):.4g} -> clean {float(self.clean.mean()):.4g})"
+            f"{type(self).__name__}({self.site} [{self.shape_text()}], {self.metric}: corrupted "
+            f"{runs[0]} -> clean {runs[1]})"
         )
 
-    def _along_pairs(self, per_pair: Tensor) -> Tensor:
-        if "pair" not in self.axes:
-            return per_pair
-        return per_pair.view(-1, *(1,) * (self.values.ndim - 1))
+
+@dataclass(frozen=True, eq=False, repr=False)
+class AblationResult(SweepResult):
+    """A :class:`SweepResult` whose pairs are series: ``baseline`` is the unablated metric.
+
+    ``effect()`` is what ablating does to the metric (negative where the model needs the component
+    for a metric that is better when larger). There is no second run, so ``clean`` repeats the
+    baseline and ``normalized()`` is NaN.
+    """
+
+    def __repr__(self) -> str:
+        return (
+            f"AblationResult({self.site} [{self.shape_text()}] replaced by {self.source}, "
+            f"{self.metric}: unablated {float(self.baseline.mean()):.4g})"
+        )

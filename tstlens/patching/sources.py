@@ -106,6 +106,11 @@ Rows = tuple[Tensor, Tensor | None]  # series and their mask
 _BATCH = 128  # reference series whose activations are held at once
 
 
+def rows_of(series: Tensor, mask: Tensor | None, rows: slice) -> Rows:
+    """Some of the series, with their masks."""
+    return series[rows], None if mask is None else mask[rows]
+
+
 def record(
     model: HookedTST, series: Tensor, mask: Tensor | None, names: Sequence[str]
 ) -> tuple[Tensor, dict[str, Tensor]]:
@@ -234,8 +239,7 @@ def mean_activations(
     totals: dict[str, Tensor] = {}
     counts: dict[str, Tensor] = {}
     for start in range(0, len(reference[0]), _BATCH):
-        rows = slice(start, start + _BATCH)
-        series, mask = reference[0][rows], None if reference[1] is None else reference[1][rows]
+        series, mask = rows_of(*reference, slice(start, start + _BATCH))
         acts = record(model, series, mask, names)[1] if recorded is None else recorded(series, mask)
         seen = observed(model, place, names, series, mask)
         for name in names:

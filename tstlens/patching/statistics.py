@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
@@ -23,6 +23,7 @@ from torch import Tensor
 from tstlens.arguments import Count, Draws, Seed, Share, checked, shown
 from tstlens.data import Pairs, TimeSeriesData
 from tstlens.data.pairs import observed_alike
+from tstlens.effects import Labelled, strongest
 from tstlens.errors import ArgumentError, LabelError
 from tstlens.metrics import Better, Metric
 from tstlens.model import HookedTST
@@ -30,7 +31,6 @@ from tstlens.patching.metrics import log_prob
 from tstlens.patching.result import SweepResult
 from tstlens.patching.sites import Site
 from tstlens.patching.sweep import sweep
-from tstlens.results import Result
 from tstlens.stats import (
     adjusted,
     by_cluster,
@@ -52,8 +52,8 @@ if TYPE_CHECKING:
 Groups = Sequence[Hashable] | Tensor | np.ndarray
 
 
-@dataclass(frozen=True)
-class Summary(Result):
+@dataclass(frozen=True, eq=False, repr=False)
+class Summary(Labelled):
     """Mean effect per class and site, with interval, p and q.
 
     Args:
@@ -99,21 +99,17 @@ class Summary(Result):
     rounding: Float[np.ndarray, " class"] | None = None
     better: Better | None = None
 
-    def to_dataframe(self) -> pd.DataFrame:
-        """One row per class and site: effect, low, high, p, q, n_pairs, n_clusters."""
-        import pandas as pd
+    ALONG: ClassVar = {
+        **dict.fromkeys(("effect", "low", "high", "p", "q", "beyond_null")),
+        **dict.fromkeys(("n_pairs", "n_clusters", "rounding"), ("class",)),
+    }
 
-        index = pd.MultiIndex.from_product(
-            [self.coords[axis] for axis in self.axes], names=list(self.axes)
-        )
-        names = ("effect", "low", "high", "p", "q")
-        columns = {name: getattr(self, name).ravel() for name in names}
-        if self.beyond_null is not None:
-            columns["beyond_null"] = self.beyond_null.ravel()
-        per_class = self.effect[0].size
-        columns["n_pairs"] = np.repeat(self.n_pairs, per_class)
-        columns["n_clusters"] = np.repeat(self.n_clusters, per_class)
-        return pd.DataFrame(columns, index=index).reset_index()
+    def columns(self) -> dict[str, Any]:
+        """Effect, low, high, p, q, (beyond_null,) n_pairs and n_clusters."""
+        names = ("effect", "low", "high", "p", "q", "beyond_null")
+        parts = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        counts = {"n_pairs": self.n_pairs, "n_clusters": self.n_clusters}
+        return parts | {name: self.spread(part, "class") for name, part in counts.items()}
 
     @checked
     def discoveries(self, q: Share = 0.05) -> pd.DataFrame:
@@ -121,14 +117,11 @@ class Summary(Result):
 
         Among them, about this share is expected to be false.
         """
-        found = self.to_dataframe().query("q <= @q")
-        strongest = found.sort_values("effect", key=abs, ascending=False, kind="stable")
-        return strongest.reset_index(drop=True)
+        return strongest(self.to_dataframe().query("q <= @q"), "effect")
 
     def __repr__(self) -> str:
-        shape = ", ".join(f"{axis}={len(self.coords[axis])}" for axis in self.axes)
         return (
-            f"Summary({self.site} [{shape}], {self.metric}, {sum(self.n_pairs)} pairs, "
+            f"Summary({self.site} [{self.shape_text()}], {self.metric}, {sum(self.n_pairs)} pairs, "
             f"{int((self.q <= 0.05).sum())} of {self.q.size} with q <= 0.05)"
         )
 
@@ -282,8 +275,8 @@ def _beyond(effect: np.ndarray, result: SweepResult, null: SweepResult) -> np.nd
 _BATCH = 256  # series per call of the model
 
 
-@dataclass(frozen=True)
-class SplitHalf(Result):
+@dataclass(frozen=True, eq=False, repr=False)
+class SplitHalf(Labelled):
     """Agreement of site rankings between random halves of the series.
 
     Args:
@@ -318,12 +311,13 @@ class SplitHalf(Result):
         low, high = np.quantile(known, [0.025, 0.975]) if len(known) else (np.nan, np.nan)
         return float(low), float(high)
 
-    def to_dataframe(self) -> pd.DataFrame:
+    def entries(self) -> dict[str, Any]:
         """One row per split."""
-        import pandas as pd
+        return {"split": range(len(self.spearman))}
 
-        columns = {"spearman": self.spearman, "top_k_overlap": self.top_k_overlap}
-        return pd.DataFrame({"split": np.arange(len(self.spearman)), **columns})
+    def columns(self) -> dict[str, Any]:
+        """Rank correlation and top-k overlap."""
+        return {"spearman": self.spearman, "top_k_overlap": self.top_k_overlap}
 
     def __repr__(self) -> str:
         low, high = self.middle
@@ -339,7 +333,7 @@ def split_half(
     result: SweepResult,
     k: Count = 5,
     *,
-    n_splits: int = 200,
+    n_splits: Count = 200,
     cluster: Groups | None = None,
     seed: Seed = 0,
 ) -> SplitHalf:
@@ -381,8 +375,6 @@ def split_half(
             f"expected at least 4 independent series and 3 sites of finite effects to rank, got "
             f"{len(counts)} and {sums.shape[1]}"
         )
-    if n_splits < 1 or k < 1:
-        raise ArgumentError(f"expected n_splits and k of at least 1, got {n_splits} and {k}")
     generator = np.random.default_rng(seed)
     spearman, overlap = np.empty(n_splits), np.empty(n_splits)
     for split in range(n_splits):
@@ -517,8 +509,11 @@ def null_map(
     return replace(result, made={**result.made, "method": "null"})
 
 
-@dataclass(frozen=True)
-class Agreement(Result):
+_MEASURES = ("pearson", "spearman", "top_k_overlap", "sign_agreement")
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Agreement(Labelled):
     """Agreement of two maps of effects, pair by pair.
 
     Args:
@@ -551,19 +546,13 @@ class Agreement(Result):
     site: str
     made: dict[str, Any] = field(default_factory=dict)
 
-    def to_dataframe(self) -> pd.DataFrame:
-        """One row per pair: pearson, spearman, top_k_overlap, sign_agreement."""
-        import pandas as pd
+    def entries(self) -> dict[str, Any]:
+        """One row per pair."""
+        return {"pair": range(len(self.pearson))}
 
-        return pd.DataFrame(
-            {
-                "pair": np.arange(len(self.pearson)),
-                "pearson": self.pearson,
-                "spearman": self.spearman,
-                "top_k_overlap": self.top_k_overlap,
-                "sign_agreement": self.sign_agreement,
-            }
-        )
+    def columns(self) -> dict[str, Any]:
+        """The four measures."""
+        return {name: getattr(self, name) for name in _MEASURES}
 
     def effects(self) -> pd.DataFrame:
         """One row per pair and site: its axes, the exact and the approximate effect."""
@@ -577,10 +566,7 @@ class Agreement(Result):
         return frame
 
     def __repr__(self) -> str:
-        means = [
-            f"{name} {mean_known(getattr(self, name)):.3f}"
-            for name in ("pearson", "spearman", "top_k_overlap", "sign_agreement")
-        ]
+        means = [f"{name} {mean_known(part):.3f}" for name, part in self.columns().items()]
         return (
             f"Agreement({self.site}, {len(self.pearson)} pairs x {len(self.sites)} sites, "
             f"means: {', '.join(means)})"
@@ -626,8 +612,6 @@ def agreement(exact: SweepResult, approximate: SweepResult, k: Count = 5) -> Agr
                 f"expected two results over the same {name}, got {first} and {second}; run both "
                 "with the same site, axes, pairs and metric"
             )
-    if k < 1:
-        raise ArgumentError(f"expected k of at least 1, got {k}")
     axes = tuple(axis for axis in exact.axes if axis != "pair")
     grid = torch.cartesian_prod(*(torch.arange(len(exact.coords[axis])) for axis in axes))
     index = grid.view(-1, len(axes)).tolist() if axes else [[]]

@@ -12,7 +12,6 @@ activations inside a corrupted run are combinations that no real series may prod
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -23,20 +22,20 @@ from tstlens.arguments import Positive, checked
 from tstlens.metrics import Metric
 from tstlens.model import HookedTST
 from tstlens.patching.checks import check_pairs
-from tstlens.patching.grids import check_axes, make_grids
-from tstlens.patching.metrics import (
-    MeasureOutput,
-    as_metric,
-    described,
-    joined,
-    pair_blocks,
-    read_metric,
-    read_runs,
-)
+from tstlens.patching.metrics import MeasureOutput, as_metric, pair_blocks, read_runs
+from tstlens.patching.outputs import Piece, Swept, assembled, measured
 from tstlens.patching.result import SweepResult
-from tstlens.patching.sites import Place, Site, locate
-from tstlens.patching.sources import Reference, ReferenceMask, Source, record, sources
-from tstlens.patching.worlds import run_corrupted, run_worlds
+from tstlens.patching.sites import Site
+from tstlens.patching.sources import (
+    Reference,
+    ReferenceMask,
+    Rows,
+    Source,
+    record,
+    rows_of,
+    sources,
+)
+from tstlens.patching.worlds import run_corrupted
 from tstlens.shapes import PairMask, PairSeries
 
 
@@ -107,128 +106,63 @@ def sweep(
         torch.Size([6, 2, 4])
     """
     clean, corrupted = check_pairs(model, clean, corrupted, clean_mask, corrupted_mask)
-    site = Site(site) if isinstance(site, str) else site
-    place = locate(model, site)
-    axes = check_axes(place, site, axes, n_slices)
-    means = (reference, reference_mask)
-    plan = _Plan(site, place, place.layers, axes, n_slices, source, means, memory_mb)
-    model.require_live(plan.names)
+    what = Swept.found(model, site, axes, n_slices)
     metric = as_metric(metric, len(clean))
-    pieces, coords = [], {}
-    with tqdm(total=0, desc=f"patching {site.name}", unit="run", disable=not progress) as bar:
-        for block in pair_blocks(len(clean), metric):
-            piece, coords = _sweep_block(
-                model,
-                plan.of_pairs(block),
-                metric.of_pairs(block),
-                (clean[block], None if clean_mask is None else clean_mask[block]),
-                (corrupted[block], None if corrupted_mask is None else corrupted_mask[block]),
-                (bar, len(clean)),
-            )
-            pieces.append(piece)
-    values, runs = zip(*pieces, strict=True)
-    return SweepResult(
-        values=torch.cat(values),
-        axes=("pair", *axes),
-        coords={"pair": tuple(range(len(clean))), **coords},
-        **joined(list(runs)),
-        **described(metric),
-        site=repr(site) if site.selections() or site.layer is not None else site.name,
-        source=source if isinstance(source, str) else "other series",
-        time_cells=time_cells(model, clean.shape[2], place),
-        positions_are=model.cfg.positions_are,
-        n_pairs=len(clean),
-        made={"model": model.cfg.model_name, "method": "exact", "n_slices": n_slices},
-    )
+    with tqdm(total=0, desc=f"patching {what.site.name}", unit="run", disable=not progress) as bar:
+        (result,) = swept_pairs(
+            model,
+            what,
+            (clean, clean_mask),
+            (corrupted, corrupted_mask),
+            [metric],
+            memory_mb,
+            source,
+            (reference, reference_mask),
+            bar,
+        )
+    return result
 
 
-@dataclass(frozen=True)
-class _Plan:
-    """What a sweep replaces, and by what."""
-
-    site: Site
-    place: Place
-    layers: tuple[int | None, ...]
-    axes: tuple[str, ...]
-    n_slices: int | None
-    source: Source | Tensor
-    reference: tuple[Tensor | None, Tensor | None]
-    memory_mb: float | None
-
-    @property
-    def names(self) -> list[str]:
-        """Hook names, one per layer."""
-        return [self.place.hook_name(layer) for layer in self.layers]
-
-    def of_pairs(self, block: slice) -> _Plan:
-        """The plan for some of the pairs."""
-        if not isinstance(self.source, Tensor):
-            return self
-        return replace(self, source=self.source[block])
-
-
-def _sweep_block(
+def swept_pairs(
     model: HookedTST,
-    plan: _Plan,
-    metric: Metric,
-    clean: tuple[Tensor, Tensor | None],
-    corrupted: tuple[Tensor, Tensor | None],
-    bar: tuple[Any, int],
-) -> tuple[tuple[Tensor, dict[str, Tensor]], dict[str, tuple[Any, ...]]]:
-    """Values [pair, *axes] and what the two runs give, of some of the pairs."""
-    place, names = plan.place, plan.names
-    clean_output, clean_acts = record(model, *clean, names)
-    run = run_corrupted(model, *corrupted, place, plan.layers)
-    given = sources(model, place, names, plan.source, clean, clean_acts, run, *plan.reference)
-    inner = tuple(axis for axis in plan.axes if axis != "layer")
-    acts = [run.acts[name] for name in names]
-    grids, coords = make_grids(place, plan.site, inner, acts, plan.n_slices)
-    if bar[0].total == 0:
-        bar[0].reset(total=grids[0].n_worlds * len(names) * bar[1])
-    rows = rows_that_fit(model, run.n_pos, plan.memory_mb)
-    worlds_per_chunk = max(1, rows // len(run.final))
-    values = []  # layer -> [world, pair]
-    for layer, name, grid in zip(plan.layers, names, grids, strict=True):
-        chunks = []
-        for output in run_worlds(model, run, place, layer, grid, given[name], worlds_per_chunk):
-            chunks.append(read_metric(metric, output))
-            bar[0].update(chunks[-1].numel())
-        values.append(torch.cat(chunks))
-    if "layer" in plan.axes:
-        coords["layer"] = tuple(plan.layers)
-    order = [axis for axis in ("layer", *inner) if axis in coords]
-    stacked = torch.stack(values).movedim(-1, 0)  # [pair, layer, world]
-    stacked = stacked.reshape(len(run.series), *(len(coords[axis]) for axis in order))
-    stacked = stacked.permute(0, *(1 + order.index(axis) for axis in plan.axes))
-    runs = read_runs(metric, run.output, clean_output)
-    return (stacked, runs), {axis: coords[axis] for axis in plan.axes}
-
-
-def rows_that_fit(model: HookedTST, n_pos: int, memory_mb: float | None) -> int:
-    """Rows of the trunk whose activations in one block take about ``memory_mb`` MiB."""
-    cfg = model.cfg
-    fewest = 1
-    if memory_mb is None:
-        on_cpu = torch.device(cfg.device).type == "cpu"
-        memory_mb, fewest = (8.0, 16) if on_cpu else (1024.0, 1)
-    per_pos = 8 * cfg.d_model + 2 * cfg.d_mlp + cfg.n_heads * n_pos
-    return max(fewest, int(memory_mb * 2**20 / (4 * n_pos * per_pos)))
-
-
-def time_cells(
-    model: HookedTST, n_time: int, place: Place | None = None
-) -> tuple[tuple[int, int], ...] | None:
-    """First and one-past-last sample of every position; None where they are not known.
-
-    Args:
-        model: the model.
-        n_time: samples of a series.
-        place: whose positions; those of a decoder stand for no samples.
-    """
-    if place is not None and place.in_decoder:
-        return None
-    n_pos = model.n_pos(n_time)
-    if n_pos is None or model.cfg.positions_are == "channel":
-        return None
-    cells = [model.time_cell(pos, n_time) for pos in range(n_pos)]
-    return tuple((cell.start, cell.stop) for cell in cells)
+    what: Swept,
+    clean: Rows,
+    corrupted: Rows,
+    metrics: Sequence[Metric],
+    memory_mb: float | None,
+    source: Source | Tensor = "clean",
+    means: tuple[Tensor | None, Tensor | None] = (None, None),
+    bar: Any = None,
+) -> list[SweepResult]:
+    """One sweep read with several metrics; the arguments are those of :func:`sweep`, checked."""
+    n_pairs, place = len(clean[0]), what.place
+    widest = min(metrics, key=lambda metric: bool(metric.targets))
+    pieces: list[list[Piece]] = [[] for _ in metrics]
+    coords: dict[str, tuple[Any, ...]] = {}
+    for block in pair_blocks(n_pairs, widest):
+        there, here = rows_of(*clean, block), rows_of(*corrupted, block)
+        output, acts = record(model, *there, what.names)
+        run = run_corrupted(model, *here, place, what.layers)
+        own_source = source[block] if isinstance(source, Tensor) else source
+        given = sources(model, place, what.names, own_source, there, acts, run, *means)
+        of_pairs = [metric.of_pairs(block) for metric in metrics]
+        progress = None if bar is None else (bar, n_pairs)
+        values, coords = measured(model, run, what, given, of_pairs, memory_mb, progress)
+        for own, one, of_metric in zip(of_pairs, values, pieces, strict=True):
+            of_metric.append((one, read_runs(own, run.output, output)))
+    return [
+        assembled(
+            SweepResult,
+            model,
+            metric,
+            coords,
+            of_metric,
+            clean[0].shape[2],
+            site=what.site_name,
+            source=source if isinstance(source, str) else "other series",
+            place=place,
+            method="exact",
+            n_slices=what.n_slices,
+        )
+        for metric, of_metric in zip(metrics, pieces, strict=True)
+    ]

@@ -33,9 +33,9 @@ from tstlens.errors import ArgumentError, SeriesShapeError, UnknownAxisError
 from tstlens.model import HookedTST
 from tstlens.patching.checks import require_one_stack
 from tstlens.patching.grids import grid_of_rows
+from tstlens.patching.outputs import rows_that_fit
 from tstlens.patching.patch import PatchSetter
 from tstlens.patching.sites import AXIS_ALIASES, Site, locate, site_names
-from tstlens.patching.sweep import rows_that_fit
 from tstlens.patching.worlds import run_corrupted, run_worlds
 from tstlens.shapes import Series
 

@@ -25,14 +25,13 @@ from tstlens.patching.checks import check_pairs
 from tstlens.patching.metrics import (
     MeasureOutput,
     as_metric,
-    described,
-    joined,
     pair_blocks,
     read_metric,
     read_runs,
 )
+from tstlens.patching.outputs import assembled, rows_that_fit
 from tstlens.patching.result import SweepResult
-from tstlens.patching.sweep import rows_that_fit, time_cells
+from tstlens.patching.sources import rows_of
 from tstlens.shapes import PairMask, PairSeries
 
 LENGTHS = (1, 2, 4, 8, 16)
@@ -117,35 +116,24 @@ def window_sweep(
             run = _Run(
                 model,
                 metric.of_pairs(block),
-                clean[block],
-                corrupted[block],
-                *(None if mask is None else mask[block] for mask in (clean_mask, corrupted_mask)),
+                *rows_of(clean, clean_mask, block),
+                *rows_of(corrupted, corrupted_mask, block),
             )
             parts.append(_explained(run, inside, ridge, memory_mb, bar))
-    effect, r2 = (torch.cat([part[at] for part in parts]) for at in (0, 1))
-    runs = joined([part[2] for part in parts])
-    return SweepResult(
-        values=runs["baseline"][:, None, None] + effect,
-        effects=effect,
-        axes=("pair", "channel", "time"),
-        coords={
-            "pair": tuple(range(len(clean))),
-            "channel": tuple(range(n_channels)),
-            "time": tuple(range(n_time)),
-        },
-        **runs,
-        **described(metric),
+    return assembled(
+        SweepResult,
+        model,
+        metric,
+        {"channel": tuple(range(n_channels)), "time": tuple(range(n_time))},
+        [(effect, runs) for effect, _, runs in parts],
+        n_time,
         site="series",
-        time_cells=time_cells(model, n_time),
-        n_pairs=len(clean),
-        made={
-            "model": model.cfg.model_name,
-            "method": "exact windows, shared out by ridge regression",
-            "lengths": None if lengths is None else [int(length) for length in lengths],
-            "n_windows": len(inside),
-            "ridge": ridge,
-            "r2": r2.tolist(),
-        },
+        effects=True,
+        method="exact windows, shared out by ridge regression",
+        lengths=None if lengths is None else [int(length) for length in lengths],
+        n_windows=len(inside),
+        ridge=ridge,
+        r2=torch.cat([r2 for _, r2, _ in parts]).tolist(),
     )
 
 
@@ -219,8 +207,8 @@ class _Run:
     model: HookedTST
     metric: Metric
     clean: Tensor
-    corrupted: Tensor
     clean_mask: Tensor | None
+    corrupted: Tensor
     corrupted_mask: Tensor | None
 
     @property

@@ -14,15 +14,16 @@ from tstlens.lazy import lazy
 if TYPE_CHECKING:
     from tstlens.probing.clustering import ClusterEffect, Clusters, cluster_effect, clusters
     from tstlens.probing.deletion import (
+        DeletionConfig,
         DeletionInsertion,
         deletion_insertion,
         prediction_difference,
     )
     from tstlens.probing.explanations import AttributionAgreement
     from tstlens.probing.extraction import Activations, activations
-    from tstlens.probing.input_attribution import InputAttribution, attribute
+    from tstlens.probing.input_attribution import AttributionConfig, InputAttribution, attribute
     from tstlens.probing.layer_similarity import Similarity, SkipCost, cka, similarity, skip_cost
-    from tstlens.probing.probes import ProbeResult, probe
+    from tstlens.probing.probes import ProbeConfig, ProbeResult, probe
     from tstlens.probing.separability_map import Separability, separability
     from tstlens.probing.steering import (
         Direction,
@@ -38,12 +39,15 @@ if TYPE_CHECKING:
 __all__ = [
     "Activations",
     "AttributionAgreement",
+    "AttributionConfig",
     "ClusterEffect",
     "Clusters",
+    "DeletionConfig",
     "DeletionInsertion",
     "Direction",
     "DoseResponse",
     "InputAttribution",
+    "ProbeConfig",
     "ProbeResult",
     "Separability",
     "Similarity",

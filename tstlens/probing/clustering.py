@@ -17,7 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from tstlens.arguments import Count, Seed, checked
+from tstlens.arguments import Count, Draws, Seed, checked
 from tstlens.data import TimeSeriesData
 from tstlens.errors import ArgumentError
 from tstlens.metrics import name_of
@@ -222,12 +222,12 @@ def clusters(
     *,
     sae: Any = None,
     what: What = "series",
-    n_clusters: int = 9,
+    n_clusters: Count = 9,
     method: Method = "kmeans",
     pool: Pool = "mean",
     min_cluster_size: int = 5,
     standardise: bool = True,
-    n_permutations: int = 500,
+    n_permutations: Draws = 500,
     seed: Seed = 0,
     batch_size: Count = 128,
     progress: bool = False,
@@ -281,7 +281,8 @@ def clusters(
         >>> found.agreement.p["ari"] < 0.01
         True
     """
-    _check(hook, sae, n_permutations)
+    if (hook is None) == (sae is None):
+        raise ArgumentError("give either hook=, or sae= (which knows its hook point)")
     read = {"batch_size": batch_size, "progress": progress}
     if sae is not None:
         found = latents(model, data, sae, **read)
@@ -335,13 +336,6 @@ def clusters(
     )
 
 
-def _check(hook: str | None, sae: Any, n_permutations: int) -> None:
-    if (hook is None) == (sae is None):
-        raise ArgumentError("give either hook=, or sae= (which knows its hook point)")
-    if n_permutations < 100:
-        raise ArgumentError(f"expected n_permutations of at least 100, got {n_permutations}")
-
-
 def _points(found: Activations, what: What, pool: Pool) -> tuple[np.ndarray, np.ndarray]:
     if what == "series":
         points = found.joined().pooled(pool)[:, 0]
@@ -385,7 +379,7 @@ def _assign(
             )
         found = library.HDBSCAN(min_cluster_size=min_cluster_size, copy=True).fit_predict(points)
         return found.astype(np.int64)
-    if not 1 <= n_clusters <= len(points):
+    if n_clusters > len(points):
         raise ArgumentError(f"expected n_clusters in 1..{len(points)}, got {n_clusters}")
     fitted = library.KMeans(n_clusters, n_init=10, random_state=seed).fit(points)
     return fitted.labels_.astype(np.int64)
@@ -557,7 +551,7 @@ def cluster_effect(
     mode: Mode = "ablate",
     metric: MeasureOutput | None = None,
     use_error_term: bool | None = None,
-    n_draws: int = 20,
+    n_draws: Count = 20,
     seed: Seed = 0,
     batch_size: Count = 256,
     progress: bool = True,
@@ -598,8 +592,6 @@ def cluster_effect(
         >>> groups = probing.clusters(model, data, sae=sae, what="latents")  # doctest: +SKIP
         >>> probing.cluster_effect(model, sae, data, groups).to_dataframe()  # doctest: +SKIP
     """
-    if n_draws < 1:
-        raise ArgumentError(f"expected n_draws of at least 1, got {n_draws}")
     if found.what != "latents" or not found.made.get("of_dictionary"):
         raise ArgumentError(
             "expected clusters of a dictionary's latents: clusters(model, data, sae=sae, "

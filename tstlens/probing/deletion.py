@@ -9,15 +9,25 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 import torch
+from annotated_types import Ge
 from jaxtyping import Float
 from torch import Tensor
 from tqdm import tqdm
 
-from tstlens.arguments import Count, Draws, Seed, Share, checked, shown
+from tstlens.arguments import (
+    Count,
+    Draws,
+    Seed,
+    Share,
+    check_fields,
+    checked,
+    configured,
+    shown,
+)
 from tstlens.data import TimeSeriesData
 from tstlens.errors import ArgumentError, SeriesShapeError
 from tstlens.metrics import Metric
@@ -36,7 +46,7 @@ from tstlens.probing.measures import measured
 from tstlens.probing.steering import series_and_mask
 from tstlens.results import Result
 from tstlens.run import evaluating
-from tstlens.stats import check_intervals, limits_of, mean_interval
+from tstlens.stats import limits_of, mean_interval
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -85,16 +95,13 @@ class DeletionInsertion(Result):
         return float(_areas(self.fractions, self.insertion).mean())
 
     @checked
-    def intervals(self, kind: str) -> tuple[np.ndarray, np.ndarray]:
+    def intervals(self, kind: Literal["deletion", "insertion"]) -> tuple[np.ndarray, np.ndarray]:
         """Ends of the interval of the mean curve at every share; NaN below 5 series.
 
         Args:
             kind: ``"deletion"`` or ``"insertion"``.
         """
-        curves = {"deletion": self.deletion, "insertion": self.insertion}
-        if kind not in curves:
-            raise ArgumentError(f"expected kind as 'deletion' or 'insertion', got {kind!r}")
-        return self._ends(curves[kind])
+        return self._ends(getattr(self, kind))
 
     def to_dataframe(self) -> pd.DataFrame:
         """One row for deletion, one for insertion: areas, random areas, differences, intervals.
@@ -168,7 +175,34 @@ def _areas(fractions: Sequence[float], curves: np.ndarray) -> np.ndarray:
     return np.asarray(np.trapezoid(curves, np.asarray(fractions), axis=-1))
 
 
+@dataclass(frozen=True)
+class DeletionConfig:
+    """How curves are drawn; every field is also a keyword of :func:`deletion_insertion`.
+
+    Args:
+        n_points: points of the curves beside 0.
+        n_random: random orders per series.
+        level: coverage of the intervals.
+        n_boot: bootstrap resamples.
+        seed: of random orders and resamples.
+        rows_per_pass: perturbed series in one forward pass.
+        progress: show a progress bar.
+    """
+
+    n_points: Annotated[int, Ge(2)] = 20
+    n_random: Count = 10
+    level: Share = 0.95
+    n_boot: Draws = 2000
+    seed: Seed = 0
+    rows_per_pass: Count = 1024
+    progress: bool = True
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+
 @checked
+@configured(DeletionConfig)
 def deletion_insertion(
     model: HookedTST,
     series: Tensor | TimeSeriesData,
@@ -180,13 +214,8 @@ def deletion_insertion(
     unit: Unit | None = None,
     measure: str | Callable[[Tensor], Tensor] | None = None,
     mask: Tensor | None = None,
-    n_points: int = 20,
-    n_random: int = 10,
-    level: Share = 0.95,
-    n_boot: Draws = 2000,
-    seed: Seed = 0,
-    rows_per_pass: Count = 1024,
-    progress: bool = True,
+    config: DeletionConfig | None = None,
+    **settings: Any,
 ) -> DeletionInsertion:
     """How fast the output falls as units are deleted in an attribution's order, and rises as they
     are put into the baseline, beside random orders.
@@ -210,13 +239,9 @@ def deletion_insertion(
         unit: of a tensor of scores: ``"patch"`` or ``"time"``.
         measure: ``"probability"`` (None, of a classifier) or another; see :func:`attribute`.
         mask: bool [batch, time], True where observed.
-        n_points: points of the curves beside 0.
-        n_random: random orders per series.
-        level: coverage of the intervals.
-        n_boot: bootstrap resamples.
-        seed: of random orders and resamples.
-        rows_per_pass: perturbed series in one forward pass.
-        progress: show a progress bar.
+        config: how; None for the defaults.
+        **settings: fields of :class:`DeletionConfig`: ``n_points``, ``n_random``, ``level``,
+            ``n_boot``, ``seed``, ``rows_per_pass`` and ``progress``.
 
     Returns:
         Curves with areas, frame and figure.
@@ -240,27 +265,19 @@ def deletion_insertion(
     series, mask = series_and_mask(series, mask)
     model.check_series(series, mask)
     metric = measured(model, measure, target, len(series), "probability")
-    check_intervals(level, n_boot)
-    if n_points < 2 or n_random < 1 or rows_per_pass < 1:
-        raise ArgumentError(
-            "expected n_points of at least 2, n_random and rows_per_pass of at least 1, got "
-            f"{n_points}, {n_random} and {rows_per_pass}"
-        )
+    config = config or DeletionConfig()
     scores, cells, own_unit, method = scores_of(model, attribution, series, unit)
     base, name = _baseline(attribution, baseline, series, mask, background)
     seen = seen_units(mask, cells, series)
-    if bool((scores.isnan() & seen).any()):
-        raise ArgumentError(
-            "expected a score for every observed unit, got NaN; is the mask the same?"
-        )
-    fractions = tuple(float(x) for x in np.linspace(0, 1, n_points + 1))
-    generator = torch.Generator().manual_seed(seed)
+    _check_scores(scores, seen)
+    fractions = tuple(float(x) for x in np.linspace(0, 1, config.n_points + 1))
+    generator = torch.Generator().manual_seed(config.seed)
     own = ranks(scores, seen)
     shuffled = [
         ranks(torch.rand(scores.shape, generator=generator, dtype=torch.float64), seen)
-        for _ in range(n_random)
+        for _ in range(config.n_random)
     ]
-    run = _Run(model, metric, series, base, mask, cells, seen, rows_per_pass)
+    run = _Run(model, metric, series, base, mask, cells, seen, config.rows_per_pass)
     ends = run.curve(own, (0.0, 1.0))
 
     def deleted(rank: Tensor) -> np.ndarray:
@@ -268,7 +285,13 @@ def deletion_insertion(
         bar.update()
         return np.concatenate([ends[:, :1], inner, ends[:, 1:]], 1)
 
-    bar = tqdm(total=2 + n_random, desc="deletion", unit="order", disable=not progress, delay=1)
+    bar = tqdm(
+        total=2 + config.n_random,
+        desc="deletion",
+        unit="order",
+        disable=not config.progress,
+        delay=1,
+    )
     with evaluating(model), bar:
         deletion = deleted(own)
         # Putting the first units back is deleting in the opposite order, read from its end.
@@ -285,8 +308,13 @@ def deletion_insertion(
         method,
         name,
         own_unit,
-        level,
-        {"n_random": n_random, "n_boot": n_boot, "seed": seed, "model": model.cfg.model_name},
+        config.level,
+        {
+            "n_random": config.n_random,
+            "n_boot": config.n_boot,
+            "seed": config.seed,
+            "model": model.cfg.model_name,
+        },
     )
 
 
@@ -346,6 +374,13 @@ def _count(share: float, n: Tensor) -> Tensor:
 def _loose(cells: Cells, n_time: int) -> Tensor:
     """bool [time], samples of no unit: they are replaced when everything is."""
     return unit_of_sample(cells, n_time) == len(cells)
+
+
+def _check_scores(scores: Tensor, seen: Tensor) -> None:
+    if bool((scores.isnan() & seen).any()):
+        raise ArgumentError(
+            "expected a score for every observed unit, got NaN; is the mask the same?"
+        )
 
 
 def ranks(scores: Tensor, seen: Tensor) -> Tensor:
@@ -472,10 +507,7 @@ def prediction_difference(
             f"such, got {list(replacement.shape)}"
         )
     seen = seen_units(mask, cells, series)
-    if bool((scores.isnan() & seen).any()):
-        raise ArgumentError(
-            "expected a score for every observed unit, got NaN; is the mask the same?"
-        )
+    _check_scores(scores, seen)
     counts = torch.as_tensor(n_top).cpu()
     if counts.shape not in ((), (len(series),)) or counts.is_floating_point():
         raise SeriesShapeError(

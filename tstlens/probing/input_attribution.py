@@ -22,7 +22,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from tqdm import tqdm
 
-from tstlens.arguments import Count, Seed, check_gradients, checked
+from tstlens.arguments import Count, Seed, check_fields, check_gradients, checked, configured
 from tstlens.data import TimeSeriesData
 from tstlens.data.validate import check_series
 from tstlens.errors import ArgumentError, SeriesShapeError, SeriesValueError
@@ -295,22 +295,15 @@ def required(method: str) -> Any:
         ) from error
 
 
-def run_method(
-    library: Any,
-    method: str,
-    task: Task,
-    n_steps: int,
-    n_samples: int,
-    rows_per_pass: int,
-    seed: int,
-) -> Tensor:
+def run_method(library: Any, method: str, task: Task, how: AttributionConfig) -> Tensor:
     """Values [batch, channel, unit] of one method."""
+    n_samples, rows_per_pass = how.n_samples or 1, how.rows_per_pass
     if method == "integrated_gradients":
         values = library.IntegratedGradients(task.forward).attribute(
             task.series,
             baselines=task.baseline,
             additional_forward_args=task.beside,
-            n_steps=n_steps,
+            n_steps=how.n_steps,
             internal_batch_size=max(rows_per_pass, len(task.series)),
         )
         return _summed(values.detach().to(task.series), task)
@@ -318,7 +311,7 @@ def run_method(
         return _summed(_gradient_shap(library, task, n_samples), task)
     if method == "permutation_shap":
         rows = [
-            _permutation_shap(library, one, n_samples, rows_per_pass, seed + row)
+            _permutation_shap(library, one, n_samples, rows_per_pass, how.seed + row)
             for row, one in enumerate(task.each())
         ]
         return torch.cat(rows)
@@ -550,7 +543,33 @@ class InputAttribution(Result):
 _N_SAMPLES = {"gradient_shap": 50, "shapley_sampling": 10, "kernel_shap": 2000}
 
 
+@dataclass(frozen=True)
+class AttributionConfig:
+    """How much the methods compute; every field is also a keyword of :func:`attribute`.
+
+    Args:
+        n_steps: of integrated gradients.
+        n_samples: of the sampling methods; None for 50, 10, 2000 and 10 in the order of the table
+            at :func:`attribute`.
+        seed: of the sampling methods; the same seed (and ``batch_size``) repeats them.
+        batch_size: series explained together.
+        rows_per_pass: perturbed series in one forward pass.
+        progress: show a progress bar.
+    """
+
+    n_steps: Count = 64
+    n_samples: Count | None = None
+    seed: Seed = 0
+    batch_size: Count = 64
+    rows_per_pass: Count = 1024
+    progress: bool = True
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+
 @checked
+@configured(AttributionConfig)
 def attribute(
     model: HookedTST,
     series: Tensor | TimeSeriesData,
@@ -562,12 +581,8 @@ def attribute(
     measure: str | Callable[[Tensor], Tensor] | None = None,
     background: Tensor | TimeSeriesData | None = None,
     mask: Tensor | None = None,
-    n_steps: int = 64,
-    n_samples: int | None = None,
-    seed: Seed = 0,
-    batch_size: Count = 64,
-    rows_per_pass: Count = 1024,
-    progress: bool = True,
+    config: AttributionConfig | None = None,
+    **settings: Any,
 ) -> InputAttribution:
     """Each channel's and patch's (or sample's) share of the output, against a named baseline.
 
@@ -611,12 +626,9 @@ def attribute(
         mask: bool [batch, time], True where observed. Padding is never attributed to: NaN. Nor
             are missing values, in models that take them: a unit's share is that of its observed
             samples.
-        n_steps: of integrated gradients.
-        n_samples: of the sampling methods; None for 50, 10, 2000 and 10 in the table's order.
-        seed: of the sampling methods; the same seed (and ``batch_size``) repeats them.
-        batch_size: series explained together.
-        rows_per_pass: perturbed series in one forward pass.
-        progress: show a progress bar.
+        config: how much is computed; None for the defaults.
+        **settings: fields of :class:`AttributionConfig`: ``n_steps``, ``n_samples``, ``seed``,
+            ``batch_size``, ``rows_per_pass`` and ``progress``.
 
     Returns:
         Values [batch, channel, pos] or [batch, channel, time], with frame and figure.
@@ -642,16 +654,9 @@ def attribute(
     model.check_series(series, mask)
     if method in ("integrated_gradients", "gradient_shap"):
         check_gradients(f"method={method!r}", model, series)
-    for name, count in (("n_steps", n_steps), ("batch_size", batch_size)):
-        if count < 1:
-            raise ArgumentError(f"expected {name} of at least 1, got {count}")
-    n_samples = _N_SAMPLES.get(method, 10) if n_samples is None else n_samples
-    if n_samples < 1 or rows_per_pass < 1:
-        raise ArgumentError(
-            f"expected n_samples and rows_per_pass of at least 1, got {n_samples}, {rows_per_pass}"
-        )
+    config = config or AttributionConfig()
+    config = replace(config, n_samples=config.n_samples or _N_SAMPLES.get(method, 10))
     metric = measured(model, measure, target, len(series), "logit")
-    targets = metric.targets[0] if metric.targets else None
     cells = cells_of(model, series.shape[2], unit)
     base = make_baseline(baseline, series, mask, background)
     if base.many and method != "gradient_shap":
@@ -659,26 +664,24 @@ def attribute(
             f"baseline='samples' is for method='gradient_shap', which draws from them; "
             f"{method!r} takes one baseline: 'mean', 'zero' or a tensor"
         )
-    starts = range(0, len(series), batch_size)
+    starts = range(0, len(series), config.batch_size)
     parts = []
-    with evaluating(model), seeded(seed):
-        for start in tqdm(starts, desc=method, unit="block", disable=not progress, delay=1):
-            at = slice(start, start + batch_size)
-            task = _task(model, metric, series, mask, targets, base, cells, at)
-            values = run_method(
-                library, method, task, n_steps, n_samples, rows_per_pass, seed + start
-            )
-            parts.append((values.cpu(), *(x.cpu() for x in _outputs(task, rows_per_pass))))
-    values, output, baseline_output = (torch.cat(part) for part in zip(*parts, strict=True))
+    with evaluating(model), seeded(config.seed):
+        for start in tqdm(starts, desc=method, unit="block", disable=not config.progress, delay=1):
+            at = slice(start, start + config.batch_size)
+            task = _task(model, metric, series, mask, base, cells, at)
+            values = run_method(library, method, task, replace(config, seed=config.seed + start))
+            parts.append((values, *_outputs(task)))
+    values, output, baseline_output = (torch.cat(part).cpu() for part in zip(*parts, strict=True))
     seen = seen_units(mask, cells, series)
     empty = torch.tensor([start == stop for start, stop in cells])
     values = torch.where(seen | empty, values, torch.nan)
     named = baseline if isinstance(baseline, str) else "given"
     options: dict[str, Any] = {"baseline": named, "model": model.cfg.model_name}
     if method == "integrated_gradients":
-        options["n_steps"] = n_steps
+        options["n_steps"] = config.n_steps
     elif method != "occlusion":
-        options |= {"n_samples": n_samples, "seed": seed}
+        options |= {"n_samples": config.n_samples, "seed": config.seed}
     return InputAttribution(
         values,
         unit,
@@ -688,7 +691,7 @@ def attribute(
         base.name,
         output,
         baseline_output,
-        None if targets is None else targets.cpu(),
+        metric.targets[0].cpu() if metric.targets else None,
         method,
         metric.name,
         metric.unit,
@@ -702,9 +705,8 @@ def _task(
     metric: Metric,
     series: Tensor,
     mask: Tensor | None,
-    targets: Tensor | None,
     base: Baseline,
-    cells: tuple[tuple[int, int], ...],
+    cells: Cells,
     at: slice,
 ) -> Task:
     device = model.cfg.device
@@ -717,14 +719,14 @@ def _task(
         series[at].detach().to(device),
         (base.values if base.many else base.values[at]).detach().to(device),
         None if mask is None else mask[at].to(device),
-        None if targets is None else targets[at].to(device),
+        metric.targets[0][at].to(device) if metric.targets else None,
         cells,
         base.many,
     )
 
 
 @torch.no_grad()
-def _outputs(task: Task, rows_per_pass: int) -> tuple[Tensor, Tensor]:
+def _outputs(task: Task) -> tuple[Tensor, Tensor]:
     """The measure of the series and of their baselines."""
     output = task.forward(task.series, task.mask, task.target)
     if not task.many:

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 import torch
+from annotated_types import Gt, Le
 from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
@@ -64,7 +65,9 @@ class Similarity(Result):
     made: dict[str, Any] = field(default_factory=dict)
 
     @checked
-    def blocks(self, threshold: float = 0.95) -> tuple[tuple[int, int], ...]:
+    def blocks(
+        self, threshold: Annotated[float, Gt(0), Le(1)] = 0.95
+    ) -> tuple[tuple[int, int], ...]:
         """Runs of two or more layers that are all alike, as (first, last) layer.
 
         Found from the first layer on; a run starts where the one before ended. Layers alike at
@@ -77,8 +80,6 @@ class Similarity(Result):
         Raises:
             ArgumentError: two models, or hook points that are not one per layer.
         """
-        if not 0 < threshold <= 1:
-            raise ArgumentError(f"expected a threshold above 0 and at most 1, got {threshold}")
         layers = [layer_of(hook) for hook in self.hooks_a]
         if self.hooks_a != self.hooks_b or None in layers or len(set(layers)) < len(layers):
             raise ArgumentError(
@@ -191,7 +192,7 @@ def similarity(
     rows: Rows = "positions",
     pool: Pool = "mean",
     debiased: bool = True,
-    n_shuffles: int = 5,
+    n_shuffles: Count = 5,
     seed: Seed = 0,
     batch_size: Count = 128,
     progress: bool = False,
@@ -236,8 +237,6 @@ def similarity(
         >>> probing.similarity(model, None, TimeSeriesData(torch.randn(9, 12, 25))).values.shape
         (3, 3)
     """
-    if n_shuffles < 1:
-        raise ArgumentError(f"expected n_shuffles of at least 1, got {n_shuffles}")
     read = {"batch_size": batch_size, "progress": progress}
     of_a = activations(model_a, data, hooks, **read)
     same = model_b is None and hooks_b is None

@@ -10,24 +10,34 @@ What a probe is to read off: a class or a number per series, or per position.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import torch
+from annotated_types import Ge
 from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from tstlens.arguments import Count, Draws, Seed, Share, checked
+from tstlens.arguments import (
+    Count,
+    Draws,
+    Positive,
+    Seed,
+    Share,
+    check_fields,
+    checked,
+    configured,
+)
 from tstlens.data import TimeSeriesData
+from tstlens.effects import Labelled
 from tstlens.errors import ArgumentError, LabelError
 from tstlens.model import HookedTST
 from tstlens.probing.extraction import Activations, Pool, activations, layer_of
 from tstlens.randomness import seeded
-from tstlens.results import Result
 from tstlens.stats import adjusted, by_cluster, mean_interval
 
 if TYPE_CHECKING:
@@ -75,50 +85,97 @@ class Cell:
     unconverged: int = 0
 
 
+Values = np.ndarray | Tensor
+Target = str | Values | tuple[Values, Values] | Callable[[TimeSeriesData], Values]
+
+
 @dataclass(frozen=True)
-class Settings:
-    """How every cell is fitted."""
+class ProbeConfig:
+    """How probes are fitted and scored; every field is also a keyword of :func:`probe`.
 
-    kind: Kind
-    strength: float
-    n_folds: int
-    n_shuffles: int
-    level: float
-    n_boot: int
-    seed: int
-    is_class: bool
+    Args:
+        hooks: full hook names, or TransformerLens' short ones, which stand for all layers.
+        by: ``"layer"`` for one probe per hook point, ``"position"`` for one per hook point and
+            position, ``"head"`` for one per head (hooks with heads), or several of them.
+        target: ``"labels"``, the model's classes where it names them; an array [series] or
+            [series, pos] of classes (integers, strings) or of numbers (floats, read by
+            ``kind="ridge"``), with a test split as a pair (train, test); or a function from data
+            to such an array. [series, channel, pos] goes with ``channels="each"``.
+        kind: ``"logistic"`` or ``"ridge"``.
+        pool: of the positions of a series, where one vector per series is needed: ``"mean"``,
+            ``"max"`` or ``"last"``.
+        channels: for models that take each channel by itself: ``"joined"`` puts them side by side,
+            ``"each"`` makes each a row of its own (with the series' target).
+        strength: of the penalty: 1 / C of the logistic regression, alpha of the ridge.
+        n_folds: of cross-validation.
+        n_shuffles: fits with shuffled targets per cell.
+        level: coverage of the intervals.
+        n_boot: resamples of series, for intervals where series have several rows.
+        seed: of folds, shuffles and resamples.
+        batch_size: series per forward pass.
+        n_jobs: processes that fit cells.
+        progress: show progress bars.
+    """
+
+    hooks: str | Sequence[str] = ("resid_post",)
+    by: str | Sequence[str] = "position"
+    target: Target = "labels"
+    kind: Kind = "logistic"
+    pool: Pool = "mean"
+    channels: Literal["joined", "each"] = "joined"
+    strength: Positive = 1.0
+    n_folds: Annotated[int, Ge(2)] = 5
+    n_shuffles: Count = 5
+    level: Share = 0.95
+    n_boot: Draws = 1000
+    seed: Seed = 0
+    batch_size: Count = 128
+    n_jobs: int = 1
+    progress: bool = True
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        if not self.axes or self.axes - {"layer", "head", "position"}:
+            raise ArgumentError(
+                f"expected by to be one or several of layer, head, position, got {self.by!r}"
+            )
+
+    @property
+    def axes(self) -> set[str]:
+        """What there is a probe for, beside hook points."""
+        return {self.by} if isinstance(self.by, str) else set(self.by)
 
 
-def fit_cell(train: Rows, test: Rows | None, how: Settings) -> Cell:
+def fit_cell(train: Rows, test: Rows | None, how: ProbeConfig) -> Cell:
     """Fit on the training rows, score on the others, and again with shuffled targets."""
     folds = _folds(train, how) if test is None else None
     splits = _splits(train, test, folds)
     n_test = sum(len(held.y) for _, held in splits)
     sizes: dict[str, Any] = {"n_train": len(train.y), "n_test": n_test}
-    if not splits or not n_test or any(_too_few(kept, how) for kept, _ in splits):
+    if not splits or not n_test or any(_too_few(kept.y) for kept, _ in splits):
         return Cell(**sizes)
     found, plain, unconverged = _held_out(splits, how)
     truth = np.concatenate([held.y for _, held in splits])
     series = np.concatenate([held.series for _, held in splits])
-    loss, plain_loss = _loss(truth, found, how), _loss(truth, plain, how)
+    loss, plain_loss = _loss(truth, found), _loss(truth, plain)
     shuffled = []
     for number in range(how.n_shuffles):
         drawn = _splits(*_shuffled(train, test, how.seed + 1 + number), folds)
-        if any(_too_few(kept, how) for kept, _ in drawn):
+        if any(_too_few(kept.y) for kept, _ in drawn):
             shuffled.append(np.nan)
             continue
         predicted, _, failed = _held_out(drawn, how)
         unconverged += failed
         expected = np.concatenate([held.y for _, held in drawn])
-        shuffled.append(_score(_loss(expected, predicted, how), expected, how))
+        shuffled.append(_score(_loss(expected, predicted), expected))
     low, high = _interval(loss, truth, series, how)
     return Cell(
-        score=_score(loss, truth, how),
+        score=_score(loss, truth),
         low=low,
         high=high,
-        baseline=_score(plain_loss, truth, how),
+        baseline=_score(plain_loss, truth),
         shuffled=tuple(shuffled),
-        p=_better(plain_loss - loss, series, how),
+        p=_better(plain_loss - loss, series, _is_class(truth)),
         n_series=len(np.unique(series)),
         unconverged=unconverged,
         **sizes,
@@ -135,14 +192,12 @@ def pipeline(kind: Kind, strength: float, is_class: bool) -> Any:
         is_class: classes, or numbers.
 
     Raises:
-        ArgumentError: another kind, a strength that is not positive, or logistic for numbers.
+        ArgumentError: logistic for numbers.
     """
     from sklearn.linear_model import LogisticRegression, Ridge, RidgeClassifier
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
-    if not strength > 0:
-        raise ArgumentError(f"expected a strength above 0, got {strength}")
     if kind == "logistic":
         if not is_class:
             raise ArgumentError(
@@ -159,7 +214,7 @@ Fold = tuple[np.ndarray, np.ndarray]
 
 
 @seeded(0)
-def _folds(rows: Rows, how: Settings) -> list[Fold]:
+def _folds(rows: Rows, how: ProbeConfig) -> list[Fold]:
     """Rows kept and held out, fold by fold; the rows of a series stay together."""
     from sklearn.model_selection import KFold, StratifiedGroupKFold, StratifiedKFold
 
@@ -169,7 +224,7 @@ def _folds(rows: Rows, how: Settings) -> list[Fold]:
     options: Any = {"n_splits": how.n_folds, "shuffle": True, "random_state": how.seed}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # classes with fewer series than folds
-        if not how.is_class:
+        if not _is_class(rows.y):
             by_series = KFold(**options).split(found)
             return [
                 (np.flatnonzero(np.isin(number, kept)), np.flatnonzero(np.isin(number, held)))
@@ -186,18 +241,26 @@ def _splits(train: Rows, test: Rows | None, folds: list[Fold] | None) -> list[tu
     return [(train.at(kept), train.at(held)) for kept, held in folds or []]
 
 
-def _too_few(kept: Rows, how: Settings) -> bool:
-    return len(np.unique(kept.y)) < 2 if how.is_class else len(kept.y) < 2
+def _is_class(y: np.ndarray) -> bool:
+    """Codes of classes rather than numbers."""
+    return y.dtype.kind == "i"
+
+
+def _too_few(y: np.ndarray) -> bool:
+    return len(np.unique(y) if _is_class(y) else y) < 2
 
 
 @seeded(0)
-def _held_out(splits: list[tuple[Rows, Rows]], how: Settings) -> tuple[np.ndarray, np.ndarray, int]:
+def _held_out(
+    splits: list[tuple[Rows, Rows]], how: ProbeConfig
+) -> tuple[np.ndarray, np.ndarray, int]:
     """Predictions of the probe and of the majority class (or the mean), fitted without them."""
     from sklearn.exceptions import ConvergenceWarning
 
     found, plain, unconverged = [], [], 0
     for kept, held in splits:
-        model = pipeline(how.kind, how.strength, how.is_class)
+        is_class = _is_class(kept.y)
+        model = pipeline(how.kind, how.strength, is_class)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)  # counted instead
             model.fit(kept.x, kept.y)
@@ -210,7 +273,7 @@ def _held_out(splits: list[tuple[Rows, Rows]], how: Settings) -> tuple[np.ndarra
         if how.kind == "logistic":
             unconverged += int(np.max(model[-1].n_iter_) >= MOST_STEPS)
         found.append(model.predict(held.x) if len(held.y) else held.y)
-        usual = np.bincount(kept.y).argmax() if how.is_class else kept.y.mean()
+        usual = np.bincount(kept.y).argmax() if is_class else kept.y.mean()
         plain.append(np.full(len(held.y), usual))
     return np.concatenate(found), np.concatenate(plain), unconverged
 
@@ -241,28 +304,29 @@ def _runs(sorted_values: np.ndarray) -> Iterator[tuple[int, int]]:
     yield from zip([0, *edges], [*edges, len(sorted_values)], strict=True)
 
 
-def _loss(truth: np.ndarray, found: np.ndarray, how: Settings) -> np.ndarray:
-    return (truth != found).astype(float) if how.is_class else (truth - found) ** 2
+def _loss(truth: np.ndarray, found: np.ndarray) -> np.ndarray:
+    return (truth != found).astype(float) if _is_class(truth) else (truth - found) ** 2
 
 
-def _score(loss: np.ndarray, truth: np.ndarray, how: Settings) -> float:
+def _score(loss: np.ndarray, truth: np.ndarray) -> float:
     """Accuracy, or R² about the mean of the scored targets."""
-    if how.is_class:
+    if _is_class(truth):
         return float(1 - loss.mean())
     spread = truth.var()
     return float(1 - loss.mean() / spread) if spread > 0 else float("nan")
 
 
 def _interval(
-    loss: np.ndarray, truth: np.ndarray, series: np.ndarray, how: Settings
+    loss: np.ndarray, truth: np.ndarray, series: np.ndarray, how: ProbeConfig
 ) -> tuple[float, float]:
     """Wilson's where every series has one row, or all of its rows fare alike; else over series."""
     from scipy.stats import binomtest
 
-    spread = np.ones_like(loss) if how.is_class else (truth - truth.mean()) ** 2
+    is_class = _is_class(truth)
+    spread = np.ones_like(loss) if is_class else (truth - truth.mean()) ** 2
     sums, _ = by_cluster(np.column_stack([loss, spread]), series.tolist())
     whole = not np.ptp(loss) > 0  # all right or all wrong: no spread to take an interval from
-    if how.is_class and (whole or len(sums) == len(loss)):
+    if is_class and (whole or len(sums) == len(loss)):
         right = int((sums[:, 0] == 0).sum())
         found = binomtest(right, len(sums)).proportion_ci(how.level, method="wilson")
         return float(found.low), float(found.high)
@@ -272,12 +336,12 @@ def _interval(
         level=how.level,
         n_boot=how.n_boot,
         seed=how.seed,
-        limits=(0, 1 if how.is_class else np.inf),
+        limits=(0, 1 if is_class else np.inf),
     )
     return 1 - float(high[0]), 1 - float(low[0])
 
 
-def _better(gain: np.ndarray, series: np.ndarray, how: Settings) -> float:
+def _better(gain: np.ndarray, series: np.ndarray, is_class: bool) -> float:
     """One-sided p that the probe beats the majority class (or the mean), with series as the unit.
 
     McNemar's exact test where every series has one row of a class, else a t test over series.
@@ -286,7 +350,7 @@ def _better(gain: np.ndarray, series: np.ndarray, how: Settings) -> float:
 
     _, number = np.unique(series, return_inverse=True)
     sums = np.bincount(number, gain)
-    if how.is_class and len(sums) == len(gain):
+    if is_class and len(sums) == len(gain):
         wins, losses = int((gain > 0).sum()), int((gain < 0).sum())
         if wins + losses == 0:
             return 1.0
@@ -300,7 +364,7 @@ def _better(gain: np.ndarray, series: np.ndarray, how: Settings) -> float:
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class ProbeResult(Result):
+class ProbeResult(Labelled):
     """Held-out scores of linear probes over hook points, positions and heads, with controls.
 
     Args:
@@ -343,6 +407,11 @@ class ProbeResult(Result):
     time_cells: tuple[tuple[int, int], ...] | None = None
     made: dict[str, Any] = field(default_factory=dict)
 
+    ALONG: ClassVar[Mapping[str, tuple[str, ...] | None]] = {
+        "shuffled": ("*shuffle", "hook", "head", "pos"),
+        **dict.fromkeys(("values", "low", "high", "baseline", "p", "q", "n_train", "n_test")),
+    }
+
     @property
     def selectivity(self) -> Float[np.ndarray, "*cell"]:
         """[*axes] the score less its mean under shuffled targets (Hewitt and Liang 2019)."""
@@ -354,6 +423,23 @@ class ProbeResult(Result):
         frame: Any = self.to_dataframe()
         return frame.loc[frame["score"].idxmax()].to_dict()
 
+    def columns(self) -> dict[str, Any]:
+        """The numbers of the frame."""
+        spread = self.shuffled.std(0, ddof=1) if len(self.shuffled) > 1 else self.values * np.nan
+        return {
+            "score": self.values,
+            "low": self.low,
+            "high": self.high,
+            "baseline": self.baseline,
+            "shuffled": self.shuffled.mean(0),
+            "shuffled_sd": spread,
+            "selectivity": self.selectivity,
+            "p": self.p,
+            "q": self.q,
+            "n_train": self.n_train,
+            "n_test": self.n_test,
+        }
+
     def to_dataframe(self) -> pd.DataFrame:
         """One row per cell.
 
@@ -361,40 +447,17 @@ class ProbeResult(Result):
         ``high``; ``baseline``; ``shuffled`` (mean) with ``shuffled_sd``; ``selectivity``; ``p``
         and ``q``; ``n_train`` and ``n_test`` rows.
         """
-        import pandas as pd
-
-        index = pd.MultiIndex.from_product([self.coords[axis] for axis in self.axes])
-        frame = pd.DataFrame(index.to_list(), columns=list(self.axes))
+        frame = super().to_dataframe()
         frame.insert(1, "layer", [layer_of(name) for name in frame["hook"]])
-        n_shuffles = len(self.shuffled)
-        columns: dict[str, np.ndarray] = {
-            "score": self.values,
-            "low": self.low,
-            "high": self.high,
-            "baseline": self.baseline,
-            "shuffled": self.shuffled.mean(0),
-            "shuffled_sd": self.shuffled.std(0, ddof=1) if n_shuffles > 1 else self.values * np.nan,
-            "selectivity": self.selectivity,
-            "p": self.p,
-            "q": self.q,
-            "n_train": self.n_train,
-            "n_test": self.n_test,
-        }
-        return frame.assign(**{name: values.ravel() for name, values in columns.items()})
+        return frame
 
     def __repr__(self) -> str:
-        sizes = zip(self.axes, self.values.shape, strict=True)
-        shape = ", ".join(f"{axis}={size}" for axis, size in sizes)
         known = np.isfinite(self.values)
         best = f"{self.values[known].max():.3f}" if known.any() else "nothing"
         return (
-            f"ProbeResult({self.target} [{shape}], best {self.score} {best}, "
+            f"ProbeResult({self.target} [{self.shape_text()}], best {self.score} {best}, "
             f"shuffled {np.nanmean(self.shuffled):.3f})"
         )
-
-
-Values = np.ndarray | Tensor
-Target = str | Values | tuple[Values, Values] | Callable[[TimeSeriesData], Values]
 
 
 @dataclass(frozen=True, eq=False)
@@ -417,7 +480,7 @@ class Targets:
     @property
     def is_class(self) -> bool:
         """Classes rather than numbers."""
-        return self.values.dtype.kind == "i"
+        return _is_class(self.values)
 
 
 def targets_of(
@@ -500,30 +563,14 @@ def _shaped(array: np.ndarray, n_series: int) -> np.ndarray:
     return array[:, None] if array.ndim == 2 else array
 
 
-_BY = ("layer", "head", "position")
-
-
 @checked
+@configured(ProbeConfig)
 def probe(
     model: HookedTST,
     train: TimeSeriesData,
     test: TimeSeriesData | None = None,
-    *,
-    hooks: str | Sequence[str] = ("resid_post",),
-    by: str | Sequence[str] = "position",
-    target: Target = "labels",
-    kind: Kind = "logistic",
-    pool: Pool = "mean",
-    channels: str = "joined",
-    strength: float = 1.0,
-    n_folds: int = 5,
-    n_shuffles: int = 5,
-    level: Share = 0.95,
-    n_boot: Draws = 1000,
-    seed: Seed = 0,
-    batch_size: Count = 128,
-    n_jobs: int = 1,
-    progress: bool = True,
+    config: ProbeConfig | None = None,
+    **settings: Any,
 ) -> ProbeResult:
     """Fit a linear probe at every hook point and position, and score it on held-out series.
 
@@ -547,27 +594,11 @@ def probe(
         train: series to fit on.
         test: other series to score on; None cross-validates within ``train``, all rows of a series
             in the same fold.
-        hooks: full hook names, or TransformerLens' short ones, which stand for all layers.
-        by: ``"layer"`` for one probe per hook point, ``"position"`` for one per hook point and
-            position, ``"head"`` for one per head (hooks with heads), or several of them.
-        target: ``"labels"``, the model's classes where it names them; an array [series] or
-            [series, pos] of classes (integers, strings) or of numbers (floats, read by
-            ``kind="ridge"``), with a test split as a pair (train, test); or a function from data
-            to such an array. [series, channel, pos] goes with ``channels="each"``.
-        kind: ``"logistic"`` or ``"ridge"``.
-        pool: of the positions of a series, where one vector per series is needed: ``"mean"``,
-            ``"max"`` or ``"last"``.
-        channels: for models that take each channel by itself: ``"joined"`` puts them side by side,
-            ``"each"`` makes each a row of its own (with the series' target).
-        strength: of the penalty: 1 / C of the logistic regression, alpha of the ridge.
-        n_folds: of cross-validation.
-        n_shuffles: fits with shuffled targets per cell.
-        level: coverage of the intervals.
-        n_boot: resamples of series, for intervals where series have several rows.
-        seed: of folds, shuffles and resamples.
-        batch_size: series per forward pass.
-        n_jobs: processes that fit cells.
-        progress: show progress bars.
+        config: how; None for the defaults.
+        **settings: fields of :class:`ProbeConfig`, which says what they mean: ``hooks``, ``by``,
+            ``target``, ``kind``, ``pool``, ``channels``, ``strength``, ``n_folds``,
+            ``n_shuffles``, ``level``, ``n_boot``, ``seed``, ``batch_size``, ``n_jobs`` and
+            ``progress``.
 
     Returns:
         Scores [hook, (head), (pos)] with controls; ``figure()`` draws the map.
@@ -590,47 +621,38 @@ def probe(
         >>> bool(found.values[0] > 0.9)
         True
     """
-    wanted = _check_by(by)
-    if channels not in ("joined", "each"):
-        raise ArgumentError(f"expected channels to be 'joined' or 'each', got {channels!r}")
-    if n_shuffles < 1 or n_folds < 2 or not 0 < level < 1 or n_boot < 100:
-        raise ArgumentError(
-            "expected n_shuffles of at least 1, n_folds of at least 2, a level between 0 and 1 and "
-            f"n_boot of at least 100, got {n_shuffles}, {n_folds}, {level} and {n_boot}"
-        )
+    config = config or ProbeConfig()
     _check_apart(train, test)
-    if isinstance(target, str):
+    if isinstance(config.target, str):
         train, test = train.for_model(model), None if test is None else test.for_model(model)
-    kept, held, name = targets_of(target, train, test)
-    pipeline(kind, strength, kept.is_class)  # says what is wrong before anything is run
-    read = {"batch_size": batch_size, "progress": progress}
-    by_hook = activations(model, train, hooks, **read)
-    by_hook_held = None if test is None else activations(model, test, hooks, **read)
+    kept, held, name = targets_of(config.target, train, test)
+    pipeline(config.kind, config.strength, kept.is_class)  # says what is wrong at once
+    read = {"batch_size": config.batch_size, "progress": config.progress}
+    by_hook = activations(model, train, config.hooks, **read)
+    by_hook_held = None if test is None else activations(model, test, config.hooks, **read)
     first = next(iter(by_hook.values()))
     sizes = {name: (one.n_heads, one.values.shape[2]) for name, one in by_hook.items()}
-    if "head" in wanted and min(n for n, _ in sizes.values()) < 2:
+    if "head" in config.axes and min(n for n, _ in sizes.values()) < 2:
         lacking = [name for name, (n, _) in sizes.items() if n < 2]
         raise ArgumentError(f"by='head' needs hook points with heads, such as 'z'; got {lacking}")
-    if len(wanted) > 1 and len(set(sizes.values())) > 1:
+    if config.axes != {"layer"} and len(set(sizes.values())) > 1:
         raise ArgumentError(
             f"expected hook points with the same heads and positions, got {sizes}; probe them one "
             "by one, or by='layer'"
         )
-    axes = ["hook"]
     coords: dict[str, tuple[Any, ...]] = {"hook": tuple(by_hook)}
-    for axis, size in (("head", first.n_heads), ("pos", first.values.shape[2])):
-        if axis in wanted:
-            axes.append(axis)
-            coords[axis] = tuple(range(size))
-    how = Settings(kind, strength, n_folds, n_shuffles, level, n_boot, seed, kept.is_class)
-    grid = list(product(*(coords[axis] for axis in axes)))
+    if "head" in config.axes:
+        coords["head"] = tuple(range(first.n_heads))
+    if "position" in config.axes:
+        coords["pos"] = tuple(range(first.values.shape[2]))
+    grid = list(product(*coords.values()))
 
     def rows_of(entry: tuple, of: dict[str, Activations], targets: Targets) -> Rows:
-        at = dict(zip(axes, entry, strict=True))
+        at = dict(zip(coords, entry, strict=True))
         found = of[at["hook"]]
         found = found.head(at["head"]) if "head" in at else found
-        found = found.joined() if channels == "joined" else found
-        return _rows(found, targets, at.get("pos"), pool)
+        found = found.joined() if config.channels == "joined" else found
+        return _rows(found, targets, at.get("pos"), config.pool)
 
     rows_of(grid[0], by_hook, kept)  # says what does not fit
     check_varied(kept, *([] if held is None else [held]))
@@ -638,67 +660,55 @@ def probe(
         (
             rows_of(entry, by_hook, kept),
             None if by_hook_held is None or held is None else rows_of(entry, by_hook_held, held),
-            how,
+            config,
         )
         for entry in grid
     )
-    bar: dict[str, Any] = {
-        "total": len(grid),
-        "desc": "probes",
-        "unit": "fit",
-        "disable": not progress,
-    }
-    if n_jobs == 1:
+    bar: Any = {"total": len(grid), "desc": "probes", "unit": "fit", "disable": not config.progress}
+    if config.n_jobs == 1:
         cells: list[Cell] = [fit_cell(*job) for job in tqdm(jobs, **bar)]
     else:
         from joblib import Parallel, delayed
 
-        pool_of = Parallel(n_jobs=n_jobs, return_as="generator")
+        pool_of = Parallel(n_jobs=config.n_jobs, return_as="generator")
         made: Any = pool_of(delayed(fit_cell)(*job) for job in jobs)
         cells = list(tqdm(made, **bar))
-    shape = tuple(len(coords[axis]) for axis in axes)
-    numbers = {
-        field: np.array([getattr(cell, field) for cell in cells]).reshape(shape)
-        for field in ("score", "low", "high", "baseline", "p", "n_train", "n_test")
-    }
-    blank = (np.nan,) * n_shuffles
+    shape = tuple(len(some) for some in coords.values())
+
+    def numbers(name: str) -> np.ndarray:
+        return np.array([getattr(cell, name) for cell in cells]).reshape(shape)
+
+    blank = (np.nan,) * config.n_shuffles
     shuffled = np.array([cell.shuffled or blank for cell in cells], dtype=float)
     return ProbeResult(
-        values=numbers["score"],
-        low=numbers["low"],
-        high=numbers["high"],
-        baseline=numbers["baseline"],
-        shuffled=shuffled.T.reshape(n_shuffles, *shape),
-        p=numbers["p"],
-        q=adjusted(numbers["p"]),
-        n_train=numbers["n_train"],
-        n_test=numbers["n_test"],
-        axes=tuple(axes),
+        values=numbers("score"),
+        low=numbers("low"),
+        high=numbers("high"),
+        baseline=numbers("baseline"),
+        shuffled=shuffled.T.reshape(config.n_shuffles, *shape),
+        p=numbers("p"),
+        q=adjusted(numbers("p")),
+        n_train=numbers("n_train"),
+        n_test=numbers("n_test"),
+        axes=tuple(coords),
         coords=coords,
         score="accuracy" if kept.is_class else "R²",
         target=name,
         class_names=kept.names,
-        level=level,
-        time_cells=first.time_cells if "pos" in axes else None,
+        level=config.level,
+        time_cells=first.time_cells if "pos" in coords else None,
         made={
             "model": model.cfg.model_name,
-            "kind": kind,
-            "strength": strength,
-            "pool": None if "pos" in axes or kept.by_position else pool,
-            "channels": channels,
-            "folds": n_folds if test is None else None,
+            "kind": config.kind,
+            "strength": config.strength,
+            "pool": None if "pos" in coords or kept.by_position else config.pool,
+            "channels": config.channels,
+            "folds": config.n_folds if test is None else None,
             "n_series": (len(train), 0 if test is None else len(test)),
             "not_converged": sum(cell.unconverged for cell in cells),
-            "seed": seed,
+            "seed": config.seed,
         },
     )
-
-
-def _check_by(by: str | Sequence[str]) -> set[str]:
-    wanted = [by] if isinstance(by, str) else list(by)
-    if not wanted or any(one not in _BY for one in wanted):
-        raise ArgumentError(f"expected by to be one or several of {', '.join(_BY)}, got {by!r}")
-    return {"hook", *("pos" if one == "position" else one for one in wanted if one != "layer")}
 
 
 def _check_apart(train: TimeSeriesData, test: TimeSeriesData | None) -> None:

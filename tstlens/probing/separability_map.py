@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm import tqdm
 
-from tstlens.arguments import Seed, checked
+from tstlens.arguments import Count, Seed, checked
 from tstlens.data import TimeSeriesData
 from tstlens.errors import ArgumentError
 from tstlens.model import HookedTST
@@ -97,7 +97,7 @@ def separability(
     a_mask: Tensor | None = None,
     b_mask: Tensor | None = None,
     n_splits: int = 5,
-    n_permutations: int = 200,
+    n_permutations: Count = 200,
     seed: Seed = 0,
     progress: bool = True,
 ) -> Separability:
@@ -152,8 +152,6 @@ def separability(
             f"expected n_splits between 2 and the {fewest} series of the smaller set, got "
             f"{n_splits}"
         )
-    if n_permutations < 1:
-        raise ArgumentError(f"expected n_permutations of at least 1, got {n_permutations}")
     held = [activations(model, data, hooks) for data in sets]
     names = tuple(held[0])
     shapes = {name: held[0][name].values.shape[2] for name in names}

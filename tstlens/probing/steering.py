@@ -31,7 +31,7 @@ from tstlens.probing.measures import measured
 from tstlens.randomness import seeded
 from tstlens.results import Result
 from tstlens.run import Runs
-from tstlens.stats import check_intervals, limits_of, mean_interval
+from tstlens.stats import limits_of, mean_interval
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -441,7 +441,7 @@ def dose_response(
     *,
     target: int | Tensor | None = None,
     measure: str | Callable[[Tensor], Tensor] | None = None,
-    n_random: int = 20,
+    n_random: Count = 20,
     pos: int | slice | Sequence[int] | None = None,
     mask: Tensor | None = None,
     level: Share = 0.95,
@@ -507,9 +507,6 @@ def dose_response(
     doses = tuple(sorted({0.0, *(float(strength) for strength in strengths)}))
     if len(doses) < 2 or not np.isfinite(doses).all():
         raise ArgumentError(f"expected one or more strengths other than 0, got {list(strengths)}")
-    check_intervals(level, n_boot)
-    if n_random < 1:
-        raise ArgumentError(f"expected n_random of at least 1, got {n_random}")
     others = random_directions(direction, n_random, seed)
     bar = tqdm(
         total=(1 + n_random) * (len(doses) - 1) + 1, desc="dose response", disable=not progress

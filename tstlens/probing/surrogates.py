@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
+from annotated_types import Ge
 from jaxtyping import Float
 from torch import Tensor
 
@@ -20,7 +21,7 @@ from tstlens.probing.measures import measured
 from tstlens.randomness import seeded
 from tstlens.results import Result
 from tstlens.run import Runs
-from tstlens.stats import check_intervals, mean_interval
+from tstlens.stats import mean_interval
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -95,8 +96,8 @@ def surrogate(
     n_windows: int = 3,
     measure: str | Callable[[Tensor], Tensor] | None = None,
     threshold: float = 0.5,
-    max_depth: int = 3,
-    n_splits: int = 5,
+    max_depth: Count = 3,
+    n_splits: Annotated[int, Ge(2)] = 5,
     n_boot: Draws = 1000,
     seed: Seed = 0,
     batch_size: Count = 512,
@@ -144,13 +145,8 @@ def surrogate(
         >>> probing.surrogate(model, data, 3).explanation is None
         True
     """
-    if not isinstance(data, TimeSeriesData):
-        raise ArgumentError(f"expected a TimeSeriesData, got {type(data).__name__}")
-    check_intervals(0.95, n_boot)
-    if max_depth < 1:
-        raise ArgumentError(f"expected max_depth of at least 1, got {max_depth}")
-    if n_splits < 2 or len(data) < 2 * n_splits:
-        raise ArgumentError(f"expected at least {2 * max(n_splits, 2)} series, got {len(data)}")
+    if len(data) < 2 * n_splits:
+        raise ArgumentError(f"expected at least {2 * n_splits} series, got {len(data)}")
     if not 1 <= n_windows <= data.n_time:
         raise ArgumentError(f"expected n_windows in 1..{data.n_time}, got {n_windows}")
     metric = measured(model, measure, target, len(data), "logit")

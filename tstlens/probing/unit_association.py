@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
+from annotated_types import Ge, Gt, Le, Lt
 from jaxtyping import Bool, Float, Int
 from tqdm.auto import tqdm
 
@@ -22,7 +23,7 @@ from tstlens.errors import ArgumentError
 from tstlens.model import HookedTST
 from tstlens.probing.extraction import Activations, activations, latents
 from tstlens.results import Result
-from tstlens.stats import adjusted, clustered_correlation
+from tstlens.stats import adjusted, clustered_correlation, mean_known, t_interval
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -155,6 +156,8 @@ class Units(Result):
     def summary(self) -> pd.DataFrame:
         """One row per kind of units; means over seeds, ``_low`` and ``_high`` over seeds.
 
+        Intervals are plain t, of seeds of the split.
+
         ``units`` that vary; ``explained`` share with a confirmed predictor; ``predictors`` per
         unit; ``distinct`` of them (near-copies left out); ``by_position``: per unit with other
         series' windows; ``single``: share of explained units with one distinct predictor; ``r``:
@@ -182,7 +185,9 @@ class Units(Result):
             }
             row: dict[str, Any] = {"kind": name, "units": int(found.alive.sum(1).mean())}
             for key, values in columns.items():
-                row[key], row[f"{key}_low"], row[f"{key}_high"] = _over_seeds(values)
+                known = values[np.isfinite(values)]
+                low, high = t_interval(known[:, None])
+                row |= {key: mean_known(values), f"{key}_low": low[0], f"{key}_high": high[0]}
             rows.append(row)
         return pd.DataFrame(rows).set_index("kind")
 
@@ -250,20 +255,6 @@ class Units(Result):
         return f"Units({self.hook}, distinct predictors per unit: {said}; {len(self.seeds)} splits)"
 
 
-def _over_seeds(values: np.ndarray) -> tuple[float, float, float]:
-    """Mean and a 95 % t interval over seeds; NaN ends for one seed."""
-    from scipy.stats import t
-
-    known = values[np.isfinite(values)]
-    if not len(known):
-        return float("nan"), float("nan"), float("nan")
-    mean = float(known.mean())
-    if len(known) < 2:
-        return mean, float("nan"), float("nan")
-    half = float(t.ppf(0.975, len(known) - 1) * known.std(ddof=1) / np.sqrt(len(known)))
-    return mean, mean - half, mean + half
-
-
 FEWEST = 8  # series, four on each side of the split
 CHUNK = 256  # units whose per-series sums are held at once
 
@@ -278,8 +269,8 @@ def units(
     predictors: Mapping[str, Predictor] | None = None,
     standard: bool = True,
     level: Share = 0.05,
-    least_r: float = 0.2,
-    near_copy: float = 0.7,
+    least_r: Annotated[float, Ge(0), Lt(1)] = 0.2,
+    near_copy: Annotated[float, Gt(0), Le(1)] = 0.7,
     seeds: Sequence[int] = (0, 1, 2, 3, 4),
     spans: Spans | None = None,
     batch_size: Count = 128,
@@ -343,7 +334,10 @@ def units(
         128
     """
     dictionaries = _dictionaries(sae)
-    _check(data, level, least_r, near_copy, seeds)
+    if len(data) < FEWEST:
+        raise ArgumentError(f"expected at least {FEWEST} series to split, got {len(data)}")
+    if not len(seeds) or len(set(seeds)) != len(seeds):
+        raise ArgumentError(f"expected one or more different seeds, got {list(seeds)}")
     if hook is None:
         if not dictionaries:
             raise ArgumentError("give hook=, sae=, or both")
@@ -399,20 +393,6 @@ def _dictionaries(sae: Any) -> dict[str, Any]:
     if NEURONS in found:
         raise ArgumentError(f"{NEURONS!r} names the units of the hook point; rename the dictionary")
     return found
-
-
-def _check(
-    data: TimeSeriesData, level: float, least_r: float, near_copy: float, seeds: Sequence[int]
-) -> None:
-    if len(data) < FEWEST:
-        raise ArgumentError(f"expected at least {FEWEST} series to split, got {len(data)}")
-    if not 0 < level < 1 or not 0 <= least_r < 1 or not 0 < near_copy <= 1:
-        raise ArgumentError(
-            "expected a level between 0 and 1, least_r from 0 to below 1 and near_copy up to 1, "
-            f"got {level}, {least_r} and {near_copy}"
-        )
-    if not len(seeds) or len(set(seeds)) != len(seeds):
-        raise ArgumentError(f"expected one or more different seeds, got {list(seeds)}")
 
 
 def _spans(found: Activations, data: TimeSeriesData, spans: Spans | None) -> Spans:

@@ -11,9 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from tstlens.figures import Interval, over_pairs
 from tstlens.figures.words import site_label, time_label
-from tstlens.patching import SweepResult
+from tstlens.patching import Interval, SweepResult, over_pairs
 from tstlens.report.circuits import CircuitFound, of_circuit
 from tstlens.report.study import Study, Swept, costs, of_estimates, ranked
 from tstlens.report.wording import as_probability, by_part, chance, nats, percent

@@ -1,8 +1,7 @@
-"""The model card of a checkpoint: what it was made from, how, and how good it is.
+"""From a trained source model to a checkpoint folder: convert, measure, describe, save.
 
-From a trained source model to a checkpoint folder: convert, measure, describe, save.
-
-From a trained forecaster to a checkpoint folder: convert, measure, describe, save.
+The card says what a checkpoint was made from, how, and how good it is; its words are in
+``card.md.j2``.
 """
 
 from __future__ import annotations
@@ -18,7 +17,8 @@ from tstlens.arguments import Seed, checked
 from tstlens.data import ForecastWindows, Scaling, load_described
 from tstlens.model import HookedTST
 from tstlens.model.saving import save_with
-from tstlens.storage import check_folder, fenced, plain, quoted
+from tstlens.report.wording import template
+from tstlens.storage import check_folder, plain, quoted
 from tstlens.training import (
     ForecastErrors,
     ForecastRecipe,
@@ -39,77 +39,35 @@ def model_card(model: HookedTST) -> str:
     Returns:
         Markdown.
     """
-    info, cfg = model.info, model.cfg
-    name = cfg.model_name
-    data = info.get("data", {})
-    parts = [f"# {plain(name)}", _summary(model)]
-    accuracy = info.get("accuracy", {})
-    if accuracy:
-        rows = [
-            f"| {plain(split)} | {plain(part['n_correct'])} of {plain(part['n'])} "
-            f"| {100 * part['accuracy']:.2f} % | {part['cross_entropy']:.3f} |"
-            for split, part in accuracy.items()
-        ]
-        head = ["| split | right | accuracy | cross-entropy (nats) |", "|---|---|---|---|"]
-        parts += ["## Accuracy", "\n".join([*head, *rows])]
-        parts.append("Measured on the converted model. The test split took no part in training.")
-    parts += ["## Use", _usage(name, data)]
-    parts += ["## Model", sizes_table(model)]
-    if model.parity is not None:
-        parts.append(f"Parity with the model it was converted from: {plain(model.parity)}.")
-    parts += how_made(model)
-    parts += ["## Limits", _limits(data)]
-    return "\n\n".join(parts) + "\n"
+    return _card(model)
 
 
-def sizes_table(model: HookedTST) -> str:
-    """The model's sizes as a Markdown table."""
-    cfg = model.cfg
-    sizes = {
-        "layers": cfg.n_layers,
-        "d_model": cfg.d_model,
-        "heads": f"{cfg.n_heads} of width {cfg.d_head}",
-        "d_mlp": cfg.d_mlp,
-        "channels × samples": f"{cfg.n_channels} × {cfg.n_time}",
-        "positions": cfg.n_ctx,
-        "norm": f"{cfg.norm_position}-norm, {cfg.normalization_type}",
-        "activation": cfg.act_fn,
-        "parameters": f"{sum(tensor.numel() for tensor in model.parameters()):,}",
-    }
-    rows = [f"| {key} | {plain(value)} |" for key, value in sizes.items()]
-    return "\n".join(["| | |", "|---|---|", *rows])
-
-
-def how_made(model: HookedTST) -> list[str]:
-    """Command, seed and recipe, as far as the model's ``info`` holds them."""
-    info, parts = model.info, []
-    if "command" in info:
-        order = ", ".join(map(plain, model.cfg.class_names or ()))
-        parts += [
-            "## How it was made",
-            fenced(info["command"], "bash"),
-            f"Seed {plain(info.get('seed'))}" + (f"; class order: {order}." if order else "."),
-        ]
-    if "recipe" in info:
-        recipe = json.dumps(info["recipe"], indent=2)
-        recipe = fenced(recipe, "json")
-        parts.append(f"<details><summary>Recipe</summary>\n\n{recipe}\n\n</details>")
-    return parts
-
-
-def _summary(model: HookedTST) -> str:
-    cfg = model.cfg
-    data = model.info.get("data", {}).get("name", "series")
-    return (
-        f"A time-series transformer that classifies {plain(data)} into {cfg.n_classes} classes, "
-        "with a hook point on every activation. It is small on purpose: a specimen for "
-        "interpretability, not a record."
+def _card(model: HookedTST) -> str:
+    """The text is ``card.md.j2``; names from a checkpoint are no markup, whatever they hold."""
+    data = model.info.get("data", {})
+    scaling = data.get("scaling")
+    values = (
+        f"scaled {plain(scaling['kind'])}" if scaling else "as they are in the archive, unscaled"
+    )
+    return template("card.md.j2").render(
+        model=model,
+        usage=_usage(model),
+        n_parameters=sum(tensor.numel() for tensor in model.parameters()),
+        recipe=json.dumps(model.info.get("recipe"), indent=2),
+        scaling=values.replace("_", " "),
     )
 
 
-def _usage(name: str, data: dict[str, Any]) -> str:
-    lines = ["import tstlens", "", f"model = tstlens.HookedTST.from_pretrained({quoted(name)})"]
-    if data.get("name"):
+def _usage(model: HookedTST) -> str:
+    data, future = model.info.get("data", {}), model.info.get("forecast_data")
+    name = quoted(model.cfg.model_name)
+    lines = ["import tstlens", "", f"model = tstlens.HookedTST.from_pretrained({name})"]
+    if future:
+        name = quoted(future["name"])
+        sizes = f"n_time={future['n_time']}, horizon={future['horizon']}"
+        lines.append(f'windows = tstlens.data.load_forecasting({name}, "test", {sizes})')
+        lines.append("forecast, cache = model.run_with_cache(windows.series)")
+    elif data.get("name"):
         extra = "" if data.get("equal_length", True) else ", equal_length=False"
         lines.append(f'data = tstlens.load_dataset({quoted(data["name"])}, split="test"{extra})')
         if data.get("scaling"):
@@ -117,21 +75,7 @@ def _usage(name: str, data: dict[str, Any]) -> str:
                 'data = tstlens.data.Scaling.from_dict(model.info["data"]["scaling"]).apply(data)'
             )
         lines.append("logits, cache = model.run_with_cache(data.series)")
-    return fenced("\n".join(lines), "python")
-
-
-def _limits(data: dict[str, Any]) -> str:
-    scaling = data.get("scaling")
-    values = (
-        "as they are in the archive, unscaled"
-        if not scaling
-        else f"scaled {plain(scaling['kind'])}"
-    )
-    return (
-        f"Series must have the length and the channels of the data set, {values.replace('_', ' ')}."
-        " One training seed: what is found inside need not hold for another. Probabilities are not "
-        "calibrated."
-    )
+    return "\n".join(lines)
 
 
 @checked
@@ -279,62 +223,4 @@ def forecast_card(model: HookedTST) -> str:
     Returns:
         Markdown.
     """
-    data: dict[str, Any] = model.info["forecast_data"]
-    unit = plain(data["unit"])
-    rows = [
-        f"| {plain(split)} | {plain(name)} | {found['rmse']:.3f} | {found['mae']:.3f} "
-        f"| {plain(found['n'])} | {plain(found['n_values'])} |"
-        for split, measured in model.info["forecast_errors"].items()
-        for name, found in measured.items()
-    ]
-    head = [
-        f"| split | forecast | RMSE ({unit}) | MAE ({unit}) | windows | values |",
-        "|---|---|---|---|---|---|",
-    ]
-    by_step = model.info["forecast_errors"]["test"]
-    chosen = sorted({0, data["horizon"] // 4, data["horizon"] // 2, data["horizon"] - 1})
-    steps = [
-        f"| {plain(name)} | "
-        + " | ".join(f"{found['rmse_by_step'][at]:.3f}" for at in chosen)
-        + " |"
-        for name, found in by_step.items()
-    ]
-    step_head = [
-        "| forecast | " + " | ".join(f"step {at + 1}" for at in chosen) + " |",
-        "|---" * (len(chosen) + 1) + "|",
-    ]
-    sizes = f"n_time={data['n_time']}, horizon={data['horizon']}"
-    usage = "\n".join(
-        [
-            "import tstlens",
-            "",
-            f"model = tstlens.HookedTST.from_pretrained({quoted(model.cfg.model_name)})",
-            f'windows = tstlens.data.load_forecasting({quoted(data["name"])}, "test", {sizes})',
-            "forecast, cache = model.run_with_cache(windows.series)",
-        ]
-    )
-    parts = [
-        f"# {plain(model.cfg.model_name)}",
-        f"A PatchTST that forecasts the series {plain(data['name'])}, {data['horizon']} steps from "
-        f"{data['n_time']}, with a hook point on every activation. It is small on purpose: a "
-        "specimen for interpretability, not a record.",
-        "## Errors",
-        "\n".join([*head, *rows]),
-        "Measured on the converted model. Test targets begin on "
-        f"{plain(data['first_test_target'])}; no value from then on took part in training, or in "
-        "choosing the recipe. Windows overlap, so their errors are not independent. Root mean "
-        f"squared test error by step ahead ({unit}):",
-        "\n".join([*step_head, *steps]),
-        "## Use",
-        fenced(usage, "python"),
-        "The series ships with statsmodels (`pip install statsmodels`); NaN marks a missing "
-        "sample, in the model's input too.",
-        "## Model",
-        sizes_table(model),
-        f"Parity with the model it was converted from: {plain(model.parity)}.",
-        *how_made(model),
-        "## Limits",
-        "Series must have the length and the channel of the data. The forecast is a mean without "
-        "an interval. One training seed: what is found inside need not hold for another.",
-    ]
-    return "\n\n".join(parts) + "\n"
+    return _card(model)

@@ -12,21 +12,21 @@ import numpy as np
 
 from tstlens.data import Pairs
 from tstlens.errors import ArgumentError
-from tstlens.figures import over_pairs
-from tstlens.figures.intervals import Interval
 from tstlens.model import HookedTST
 from tstlens.patching import (
     Circuit,
     Completeness,
     Faithfulness,
+    Interval,
     Minimality,
     Node,
     SweepResult,
     component_graph,
     log_prob,
+    over_pairs,
 )
 from tstlens.patching.circuits.circuit import label_of
-from tstlens.report.wording import percent
+from tstlens.report.wording import sentences
 
 BUDGET = 0.05  # share of edges in the circuit
 STEPS = 5  # of integrated gradients
@@ -260,68 +260,11 @@ def _completeness(found: Completeness) -> dict[str, Any]:
 
 
 def _sentences(n: dict[str, Any]) -> dict[str, str]:
-    f, own = n["faithfulness"], n["on_its_own_half"]
-    apart = "no series is in both halves" if n["apart"] else "the halves share clean series"
-    halves = (
-        f"Edges were chosen on {len(n['chosen_on'])} pairs and judged on the other "
-        f"{len(n['judged_on'])} ({apart})."
-    )
-    interval = ""
-    if f["low"] is not None:
-        interval = f" (95 % interval over pairs {percent(f['low'])} to {percent(f['high'])})"
-    return {
-        "halves": halves,
-        "circuit": (
-            f"The {n['n_edges']} of {n['n_all']} edges with the largest estimated effect. "
-            f"{n['n_connected']} of them lie on a way from the input to the class through other "
-            "edges of the circuit; the rest does nothing by itself."
-        ),
-        "verdict": (
-            f"Alone, with every other edge left corrupted, these edges close "
-            f"{percent(f['of_circuit'])} of the gap{interval}; as many edges "
-            f"picked at random close about {percent(_at(f['random']['curve'], f, n['budget']))}. "
-            f"{_enough(f, n['n_all'])}"
-        ),
-        "cpr": (
-            f"CPR {f['cpr']:.2f} is the area under the curve over the share of edges (not its "
-            f"logarithm, as drawn): larger is better, about 1 if the first few edges "
-            f"do it all (random edges {f['random']['cpr']:.2f})."
-        ),
-        "cmd": (
-            f"CMD {f['cmd']:.2f} is the area between the curve and 1: smaller is better, 0 if "
-            f"any share of edges does what the model does (random edges {f['random']['cmd']:.2f})."
-        ),
-        "own": (
-            f"On the half that the edges were chosen on, CPR is {own['cpr']:.2f} and the circuit "
-            f"closes {percent(own['of_circuit'])}."
-        ),
-        "completeness": (
-            f"Complete? Without a random half of the circuit's parts the whole model still closes "
-            f"{percent(n['completeness']['model'])} of the gap, the circuit without the same parts "
-            f"{percent(n['completeness']['circuit'])} (means of {n['completeness']['samples']} "
-            "halves): what the model has more comes from outside the circuit."
-        ),
-        "minimality": _minimality(n["minimality"]),
-    }
-
-
-def _minimality(part: dict[str, Any]) -> str:
-    top = [f"{row['label']} ({percent(row['loss'])})" for row in part["most_needed"][:3]]
-    return (
-        f"Needed? Taken out one at a time, these cost the circuit most, in shares of the gap: "
-        f"{', '.join(top)}; {part['n_hardly']} of its {part['n_parts']} parts cost less than "
-        f"{percent(_LITTLE)} each."
-    )
-
-
-def _enough(f: dict[str, Any], n_all: int) -> str:
-    for share, count, value in zip(f["fractions"], f["n_edges"], f["curve"], strict=True):
-        if value >= _ENOUGH:
-            what = f"{100 * share:g} % of the edges ({count})"
-            if share >= 0.5:
-                return f"It takes {what} to pass {percent(_ENOUGH)}: the work is spread out."
-            return f"The strongest {what} pass {percent(_ENOUGH)}."
-    return f"No share of the {n_all} edges measured passes {percent(_ENOUGH)}."
+    f = n["faithfulness"]
+    curve = zip(f["fractions"], f["n_edges"], f["curve"], strict=True)
+    enough = next(({"share": s, "count": c} for s, c, value in curve if value >= _ENOUGH), None)
+    random = _at(f["random"]["curve"], f, n["budget"])
+    return sentences("circuit.j2", n=n, random=random, enough=enough, bar=_ENOUGH, little=_LITTLE)
 
 
 def _at(curve: list[float], f: dict[str, Any], share: float) -> float:

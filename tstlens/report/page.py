@@ -8,11 +8,9 @@ Blocks of the page: a heading, paragraphs, figures and tables with their caption
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import plotly.graph_objects as go
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
@@ -21,7 +19,16 @@ from tstlens.figures.words import when
 from tstlens.report.account import Finding
 from tstlens.report.circuits import CircuitFound
 from tstlens.report.study import STEPS, Study, Swept, cost_sentence
-from tstlens.report.wording import as_probability, by_part, chance, nats, odds, percent
+from tstlens.report.wording import (
+    FOLDER,
+    as_probability,
+    by_part,
+    chance,
+    nats,
+    odds,
+    percent,
+    template,
+)
 from tstlens.stats import FEWEST
 
 CONFIG = {
@@ -237,19 +244,10 @@ def render(found: Study, numbers: dict[str, Any]) -> str:
     Returns:
         HTML with plotly.js inside once and nothing loaded from anywhere.
     """
-    folder = Path(__file__).parent
-    environment = Environment(
-        loader=FileSystemLoader(folder),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"nats": nats, "chance": chance, "percent": percent}
     sections = [_section(entry, numbers, found) for entry in found.sets]
-    return environment.get_template("page.html.j2").render(
+    return template("page.html.j2").render(
         n=numbers,
-        style=Markup((folder / "page.css").read_text(encoding="utf-8")),
+        style=Markup((FOLDER / "page.css").read_text(encoding="utf-8")),
         plotlyjs=Markup(get_plotlyjs()),
         confusion=html_of(figures.confusion(found.evaluation, title=None), "confusion"),
         sections=sections,

@@ -43,7 +43,7 @@ from tstlens.patching import (
     sweep,
 )
 from tstlens.report.circuits import CircuitFound, find
-from tstlens.report.wording import nats, odds
+from tstlens.report.wording import sentences, share
 from tstlens.stats import FEWEST, mean_known
 from tstlens.training import Evaluation, evaluate
 
@@ -122,19 +122,15 @@ def of_estimates(found: Estimates) -> dict[str, Any]:
     for (grid, name), each in found.agreements.items():
         numbers.setdefault(grid, {})[name] = _numbers(each, STEPS[name])
     heads, fine = (numbers[grid]["integrated"] for grid in GRIDS)
-    plain = numbers["heads"]["gradient"]
-    return {
-        **numbers,
-        "sentence": (
-            f"Over {heads['n_sites']} heads the estimate from {STEPS['integrated']} gradients "
-            f"along the way agrees with the exact sweep to a Pearson correlation of "
-            f"{_two(heads['pearson'])} and a rank correlation (Spearman) of "
-            f"{_two(heads['spearman'])}, mean over {heads['n_pairs']} pairs; the plain gradient "
-            f"reaches {_two(plain['pearson'])} and {_two(plain['spearman'])}. "
-            f"{_verdict(heads, fine)}"
-        ),
-        "failure": _failure(heads, fine),
-    }
+    said = sentences(
+        "estimates.j2",
+        heads=heads,
+        fine=fine,
+        plain=numbers["heads"]["gradient"],
+        steps=STEPS["integrated"],
+        trusted=_TRUSTED,
+    )
+    return {**numbers, **said}
 
 
 def _numbers(each: Agreement, steps: int) -> dict[str, Any]:
@@ -161,36 +157,6 @@ def _numbers(each: Agreement, steps: int) -> dict[str, Any]:
         },
         "same_strongest": bool(np.abs(exact).argmax() == np.abs(guess).argmax()),
     }
-
-
-def _verdict(heads: dict[str, Any], fine: dict[str, Any]) -> str:
-    strong = (heads["spearman"] or 0.0) >= _TRUSTED
-    text = "That is a first look at the heads, not a substitute for the sweep"
-    if strong and heads["same_strongest"]:
-        text = "For whole heads it may stand in for the sweep"
-    elif strong:
-        text = "It orders the heads alike but names another strongest one, so check that exactly"
-    if (fine["spearman"] or 0.0) >= _TRUSTED:
-        return f"{text}; head by position it agrees as well ({_two(fine['spearman'])})."
-    text += "; head by position, where effects are small, the rank correlation is only "
-    text += _two(fine["spearman"])
-    if fine["top_k_overlap"] is None:
-        return f"{text}."
-    found = fine["k"] * fine["top_k_overlap"]
-    return f"{text}, and {found:.1f} of a pair's {fine['k']} strongest places are found."
-
-
-def _failure(heads: dict[str, Any], fine: dict[str, Any]) -> str:
-    off, worst = heads["furthest_off"], heads["worst_pair"]
-    return (
-        f"Furthest off, on average over pairs: {off['label']}, estimated "
-        f"{nats(off['estimate'], True)}, exactly {nats(off['exact'], True)} nats. "
-        f"Least alike: pair {worst['pair']}, rank correlation {_two(worst['spearman'])}. "
-        f"{_share(1 - (heads['sign_agreement'] or 0.0))} of the heads have the wrong sign, "
-        f"{_share(1 - (fine['sign_agreement'] or 0.0))} of heads by position. A gradient sees "
-        "small changes only: attention that switches, a ReLU that opens and a probability that "
-        "saturates are what it misses. Check whatever looks strongest exactly."
-    )
 
 
 def costs(found: Estimates) -> dict[str, Any]:
@@ -220,7 +186,7 @@ def cost_sentence(cost: dict[str, Any]) -> str:
     return (
         f"Its cost does not grow with the number of places. Head by position, measured here, it "
         f"took {number(fine['seconds'])} s against {number(exact)} s of exact sweep "
-        f"({_share(fine['of_exact'])}; the plain gradient {_share(plain['of_exact'])}); for whole "
+        f"({share(fine['of_exact'])}; the plain gradient {share(plain['of_exact'])}); for whole "
         f"heads it {less}. It pays on longer series and larger models."
     )
 
@@ -228,14 +194,6 @@ def cost_sentence(cost: dict[str, Any]) -> str:
 def _mean(values: np.ndarray) -> float | None:
     mean = mean_known(values)
     return mean if mean == mean else None
-
-
-def _two(value: float | None) -> str:
-    return "undefined" if value is None else f"{value:.2f}".replace("-", "−")
-
-
-def _share(value: float) -> str:
-    return f"{100 * value:.0f} %" if value >= 0.1 else f"{100 * value:.1f} %"
 
 
 CLASS_PAIRS = 4  # pairs of classes compared, both ways round
@@ -691,16 +649,15 @@ def ranked(heads: SweepResult, clusters: Sequence[int], seed: int) -> dict[str, 
                 **{name: float(part[at]) for name, part in parts.items()},
             }
         )
-    stable = split_half(heads, TOP, cluster=clusters, seed=seed)
-    return {
-        "rows": rows,
+    stability = _stability(split_half(heads, TOP, cluster=clusters, seed=seed))
+    numbers = {
         "n_heads": len(rows),
         "n_clusters": found.n_clusters[0],
         "n_shown": sum(row["q"] <= LEVEL for row in rows),
         "level": LEVEL,
-        "stability": _stability(stable),
-        "sentences": {"chance": _chance(rows, found.n_clusters[0]), "order": _order(stable)},
     }
+    said = sentences("ranking.j2", part=stability, **numbers)
+    return {"rows": rows, **numbers, "stability": stability, "sentences": said}
 
 
 def _stability(stable: SplitHalf) -> dict[str, Any]:
@@ -715,43 +672,3 @@ def _stability(stable: SplitHalf) -> dict[str, Any]:
         "k": stable.k,
         "top_k_overlap": overlap if overlap == overlap else None,
     }
-
-
-def _chance(rows: list[dict[str, Any]], n_clusters: int) -> str:
-    n_shown = sum(row["q"] <= LEVEL for row in rows)
-    text = (
-        "p is how often chance alone gives a mean this large: the sign of every series' effect is "
-        "turned over at random, as if up and down were equally likely. "
-        f"Among {len(rows)} heads some get a small p by luck; q is p corrected for that: of heads "
-        f"with q up to {LEVEL:g}, about one in twenty is expected to be such luck. Here "
-        f"{n_shown} of {len(rows)} heads stay below it. A small q says that a head does "
-        "something, not that it does much."
-    )
-    if n_clusters < 10:
-        text += f" With {n_clusters} series no p can fall below {odds(2 / 2**n_clusters)}."
-    return text
-
-
-def _order(stable: SplitHalf) -> str:
-    part = _stability(stable)
-    if part["spearman"] is None:
-        return "The order of the heads could not be compared between halves of the series."
-    same = ""
-    if part["top_k_overlap"] is not None:
-        found = part["k"] * part["top_k_overlap"]
-        same = f", and {found:.1f} of the {part['k']} strongest are the same"
-    sure = (
-        "so other series would give nearly the same order"
-        if part["reliability"] >= 0.9
-        else "so the order is roughly right, and heads of similar size may change places"
-        if part["reliability"] >= 0.7
-        else "so take the order as a hint only"
-    )
-    return (
-        f"Would other series rank the heads alike? Ranked on two random halves of the series, "
-        f"{part['n_splits']} times over, the two orders have a rank correlation of "
-        f"{part['spearman']:.2f} on average (1 is the same order, 0 is unrelated; 95 % of the "
-        f"splits lie between {part['low']:.2f} and {part['high']:.2f}){same}. All series "
-        f"together are twice as many, for which that makes {part['reliability']:.2f} expected: "
-        f"{sure}."
-    ).replace("-", "−")

@@ -1,16 +1,22 @@
-"""Numbers in running text: as many digits as they deserve, real minus signs.
+"""Words: the templates, and numbers in them with as many digits as they deserve.
 
-Other views of a sweep: in probabilities, by part of the model.
+Other views of a sweep, too: in probabilities, by part of the model.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import re
+from functools import cache
+from pathlib import Path
+from typing import Any
 
 import torch
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
 from tstlens.errors import ArgumentError
 from tstlens.patching import SweepResult
+from tstlens.storage import fenced, plain
 
 
 def nats(value: float, signed: bool = False) -> str:
@@ -60,6 +66,59 @@ def odds(value: float) -> str:
     if value != value:
         return "undefined"
     return "< 0.001" if value < 0.001 else f"{value:.3f}" if value < 0.1 else f"{value:.2f}"
+
+
+FOLDER = Path(__file__).parent
+
+
+def template(name: str) -> Template:
+    """A text of this folder; only in HTML is what it is given escaped."""
+    return _environment().get_template(name)
+
+
+def sentences(name: str, **values: Any) -> dict[str, str]:
+    """The blocks of a template, each in one line."""
+    text = template(name)
+    context = text.new_context(values)
+    return {
+        key: re.sub(r"[ \n]+", " ", "".join(block(context))).strip()
+        for key, block in text.blocks.items()
+    }
+
+
+@cache
+def _environment() -> Environment:
+    environment = Environment(
+        loader=FileSystemLoader(FOLDER),
+        autoescape=lambda name: name is not None and ".html" in name,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    for filtering in (nats, chance, percent, odds, two, share, plain, fenced):
+        environment.filters[filtering.__name__] = filtering
+    return environment
+
+
+def two(value: float | None) -> str:
+    """A correlation, to two decimals.
+
+    Example:
+        >>> two(-0.123), two(None)
+        ('−0.12', 'undefined')
+    """
+    return "undefined" if value is None else f"{value:.2f}".replace("-", "−")
+
+
+def share(value: float) -> str:
+    """A fraction in per cent, small ones with a decimal.
+
+    Example:
+        >>> share(0.314), share(0.0123)
+        ('31 %', '1.2 %')
+    """
+    return f"{100 * value:.0f} %" if value >= 0.1 else f"{100 * value:.1f} %"
 
 
 def as_probability(result: SweepResult) -> SweepResult:

@@ -9,8 +9,7 @@ Errors of forecasts, beside forecasts that need no model.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +22,7 @@ from tstlens.data import TimeSeriesData
 from tstlens.data.forecasting import ForecastWindows
 from tstlens.errors import ArgumentError, LabelError, SeriesShapeError
 from tstlens.randomness import seeded
+from tstlens.run import evaluating
 
 if TYPE_CHECKING:
     import pandas
@@ -127,7 +127,7 @@ def evaluate(
         )
     device = device_of(model)
     parts = []
-    with _eval_mode(model), torch.no_grad():
+    with evaluating(model), torch.no_grad():
         for start in range(0, len(data), batch_size):
             stop = min(start + batch_size, len(data))
             series = data.series[start:stop].to(device or data.series.device)
@@ -177,20 +177,6 @@ def device_of(model: Callable[..., Tensor]) -> torch.device | None:
         for parameter in model.parameters():
             return parameter.device
     return None
-
-
-@contextmanager
-def _eval_mode(model: Callable[..., Tensor]) -> Iterator[None]:
-    if not isinstance(model, nn.Module):
-        yield
-        return
-    training = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, flag in training:
-            module.training = flag
 
 
 @dataclass(frozen=True)

@@ -51,12 +51,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
-import einops
 import torch
 from torch import Tensor, nn
 
@@ -73,13 +71,17 @@ from tstlens.zoo.chronos_bolt import (
     location_and_scale,
 )
 from tstlens.zoo.comparing import Tap
-from tstlens.zoo.layers import fill
-from tstlens.zoo.parity import Trial
-from tstlens.zoo.parts import ResidualMLP
-from tstlens.zoo.registry import Built, Family, register
+from tstlens.zoo.layers import RESID_PRE, LayerTable, fill
+from tstlens.zoo.parity import Trial, context_trials
+from tstlens.zoo.parts import ResidualMLP, observed_in, per_channel
+from tstlens.zoo.registry import Built, register_classes
 from tstlens.zoo.t5 import activation, dotted
-from tstlens.zoo.timesfm import per_channel
-from tstlens.zoo.transformers_source import block_weights, class_of, rebuilt, refuse_changed_parts
+from tstlens.zoo.transformers_source import (
+    block_weights,
+    live_or_rebuilt,
+    rebuilder,
+    refuse_changed_parts,
+)
 
 
 @dataclass(frozen=True)
@@ -186,9 +188,7 @@ class Chronos2Patches(nn.Module):
 
     def forward(self, series: Series, mask: Mask | None) -> tuple[Residual, TrunkState]:
         n_channels = series.shape[1]
-        observed = ~series.isnan()
-        if mask is not None:
-            observed = observed & mask[:, None]
+        observed = observed_in(series, mask)
         loc, scale = location_and_scale(series, observed, self.cfg.flat_scale)
         loc, scale = self.hook_loc(loc), self.hook_scale(scale)
         scaled = (torch.where(observed, series, 0.0) - loc) / scale
@@ -250,7 +250,25 @@ class Chronos2Head(nn.Module):
 
 
 _CLASS = "chronos.chronos2.model.Chronos2Model"
-_CONFIG = "chronos.chronos2.config.Chronos2CoreConfig"
+_REBUILD = rebuilder(_CLASS, "chronos.chronos2.config.Chronos2CoreConfig", "chronos-2")
+_ATTENTIONS = {"attn": "layer.0.self_attention", "channel_attn": "layer.1.self_attention"}
+_LAYER = LayerTable(
+    {
+        **{
+            f"{name}.{letter}": f"{path}.{letter.lower()}"
+            for name, path in _ATTENTIONS.items()
+            for letter in "QKVO"
+        },
+        **{f"ln{i + 1}": f"layer.{i}.layer_norm" for i in range(3)},
+        "mlp.in": "layer.2.mlp.wi",
+        "mlp.out": "layer.2.mlp.wo",
+    },
+    (
+        RESID_PRE,
+        Tap("hook_resid_mid_channel", "layer.2", of="input"),
+        Tap("hook_resid_post", "layer.2"),
+    ),
+)
 
 
 def build(
@@ -267,12 +285,8 @@ def build(
         num_output_patches: patches of the horizon.
         config: the entries of its ``config.json`` (state dict only, needed there).
     """
-    if isinstance(source, Mapping):
-        source = rebuilt(source, config, _CLASS, _CONFIG, "chronos-2")
-    elif config is not None:
-        raise ArgumentError("config: a live model knows it itself; leave it out")
-    refuse_changed_parts(source, "chronos.chronos2", "chronos.chronos_bolt")
-    whole: Any = source
+    whole = live_or_rebuilt(source, config, _REBUILD)
+    refuse_changed_parts(whole, "chronos.chronos2", "chronos.chronos_bolt")
     own, core = whole.chronos_config, whole.config
     if not own.use_reg_token:
         raise UnsupportedSourceError(
@@ -320,7 +334,7 @@ def build(
     weight = whole.shared.weight
     model = HookedTST(cfg).to(device=weight.device, dtype=weight.dtype)
     _fill_model(model, whole)
-    return Built(model, whole, _trials(model), dotted(source))
+    return Built(model, whole, _trials(model), dotted(whole))
 
 
 @torch.no_grad()
@@ -328,16 +342,8 @@ def _fill_model(model: HookedTST, source: Any) -> None:
     fill(model.embed, {"reg_token": source.shared.weight[source.config.reg_token_id]})
     fill(model.embed, block_weights(source.input_patch_embedding))
     fill(model.head, block_weights(source.output_patch_embedding, "patch_block"))
-    per_head = partial(einops.rearrange, head=model.cfg.n_heads)
     for block, layer in zip(model.blocks, source.encoder.block, strict=True):
-        time, group, mlp = layer.layer
-        weights = {f"ln{i + 1}.w": part.layer_norm.weight for i, part in enumerate(layer.layer)}
-        for name, part in (("attn", time.self_attention), ("channel_attn", group.self_attention)):
-            for letter, linear in zip("QKV", (part.q, part.k, part.v), strict=True):
-                weights[f"{name}.W_{letter}"] = per_head(linear.weight, "(head d) m -> head m d")
-            weights[f"{name}.W_O"] = per_head(part.o.weight, "m (head d) -> head d m")
-        weights |= {"mlp.W_in": mlp.mlp.wi.weight.T, "mlp.W_out": mlp.mlp.wo.weight.T}
-        fill(block, weights)
+        _LAYER.fill(block, layer.state_dict())
     fill(model.ln_final, {"w": source.encoder.final_layer_norm.weight})
 
 
@@ -372,86 +378,31 @@ def _as_compared(source: Any, dtype: torch.dtype) -> Iterator[None]:
 
 
 def _trials(model: HookedTST) -> tuple[Trial, ...]:
-    embed: Any = model.cfg.embed
-    generator = torch.Generator().manual_seed(0)
-    longest = min(embed.context_length, 16 * embed.patch_len)
-    shape = (4, model.cfg.n_channels or 1, longest)
-    normal = torch.randn(shape, generator=generator, dtype=torch.float64)
-    missing, padded, empty = normal.clone(), normal.clone(), normal.clone()
-    missing[torch.rand(shape, generator=generator) < 0.3] = torch.nan
-    for row, before in enumerate((0, 1, longest // 2, longest - 1)):
-        padded[row, :, :before] = torch.nan
-    empty[0] = torch.nan
-    shorter = normal[..., -max(1, longest - embed.patch_len // 2) :].clone()
-    given = [
-        (f"random {list(shape)} times 10 plus 3", 10 * normal + 3),
-        (f"constant {list(shape)}", normal[..., :1].expand(shape).clone()),
-        (f"missing values {list(shape)}", missing),
-        (f"padded at the start {list(shape)}", padded),
-        (f"no whole number of patches {list(shorter.shape)}", shorter),
-        (f"one without observed values {list(shape)}", empty),
-    ]
-
-    def run_source(source: nn.Module, series: Tensor) -> Tensor:
-        return run(source, series, None, model)
-
-    return tuple(Trial(name, (series,), _run_model, run_source) for name, series in given)
-
-
-def _run_model(model: HookedTST, series: Tensor) -> Tensor:
-    return model(series)
+    kinds = ("large", "constant", "missing", "padded", "shorter", "empty")
+    theirs = partial(run, mask=None, model=model)
+    return context_trials(model.cfg.embed, model.cfg.n_channels, theirs, kinds)
 
 
 def taps(source: Any, model: HookedTST) -> list[Tap]:
     """Where a Chronos-2 model computes our activations (patterns in float32 only)."""
-    n_channels, n_heads = model.cfg.n_channels or 1, model.cfg.n_heads
-    patterns = model.cfg.dtype == torch.float32
-    found = [Tap("hook_embed", "encoder.block.0", of="input", observed_only=True)]
-
-    def per_head(seen: Tensor) -> Tensor:
-        return seen.unflatten(-1, (n_heads, -1))
+    n_channels = model.cfg.n_channels or 1
 
     def from_groups(seen: Tensor) -> Tensor:  # [pos, row, ...] as [row, pos, ...]
         return seen.transpose(0, 1)
-
-    def per_head_of_groups(seen: Tensor) -> Tensor:
-        return per_head(from_groups(seen))
 
     def in_groups(seen: Any) -> Tensor:  # [pos, head, row, row] as [batch, pos, head, query, key]
         apart = seen.attn_weights.unflatten(3, (-1, n_channels)).unflatten(2, (-1, n_channels))
         return torch.einsum("phbqbk->bphqk", apart)
 
+    table = _LAYER
+    if model.cfg.dtype == torch.float32:
+        shown = {"attn": lambda seen: seen.attn_weights, "channel_attn": in_groups}
+        patterns = (Tap(f"{n}.hook_pattern", _ATTENTIONS[n], by) for n, by in shown.items())
+        table = replace(table, taps=(*table.taps, *patterns))
+    found = [Tap("hook_embed", "encoder.block.0", of="input", observed_only=True)]
     for number in range(model.cfg.n_layers):
         here, there = f"blocks.{number}", f"encoder.block.{number}"
-        found.append(Tap(f"{here}.hook_resid_pre", there, of="input", observed_only=True))
-        kinds = (
-            ("attn", "hook_attn_out", per_head, _written),
-            ("channel_attn", "hook_channel_attn_out", per_head_of_groups, from_groups),
-        )
-        for layer, (name, out, by_head, by_row) in enumerate(kinds):
-            path = f"{there}.layer.{layer}.self_attention"
-            found += [
-                Tap(f"{here}.{name}.hook_{letter}", f"{path}.{letter}", by_head, observed_only=True)
-                for letter in "qkv"
-            ]
-            found += [
-                Tap(f"{here}.{name}.hook_z", f"{path}.o", by_head, "input", observed_only=True),
-                Tap(f"{here}.{out}", f"{path}.o", by_row, observed_only=True),
-            ]
-        if patterns:
-            for layer, (name, by_row) in enumerate(
-                (("attn", _weights), ("channel_attn", in_groups))
-            ):
-                path = f"{there}.layer.{layer}.self_attention"
-                pattern = f"{here}.{name}.hook_pattern"
-                found.append(Tap(pattern, path, by_row, observed_only=True))
-        mlp = f"{there}.layer.2"
-        found += [
-            Tap(f"{here}.hook_resid_mid_channel", mlp, of="input", observed_only=True),
-            Tap(f"{here}.mlp.hook_pre", f"{mlp}.mlp.wi", observed_only=True),
-            Tap(f"{here}.hook_mlp_out", f"{mlp}.mlp", observed_only=True),
-            Tap(f"{here}.hook_resid_post", mlp, observed_only=True),
-        ]
+        found += table.find(model, here, there, {"channel_attn": from_groups}, True)
     return [
         *found,
         Tap("head.hook_future", "output_patch_embedding", of="input"),
@@ -459,38 +410,4 @@ def taps(source: Any, model: HookedTST) -> list[Tap]:
     ]
 
 
-def _written(seen: Tensor) -> Tensor:
-    return seen
-
-
-def _weights(seen: Any) -> Tensor:
-    return seen.attn_weights
-
-
-def load(folder: Path) -> nn.Module:
-    """The source from a folder with its ``config.json`` and weights."""
-    return class_of(_CLASS).from_pretrained(str(folder)).eval()
-
-
-def reads(config: Mapping[str, Any]) -> bool:
-    """Whether a ``config.json`` is a Chronos-2 model's."""
-    return _CLASS.rsplit(".", 1)[1] in (config.get("architectures") or ())
-
-
-def recognises(source: nn.Module) -> bool:
-    """Whether a module is chronos-forecasting's own, not a subclass."""
-    return dotted(source) == _CLASS
-
-
-register(
-    Family(
-        name="chronos-2",
-        recognises=recognises,
-        build=build,
-        takes_state_dict=True,
-        run=run,
-        taps=taps,
-        reads=reads,
-        load=load,
-    )
-)
+FAMILY = register_classes("chronos-2", (_CLASS,), build, run, taps, folders=True)

@@ -42,14 +42,12 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from importlib import import_module
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from tstlens.errors import ArgumentError, SeriesShapeError, UnsupportedSourceError
+from tstlens.errors import ArgumentError, UnsupportedSourceError
 from tstlens.model import HookedTST, HookedTSTConfig
 from tstlens.model.norms import watched
 from tstlens.model.parts import ActFn, one_of, positive
@@ -57,11 +55,11 @@ from tstlens.model.state import TrunkState
 from tstlens.points import Hook
 from tstlens.shapes import Mask, Output, Residual, Series
 from tstlens.zoo.comparing import Tap
-from tstlens.zoo.layers import check_keys, fill
-from tstlens.zoo.parity import Trial
-from tstlens.zoo.parts import ResidualMLP
+from tstlens.zoo.layers import fill
+from tstlens.zoo.parity import Trial, context_trials
+from tstlens.zoo.parts import EndingPatches, ResidualMLP, observed_in, per_channel
 from tstlens.zoo.parts import observed_mean_and_std as mean_and_std
-from tstlens.zoo.registry import Built, Family, register
+from tstlens.zoo.registry import Built, register_classes
 from tstlens.zoo.t5 import (
     activation,
     dotted,
@@ -71,11 +69,17 @@ from tstlens.zoo.t5 import (
     showing_patterns,
     stack_taps,
 )
-from tstlens.zoo.transformers_source import block_weights
+from tstlens.zoo.transformers_source import (
+    block_weights,
+    embedding_taps,
+    last,
+    live_or_rebuilt,
+    rebuilder,
+)
 
 
 @dataclass(frozen=True)
-class BoltPatchesConfig:
+class BoltPatchesConfig(EndingPatches):
     """Chronos-Bolt's front end.
 
     Args:
@@ -109,10 +113,6 @@ class BoltPatchesConfig:
         )
         one_of("BoltPatchesConfig.act_fn", self.act_fn, ("relu", "gelu", "gelu_tanh", "silu"))
 
-    def missing_before(self, n_time: int) -> int:
-        """Missing values put before the series, so that it is a whole number of patches."""
-        return -n_time % self.patch_len
-
     def n_patches(self, n_time: int) -> int:
         """Patches of a series of ``n_time`` samples."""
         return (n_time + self.missing_before(n_time) - self.patch_len) // self.stride + 1
@@ -128,25 +128,12 @@ class BoltPatchesConfig:
             x = nn.functional.pad(x, (before, 0))
         return x.unfold(2, self.patch_len, self.stride)
 
-    def check(self, n_time: int) -> None:
-        """Raise :class:`SeriesShapeError` unless the series fits into the context."""
-        if n_time > self.context_length:
-            raise SeriesShapeError(
-                f"expected at most context_length={self.context_length} samples, got {n_time}; "
-                f"cut the series: series[..., -{self.context_length}:] (which is what the source "
-                "does without a word)"
-            )
-
     def time_span(self, pos: int, n_time: int) -> slice:
         """Samples that position ``pos`` was embedded from; none for the special token."""
         if pos == self.n_patches(n_time):
             return slice(0, 0)
         start = pos * self.stride - self.missing_before(n_time)
         return slice(max(start, 0), max(start + self.patch_len, 0))
-
-    def time_cell(self, pos: int, n_time: int) -> slice:
-        """The same as :meth:`time_span`."""
-        return self.time_span(pos, n_time)
 
     def build(self, cfg: Any) -> nn.Module:
         """The front end, with new weights."""
@@ -208,9 +195,7 @@ class BoltPatches(nn.Module):
 
     def forward(self, series: Series, mask: Mask | None) -> tuple[Residual, TrunkState]:
         n_rows, n_channels = len(series) * series.shape[1], series.shape[1]
-        observed = ~series.isnan()
-        if mask is not None:
-            observed = observed & mask[:, None]
+        observed = observed_in(series, mask)
         loc, scale = location_and_scale(series, observed, self.cfg.flat_scale)
         loc, scale = self.hook_loc(loc), self.hook_scale(scale)
         scaled = (torch.where(observed, series, 0.0) - loc) / scale
@@ -262,23 +247,16 @@ class BoltHead(nn.Module):
         self.hook_quantiles = Hook("batch channel time quantile")  # scaled
 
     def forward(self, residual: Residual, state: TrunkState) -> Output:
-        if "scale" not in state.statistics:
-            raise ArgumentError(
-                "this head puts back what the front end took out of each channel; pass the state "
-                "that embed_series returned as state="
-            )
         out = self.block(self.hook_pooled(residual[:, 0]))
-        by_series = (-1, state.n_series_channels)
         by_level = out.unflatten(1, (len(self.cfg.quantiles), self.cfg.horizon)).transpose(1, 2)
-        scaled = self.hook_quantiles(by_level.unflatten(0, by_series))
-        loc, scale = (
-            state.statistics[name].unflatten(0, by_series)[..., None] for name in ("loc", "scale")
-        )
+        scaled = self.hook_quantiles(by_level.unflatten(0, (-1, state.n_series_channels)))
+        loc, scale = per_channel(state, "loc", "scale")
         return scaled * scale + loc
 
 
 _CLASS = "chronos.chronos_bolt.ChronosBoltModelForForecasting"
 _TIED = ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight")
+_REBUILD = rebuilder(_CLASS, "transformers.T5Config", "chronos-bolt", _TIED)
 
 
 def build(
@@ -293,13 +271,9 @@ def build(
         n_channels: channels of the series it will be given.
         config: the entries of its ``config.json`` (state dict only, needed there).
     """
-    if isinstance(source, Mapping):
-        source = _rebuild(source, config)
-    elif config is not None:
-        raise ArgumentError("config: a live model knows it itself; leave it out")
-    whole: Any = source
+    whole = live_or_rebuilt(source, config, _REBUILD)
     if "forward" in vars(whole):
-        raise UnsupportedSourceError(f"this {dotted(source)} has a forward of its own")
+        raise UnsupportedSourceError(f"this {dotted(whole)} has a forward of its own")
     own, t5 = whole.chronos_config, whole.config
     options, decoder = read_t5(whole.encoder), read_t5(whole.decoder)
     act_fn: Any = activation(t5.dense_act_fn, "feed_forward_proj")
@@ -327,7 +301,7 @@ def build(
     weight = whole.shared.weight
     model = HookedTST(cfg).to(device=weight.device, dtype=weight.dtype)
     _fill_model(model, whole)
-    return Built(model, whole, _trials(cfg), dotted(source))
+    return Built(model, whole, _trials(cfg), dotted(whole))
 
 
 @torch.no_grad()
@@ -378,98 +352,25 @@ def _unscaled(scaler: Any, x: Tensor, loc_scale: tuple[Tensor, Tensor]) -> Tenso
     return (x.sinh() if scaler.use_arcsinh else x) * loc_scale[1] + loc_scale[0]
 
 
-def _run_model(model: HookedTST, series: Tensor, mask: Tensor | None = None) -> Tensor:
-    return model(series, mask=mask)
-
-
-def _run_source(source: nn.Module, series: Tensor, mask: Tensor | None = None) -> Tensor:
-    return run(source, series, mask)
-
-
 def _trials(cfg: HookedTSTConfig) -> tuple[Trial, ...]:
     embed: Any = cfg.embed
-    generator = torch.Generator().manual_seed(0)
-    longest = min(embed.context_length, 32 * embed.patch_len)
-    shape = (4, cfg.n_channels or 1, longest)
-    normal = torch.randn(shape, generator=generator, dtype=torch.float64)
-    missing = normal.clone()
-    missing[torch.rand(shape, generator=generator) < 0.3] = torch.nan
-    padded, empty = normal.clone(), normal.clone()
-    least = min(longest, 2 * embed.patch_len)  # strides may drop the last samples
-    for row, before in enumerate((0, 1, longest // 2, longest - least)):
-        padded[row, :, :before] = torch.nan
-    shorter = normal[..., -max(1, longest - embed.patch_len // 2) :].clone()
-    given = [
-        (f"random {list(shape)} times 10 plus 3", 10 * normal + 3),
-        (f"constant {list(shape)}", normal[..., :1].expand(shape).clone()),
-        (f"missing values {list(shape)}", missing),
-        (f"padded at the start {list(shape)}", padded),
-        (f"no whole number of patches {list(shorter.shape)}", shorter),
-    ]
-    if embed.reg_token:
-        empty[0] = torch.nan
-        given.append((f"one without observed values {list(shape)}", empty))
-    return tuple(Trial(name, (series,), _run_model, _run_source) for name, series in given)
+    kinds = ["large", "constant", "missing", "padded", "shorter"]
+    kinds += ["empty"] if embed.reg_token else []
+    least = 2 * embed.patch_len  # strides may drop the last samples
+    return context_trials(embed, cfg.n_channels, partial(run, mask=None), kinds, 32, least)
 
 
 def taps(source: Any, model: HookedTST) -> list[Tap]:
     """Where a Chronos-Bolt model computes our activations."""
-    n_channels = model.cfg.n_channels or 1
-
-    def by_series(seen: Tensor) -> Tensor:
-        return seen.unflatten(0, (-1, n_channels))
-
-    width = source.chronos_config.input_patch_size
+    width, path = source.chronos_config.input_patch_size, "input_patch_embedding"
     return [
-        Tap(
-            "embed.hook_patches",
-            "input_patch_embedding",
-            lambda seen: by_series(seen)[..., :width],
-            "input",
-        ),
-        Tap(
-            "embed.hook_observed",
-            "input_patch_embedding",
-            lambda seen: by_series(seen)[..., width:],
-            "input",
-        ),
-        Tap("embed.block.hook_pre", "input_patch_embedding.hidden_layer", by_series),
-        *stack_taps("encoder", "encoder", source.encoder),
+        *embedding_taps(path, width, model.by_channel, "hidden_layer", "observed"),
+        *stack_taps("encoder", "encoder", source.encoder, model),
         Tap("hook_encoded", "encoder.final_layer_norm"),
-        *stack_taps("decoder", "decoder", source.decoder),
-        Tap("head.hook_pooled", "decoder.final_layer_norm", lambda seen: seen[:, 0]),
-        Tap("head.block.hook_pre", "output_patch_embedding.hidden_layer", lambda seen: seen[:, 0]),
+        *stack_taps("decoder", "decoder", source.decoder, model),
+        Tap("head.hook_pooled", "decoder.final_layer_norm", last),
+        Tap("head.block.hook_pre", "output_patch_embedding.hidden_layer", last),
     ]
-
-
-def _rebuild(state: Mapping[str, Tensor], config: Mapping[str, Any] | None) -> nn.Module:
-    if config is None:
-        raise ArgumentError(
-            "the weights of a Chronos-Bolt model do not tell its head count and context; give "
-            "config=, the entries of its config.json"
-        )
-    source = _model_class()(import_module("transformers").T5Config(**config))
-    expected = {k: v for k, v in source.state_dict().items() if k not in _TIED}
-    given = {k: v for k, v in state.items() if k not in _TIED}
-    check_keys(given, expected, "chronos-bolt")
-    source.to(dtype=state["shared.weight"].dtype)
-    source.load_state_dict(given, strict=False)
-    return source.eval()
-
-
-def load(folder: Path) -> nn.Module:
-    """The source from a folder with its ``config.json`` and weights."""
-    return _model_class().from_pretrained(str(folder)).eval()
-
-
-def _model_class() -> Any:
-    try:
-        return import_module("chronos.chronos_bolt").ChronosBoltModelForForecasting
-    except ImportError as error:
-        raise ArgumentError(
-            "the weights of a Chronos-Bolt model are compared with a model rebuilt from them, "
-            "which needs its package: pip install chronos-forecasting"
-        ) from error
 
 
 def reads(config: Mapping[str, Any]) -> bool:
@@ -479,20 +380,4 @@ def reads(config: Mapping[str, Any]) -> bool:
     )
 
 
-def recognises(source: nn.Module) -> bool:
-    """Whether a module is chronos-forecasting's own, not a subclass."""
-    return dotted(source) == _CLASS
-
-
-register(
-    Family(
-        name="chronos-bolt",
-        recognises=recognises,
-        build=build,
-        takes_state_dict=True,
-        run=run,
-        taps=taps,
-        reads=reads,
-        load=load,
-    )
-)
+FAMILY = register_classes("chronos-bolt", (_CLASS,), build, run, taps, reads=reads, folders=True)

@@ -39,7 +39,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from importlib import import_module
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -54,9 +54,10 @@ from tstlens.model.state import TrunkState
 from tstlens.points import Hook
 from tstlens.shapes import Mask, Output, Residual, Series
 from tstlens.zoo.comparing import Tap
-from tstlens.zoo.layers import check_keys, fill
-from tstlens.zoo.parity import Trial
-from tstlens.zoo.registry import Built, Family, register
+from tstlens.zoo.layers import fill
+from tstlens.zoo.parity import Trial, run_model
+from tstlens.zoo.parts import OwnCells, observed_in
+from tstlens.zoo.registry import Built, class_of, register_classes
 from tstlens.zoo.t5 import (
     dotted,
     fill_stack,
@@ -65,12 +66,13 @@ from tstlens.zoo.t5 import (
     showing_patterns,
     stack_taps,
 )
+from tstlens.zoo.transformers_source import live_or_rebuilt, load_weights
 
 _EDGE = 1e20  # the outermost bins end here, as in the source
 
 
 @dataclass(frozen=True)
-class BinnedTokensConfig:
+class BinnedTokensConfig(OwnCells):
     """Chronos-T5's front end.
 
     Args:
@@ -139,10 +141,6 @@ class BinnedTokensConfig:
         last = pos == self.n_context(n_time)
         return slice(0, 0) if last else slice(pos, pos + 1)
 
-    def time_cell(self, pos: int, n_time: int) -> slice:
-        """The same as :meth:`time_span`."""
-        return self.time_span(pos, n_time)
-
     def build(self, cfg: Any) -> nn.Module:
         """The front end, with new weights."""
         return BinnedTokens(self, cfg.d_model)
@@ -191,9 +189,7 @@ class BinnedTokens(nn.Module):
 
     def forward(self, series: Series, mask: Mask | None) -> tuple[Residual, TrunkState]:
         n_channels, n_context = series.shape[1], self.cfg.n_context(series.shape[2])
-        observed = ~series.isnan()
-        if mask is not None:
-            observed = observed & mask[:, None]
+        observed = observed_in(series, mask)
         # Bins are a matter of single precision: the source sorts in it whatever it runs in.
         x = torch.where(observed, series, 0.0).float()
         scale = self.hook_scale(self._scale(x[..., :n_context], observed[..., :n_context]))
@@ -297,11 +293,7 @@ def build(
         decoder_steps: samples at the end of a series that the decoder has already seen.
         config: the entries of its ``config.json`` (state dict only, needed there).
     """
-    if isinstance(source, Mapping):
-        source = _rebuild(source, config)
-    elif config is not None:
-        raise ArgumentError("config: a live model knows it itself; leave it out")
-    whole: Any = source
+    whole = live_or_rebuilt(source, config, _rebuild)
     own, t5 = whole.config, whole.model
     _check(own, t5)
     options, decoder = read_t5(t5.encoder), read_t5(t5.decoder)
@@ -335,7 +327,7 @@ def build(
     fill_stack(model.encoder, model.position_bias, model.encoder_final_ln, t5.encoder)
     fill_stack(model.decoder, model.decoder_position_bias, model.decoder_final_ln, t5.decoder)
     fill(model.head, {"W_U": t5.lm_head.weight.T})
-    return Built(model, whole, _trials(cfg), dotted(source))
+    return Built(model, whole, _trials(cfg), dotted(whole))
 
 
 def _check(own: Any, t5: Any) -> None:
@@ -400,57 +392,32 @@ def _trials(cfg: HookedTSTConfig) -> tuple[Trial, ...]:
         (f"padded at the start {list(shape)}", padded),
     ]
 
-    def run_model(model: HookedTST, series: Tensor) -> Tensor:
-        return model(series)
-
-    def run_source(source: Any, series: Tensor) -> Tensor:
-        return run(source, series, None, steps)
-
-    return tuple(Trial(name, (series,), run_model, run_source) for name, series in given)
+    theirs = partial(run, mask=None, steps=steps)
+    return tuple(Trial(name, (series,), run_model, theirs) for name, series in given)
 
 
 def taps(source: Any, model: HookedTST) -> list[Tap]:
     """Where a Chronos-T5 computes our activations."""
     return [
-        *stack_taps("model.encoder", "encoder", source.model.encoder),
+        *stack_taps("model.encoder", "encoder", source.model.encoder, model),
         Tap("hook_encoded", "model.encoder.final_layer_norm"),
-        *stack_taps("model.decoder", "decoder", source.model.decoder),
+        *stack_taps("model.decoder", "decoder", source.model.decoder, model),
     ]
 
 
-def _rebuild(state: Mapping[str, Tensor], config: Mapping[str, Any] | None) -> nn.Module:
-    if config is None:
-        raise ArgumentError(
-            "the weights of a Chronos-T5 do not tell its bins and head count; give config=, the "
-            "entries of its config.json"
-        )
+def _rebuild(state: Mapping[str, Tensor], config: Mapping[str, Any]) -> nn.Module:
     entries = dict(config)
-    chronos = _package()
-    transformers = import_module("transformers")
-    inner = transformers.T5ForConditionalGeneration(transformers.T5Config(**entries))
-    source = chronos.ChronosModel(chronos.ChronosConfig(**entries["chronos_config"]), inner)
+    inner = class_of(_INNER)(class_of("transformers.T5Config")(**entries))
+    own = class_of("chronos.chronos.ChronosConfig")(**entries["chronos_config"])
+    source = class_of(_CLASS)(own, inner)
     given = {name.removeprefix("model."): tensor for name, tensor in state.items()}
-    tied = [name for name in _TIED if name not in given]
-    expected = {k: v for k, v in inner.state_dict().items() if k not in tied}
-    check_keys(given, expected, "chronos-t5")
-    inner.to(dtype=given["shared.weight"].dtype)
-    inner.load_state_dict(given, strict=False)
-    return source.eval()
+    load_weights(inner, given, "chronos-t5", [name for name in _TIED if name not in given])
+    return source
 
 
 def load(folder: Path) -> nn.Module:
     """The source from a folder with its ``config.json`` and weights."""
-    return _package().ChronosPipeline.from_pretrained(str(folder)).model.eval()
-
-
-def _package() -> Any:
-    try:
-        return import_module("chronos.chronos")
-    except ImportError as error:
-        raise ArgumentError(
-            "the weights of a Chronos-T5 are compared with a model rebuilt from them, which needs "
-            "its package: pip install chronos-forecasting"
-        ) from error
+    return class_of("chronos.chronos.ChronosPipeline").from_pretrained(str(folder)).model.eval()
 
 
 def reads(config: Mapping[str, Any]) -> bool:
@@ -459,25 +426,9 @@ def reads(config: Mapping[str, Any]) -> bool:
     return "tokenizer_class" in own and own.get("model_type") == "seq2seq"
 
 
-def recognises(source: nn.Module) -> bool:
-    """Whether a module is chronos-forecasting's own, not a subclass."""
-    return dotted(source) == _CLASS
-
-
 def _run(source: Any, series: Tensor, mask: Tensor | None, model: HookedTST) -> Tensor:
     embed: Any = model.cfg.embed
     return run(source, series, mask, embed.decoder_steps)
 
 
-register(
-    Family(
-        name="chronos-t5",
-        recognises=recognises,
-        build=build,
-        takes_state_dict=True,
-        run=_run,
-        taps=taps,
-        reads=reads,
-        load=load,
-    )
-)
+FAMILY = register_classes("chronos-t5", (_CLASS,), build, _run, taps, reads=reads, load=load)

@@ -16,8 +16,8 @@ from tstlens.errors import ArgumentError, StateDictError
 from tstlens.model import ConvStemConfig, HeadConfig, HookedTST, HookedTSTConfig
 from tstlens.training.conv_tst import ConvTST, ConvTSTConfig
 from tstlens.zoo.comparing import Tap
-from tstlens.zoo.layers import check_keys, fill, fill_block, layer_taps
-from tstlens.zoo.parity import Trial, series_trials
+from tstlens.zoo.layers import TORCH_LAYER, check_keys, fill, torch_layer_taps
+from tstlens.zoo.parity import Trial, run_model, series_trials
 from tstlens.zoo.registry import Built, Family, register
 
 
@@ -80,17 +80,14 @@ def build(
     model = HookedTST(cfg).to(device=weight.device, dtype=weight.dtype)
     _fill_model(model, source)
     trials = tuple(
-        Trial(name, tensors, _run_model, _run_source)
+        Trial(name, tensors, run_model, run)
         for name, tensors in series_trials(sizes.n_channels, sizes.n_time, masked=True)
     )
     return Built(model, source, trials, name)
 
 
-def _run_model(model: HookedTST, series: Tensor, mask: Tensor | None = None) -> Tensor:
-    return model(series, mask=mask)
-
-
-def _run_source(source: nn.Module, series: Tensor, mask: Tensor | None = None) -> Tensor:
+def run(source: Any, series: Tensor, mask: Tensor | None = None) -> Tensor:
+    """The source's logits."""
     return source(series, mask)
 
 
@@ -103,7 +100,7 @@ def _fill_model(model: HookedTST, source: ConvTST) -> None:
         stage.norm.load_state_dict(norm.state_dict())
     fill(model.pos_embed, {"W_pos": source.pos_enc[0]})
     for block, layer in zip(model.blocks, source.transformer_encoder.layers, strict=True):
-        fill_block(block, layer.state_dict(), source.config.n_heads)
+        TORCH_LAYER.fill(block, layer.state_dict())
     final_norm: Any = source.transformer_encoder.norm
     if final_norm is not None:
         fill(model.ln_final, {"w": final_norm.weight, "b": final_norm.bias})
@@ -174,9 +171,7 @@ def taps(source: ConvTST, model: HookedTST) -> list[Tap]:
         Tap(f"embed.stages.{number - 1}.hook_pre", f"bn{number}")
         for number in range(1, len(source.config.strides) + 1)
     ]
-    return stages + layer_taps(
-        "transformer_encoder.layers", model.cfg.n_layers, model.cfg.norm_position
-    )
+    return stages + torch_layer_taps("transformer_encoder.layers", model)
 
 
 register(
@@ -185,7 +180,7 @@ register(
         recognises=recognises,
         build=build,
         takes_state_dict=True,
-        run=_run_source,
+        run=run,
         taps=taps,
     )
 )

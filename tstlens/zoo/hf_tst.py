@@ -50,36 +50,27 @@ Nothing here imports ``transformers`` until a source has to be rebuilt from weig
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
 from typing import Any
 
-import einops
 import torch
 from torch import Tensor, nn
 
-from tstlens.errors import ArgumentError, UnsupportedSourceError
+from tstlens.errors import UnsupportedSourceError
 from tstlens.model import HookedTST, HookedTSTConfig
 from tstlens.zoo.comparing import Tap
-from tstlens.zoo.converting import CONFIG
 from tstlens.zoo.lagged_steps import LaggedStepsConfig, StepParametersConfig, StepStreamConfig
-from tstlens.zoo.layers import fill
-from tstlens.zoo.parity import Trial
+from tstlens.zoo.layers import NORMALIZED_POST, RESID_PRE, LayerTable, fill
+from tstlens.zoo.parity import Trial, run_model
 from tstlens.zoo.patchtst_source import check_structure
-from tstlens.zoo.registry import Built, Family, register
+from tstlens.zoo.registry import Built, register_classes
 from tstlens.zoo.t5 import activation, dotted, showing_patterns
-from tstlens.zoo.transformers_source import class_of, first, rebuilt, second
+from tstlens.zoo.transformers_source import live_or_rebuilt, rebuilder, second
 
 MODULE = "transformers.models.time_series_transformer.modeling_time_series_transformer"
-CLASSES = ("TimeSeriesTransformerForPrediction", "TimeSeriesTransformerModel")
-
-
-def recognises(source: nn.Module) -> bool:
-    """Whether a module is one of transformers' two classes, not a subclass."""
-    return dotted(source) in {f"{MODULE}.{name}" for name in CLASSES}
+CLASSES = (f"{MODULE}.TimeSeriesTransformerForPrediction", f"{MODULE}.TimeSeriesTransformerModel")
 
 
 def reads(config: Mapping[str, Any]) -> bool:
@@ -87,57 +78,37 @@ def reads(config: Mapping[str, Any]) -> bool:
     return config.get("model_type") == "time_series_transformer"
 
 
-def load(folder: Path) -> nn.Module:
-    """The source from a folder that transformers' ``save_pretrained`` wrote."""
-    config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    named = [name for name in CLASSES if name in (config.get("architectures") or ())]
-    return class_of(f"{MODULE}.{(named or CLASSES)[0]}").from_pretrained(str(folder)).eval()
-
-
 def rebuild(state: Mapping[str, Tensor], config: Any) -> nn.Module:
     """The source from its weights and the entries of its config, or the config itself."""
     entries = config.to_dict() if hasattr(config, "to_dict") else config
     with_head = any(name.startswith("parameter_projection.") for name in state)
-    return rebuilt(
-        state,
-        entries,
-        f"{MODULE}.{CLASSES[0 if with_head else 1]}",
-        "transformers.TimeSeriesTransformerConfig",
-        "hf-tst",
-    )
+    kind = CLASSES[0 if with_head else 1]
+    return rebuilder(kind, "transformers.TimeSeriesTransformerConfig", "hf-tst")(state, entries)
 
 
 def inner(source: Any) -> Any:
     """The ``TimeSeriesTransformerModel`` of a source."""
-    return source if type(source).__qualname__ == CLASSES[1] else source.model
+    return source if dotted(source) == CLASSES[1] else source.model
 
 
-def block_weights(layer: Any, n_heads: int) -> dict[str, Tensor]:
-    """A block's state dict from a layer's of the encoder or the decoder."""
-    attentions = {"attn": layer.self_attn}
-    norms = {"ln1": layer.self_attn_layer_norm}
-    if hasattr(layer, "encoder_attn"):
-        attentions["cross_attn"] = layer.encoder_attn
-        norms["ln2"] = layer.encoder_attn_layer_norm
-    norms[f"ln{len(norms) + 1}"] = layer.final_layer_norm
-    weights = {}
-    for name, norm in norms.items():
-        weights |= {f"{name}.w": norm.weight, f"{name}.b": norm.bias}
-    for name, attention in attentions.items():
-        for letter in "QKV":
-            linear = getattr(attention, f"{letter.lower()}_proj")
-            weights[f"{name}.W_{letter}"] = einops.rearrange(
-                linear.weight, "(head d) m -> head m d", head=n_heads
-            )
-            weights[f"{name}.b_{letter}"] = linear.bias.unflatten(0, (n_heads, -1))
-        out = attention.out_proj
-        weights[f"{name}.W_O"] = einops.rearrange(
-            out.weight, "m (head d) -> head d m", head=n_heads
-        )
-        weights[f"{name}.b_O"] = out.bias
-    for name, linear in (("in", layer.fc1), ("out", layer.fc2)):
-        weights |= {f"mlp.W_{name}": linear.weight.T, f"mlp.b_{name}": linear.bias}
-    return weights
+def _table(of_decoder: bool) -> LayerTable:
+    """A layer of the encoder, or of the decoder, which attends across too."""
+    attentions = {"attn": ("self_attn", "hook_resid_mid")}
+    if of_decoder:
+        attentions["cross_attn"] = ("encoder_attn", "hook_resid_mid_cross")
+    rows: dict[str, str] = {}
+    taps = [RESID_PRE]
+    for number, (name, (path, summed)) in enumerate(attentions.items()):
+        rows |= {f"{name}.{letter}": f"{path}.{letter.lower()}_proj" for letter in "QKV"}
+        rows |= {f"{name}.O": f"{path}.out_proj", f"ln{number + 1}": f"{path}_layer_norm"}
+        taps.append(Tap(f"{name}.hook_pattern", path, second))
+        taps.append(Tap(summed, f"{path}_layer_norm", of="input"))
+    rows |= {"mlp.in": "fc1", "mlp.out": "fc2", f"ln{len(attentions) + 1}": "final_layer_norm"}
+    taps += [Tap("hook_resid_post", "final_layer_norm", of="input"), NORMALIZED_POST]
+    return LayerTable(rows, tuple(taps))
+
+
+_TABLES = {"encoder": _table(False), "decoder": _table(True)}
 
 
 def inputs(
@@ -239,50 +210,14 @@ def taps(source: Any, model: HookedTST) -> list[Tap]:
             Tap(f"{here}.hook_embed", f"{there}.value_embedding"),
             Tap(name, f"{there}.layernorm_embedding"),
         ]
-        n_layers = len(getattr(model, stack))
-        for layer in range(n_layers):
-            found += _layer_taps(
-                f"{stack}.{layer}", f"{there}.layers.{layer}", model.cfg.n_heads, stack == "decoder"
-            )
+        for layer in range(len(getattr(model, stack))):
+            path = f"{there}.layers.{layer}"
+            found += _TABLES[stack].find(model, f"{stack}.{layer}", path)
     last = model.cfg.n_encoder_layers - 1
     found.append(Tap("hook_encoded", f"{prefix}encoder.layers.{last}"))
     if prefix:
         found.append(Tap("head.hook_parameters", "parameter_projection", _by_target))
     return found
-
-
-def _layer_taps(here: str, there: str, n_heads: int, of_decoder: bool) -> list[Tap]:
-    def per_head(seen: Tensor) -> Tensor:
-        return seen.unflatten(-1, (n_heads, -1))
-
-    attentions = {"attn": ("self_attn", "hook_attn_out", "hook_resid_mid")}
-    if of_decoder:
-        attentions["cross_attn"] = (
-            "encoder_attn",
-            "hook_cross_attn_out",
-            "hook_resid_mid_cross",
-        )
-    found = [Tap(f"{here}.hook_resid_pre", there, of="input")]
-    for name, (attention, written, summed) in attentions.items():
-        path = f"{there}.{attention}"
-        found += [
-            Tap(f"{here}.{name}.hook_{letter}", f"{path}.{letter}_proj", per_head)
-            for letter in "qkv"
-        ]
-        found += [
-            Tap(f"{here}.{name}.hook_pattern", path, second),
-            Tap(f"{here}.{name}.hook_z", f"{path}.out_proj", per_head, "input"),
-            Tap(f"{here}.{written}", path, first),
-            Tap(f"{here}.{summed}", f"{path}_layer_norm", of="input"),
-        ]
-    return [
-        *found,
-        Tap(f"{here}.mlp.hook_pre", f"{there}.fc1"),
-        Tap(f"{here}.mlp.hook_post", f"{there}.fc2", of="input"),
-        Tap(f"{here}.hook_mlp_out", f"{there}.fc2"),
-        Tap(f"{here}.hook_resid_post", f"{there}.final_layer_norm", of="input"),
-        Tap(f"{here}.hook_normalized_resid_post", there),
-    ]
 
 
 _SCALERS = {"TimeSeriesMeanScaler": "mean", "TimeSeriesStdScaler": "std"}
@@ -296,15 +231,12 @@ def build(source: nn.Module | Mapping[str, Tensor], config: Any = None) -> Built
             state dict of one.
         config: the entries of its ``config.json`` (state dict only, needed there).
     """
-    if isinstance(source, Mapping):
-        source = rebuild(source, config)
-    elif config is not None:
-        raise ArgumentError("config: a live model knows it itself; leave it out")
+    source = live_or_rebuilt(source, config, rebuild)
     own: Any = source.config
     _refuse(source)
     check_structure(source)
     embed = _embed(source)
-    forecasts = type(source).__qualname__ == CLASSES[0]
+    forecasts = dotted(source) == CLASSES[0]
     cfg = HookedTSTConfig(
         n_layers=own.encoder_layers + own.decoder_layers,
         n_decoder_layers=own.decoder_layers,
@@ -381,10 +313,9 @@ def _embed(source: Any) -> LaggedStepsConfig:
 
 def _fill_model(model: Any, source: Any) -> None:
     whole = inner(source)
-    for ours, blocks, stack in (
-        (model.embed.encoder, model.encoder, whole.encoder),
-        (model.embed.decoder, model.decoder, whole.decoder),
-    ):
+    for name, table in _TABLES.items():
+        ours, blocks = getattr(model.embed, name), getattr(model, name)
+        stack = getattr(whole, name)
         norm = stack.layernorm_embedding
         weights = {
             "W_E": stack.value_embedding.value_projection.weight.T,
@@ -394,7 +325,7 @@ def _fill_model(model: Any, source: Any) -> None:
         }
         fill(ours, weights)
         for block, layer in zip(blocks, stack.layers, strict=True):
-            fill(block, block_weights(layer, model.cfg.n_heads))
+            table.fill(block, layer.state_dict())
     if model.cfg.embed.categories:
         for number, table in enumerate(whole.embedder.embedders):
             fill(model.embed, {f"W_category.{number}": table.weight})
@@ -433,28 +364,16 @@ def _trials(embed: LaggedStepsConfig) -> tuple[Trial, ...]:
         ("one step, not known", (unknown,)),
     ]
 
-    def run_model(model: HookedTST, series: Tensor, mask: Tensor | None = None) -> Tensor:
-        return model(series, mask=mask)
-
-    def run_theirs(source: Any, series: Tensor, mask: Tensor | None = None) -> Tensor:
-        return run_source(source, embed, series, mask)
-
+    theirs = partial(_run_trial, embed)
     trials = []
     for name, (x, *mask) in given:
         x = torch.cat([x, known[..., : x.shape[2]]], 1)
-        trials.append(Trial(f"{name} {list(x.shape)}", (x, *mask), run_model, run_theirs))
+        trials.append(Trial(f"{name} {list(x.shape)}", (x, *mask), run_model, theirs))
     return tuple(trials)
 
 
-register(
-    Family(
-        name="hf-tst",
-        recognises=recognises,
-        build=build,
-        takes_state_dict=True,
-        run=run,
-        taps=taps,
-        reads=reads,
-        load=load,
-    )
-)
+def _run_trial(embed: Any, source: Any, series: Tensor, mask: Tensor | None = None) -> Tensor:
+    return run_source(source, embed, series, mask)
+
+
+FAMILY = register_classes("hf-tst", CLASSES, build, run, taps, reads=reads, folders=True)

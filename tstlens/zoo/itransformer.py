@@ -56,16 +56,14 @@ from tstlens.zoo.layers import (
     Entries,
     RestatedTsl,
     activation_name,
-    class_path,
     fill,
     fill_trunk,
-    pattern_taps,
-    run_model,
+    read_options,
+    tsl_taps,
 )
-from tstlens.zoo.layers import tsl_layer_taps as layer_taps
-from tstlens.zoo.parity import Trial, series_trials
+from tstlens.zoo.parity import Trial, run_model, series_trials
 from tstlens.zoo.parts import FlatHeadConfig, put_back, refuse_mask
-from tstlens.zoo.registry import Built, Family, register
+from tstlens.zoo.registry import Built, dotted, register_classes
 
 
 @dataclass(frozen=True)
@@ -262,22 +260,18 @@ def build(
             layer's width, which leaves no doubt with two channels or more).
         class_names: one name per logit.
     """
-    told = {
-        "n_heads": n_heads, "act_fn": act_fn, "use_norm": use_norm, "n_quantiles": n_quantiles,
-        "classifies": classifies,
-    }  # fmt: skip
-    told = {name: value for name, value in told.items() if value is not None}
-    options: dict[str, Any] = {"n_heads": 8, "act_fn": "gelu", "use_norm": True}
-    options |= {"n_quantiles": None, "classifies": None, "n_channels": n_channels}
-    if isinstance(source, Mapping):
-        entries, options = Entries(source, NAME), options | told
-    else:
-        if told:
-            raise ArgumentError(
-                f"{', '.join(told)}: a live iTransformer knows these itself; leave them out"
-            )
-        entries, options = Entries(source.state_dict(), NAME), options | _read_live(source)
-        options["n_channels"] = options["n_channels"] or n_channels
+    entries, options = read_options(
+        source,
+        NAME,
+        {"n_heads": 8, "act_fn": "gelu", "use_norm": True, "n_quantiles": None, "classifies": None},
+        {
+            "n_heads": n_heads, "act_fn": act_fn, "use_norm": use_norm,
+            "n_quantiles": n_quantiles, "classifies": classifies,
+        },
+        _read_live,
+        "iTransformer",
+    )  # fmt: skip
+    options["n_channels"] = options.get("n_channels") or n_channels
     options["n_marks"] = n_marks
     output = "projector" if "projector.weight" in entries else "projection"
     cfg = _config(entries, options, output, class_names)
@@ -294,11 +288,9 @@ def build(
         whole: nn.Module = RestatedInverted(source, options, cfg, output)
         name = "iTransformer restated from a state dict"
     else:
-        whole, name = source, class_path(source)
-    inputs = series_trials(cfg.n_channels or 1, cfg.n_time or 1, masked=False)
-    if options["classifies"] or n_marks:  # not scaled: larger values only show rounding
-        random, (series,) = inputs[0]
-        inputs = (inputs[0], (f"{random} times 2 plus 1", (2 * series + 1,)), inputs[2])
+        whole, name = source, dotted(source)
+    scaled = not (options["classifies"] or n_marks)
+    inputs = series_trials(cfg.n_channels or 1, cfg.n_time or 1, masked=False, scaled=scaled)
 
     def run_trial(whole: Any, series: Tensor) -> Tensor:
         return _run(whole, series, n_marks)
@@ -369,9 +361,8 @@ def _read_live(source: Any) -> dict[str, Any]:
         "n_heads": layer.attention.n_heads,
         "act_fn": activation_name(layer.activation, "the layers' activation"),
         "use_norm": bool(getattr(source, "use_norm", True)),
-        "n_channels": None,
     }
-    if class_path(source) == NEURALFORECAST:
+    if dotted(source) == NEURALFORECAST:
         refuse_scaler(source)
         found["n_channels"] = source.enc_in
         found["n_quantiles"] = outputs_per_step(source)
@@ -444,7 +435,7 @@ def _run(source: Any, series: Tensor, n_marks: int = 0) -> Tensor:
         return source(series)
     n_targets = series.shape[1] - n_marks
     by_time = series.transpose(1, 2)
-    if class_path(source) == NEURALFORECAST:
+    if dotted(source) == NEURALFORECAST:
         out = source({"insample_y": by_time.clone()})  # [batch, horizon, output * channel]
         per_step = outputs_per_step(source)
         if per_step is None:
@@ -462,27 +453,12 @@ def run(source: Any, series: Tensor, mask: Tensor | None = None) -> Tensor:
 
 def taps(source: Any, model: HookedTST) -> list[Tap]:
     """Where a live iTransformer computes our activations."""
-    n_layers = model.cfg.n_layers
-    found = [Tap("hook_embed", "enc_embedding.value_embedding"), *layer_taps(n_layers)]
-    found += pattern_taps(source, n_layers)
+    found = [Tap("hook_embed", "enc_embedding.value_embedding"), *tsl_taps(source, model)]
     if model.cfg.horizon is not None:
         output = "projector" if hasattr(source, "projector") else "projection"
         found.append(Tap("head.hook_read", output, of="input"))
     return found
 
 
-def recognises(source: nn.Module) -> bool:
-    """Whether a module is exactly one of the two libraries' iTransformers."""
-    return class_path(source) in (NEURALFORECAST, LIBRARY) or isinstance(source, RestatedInverted)
-
-
-register(
-    Family(
-        name=NAME,
-        recognises=recognises,
-        build=build,
-        takes_state_dict=True,
-        run=run,
-        taps=taps,
-    )
-)
+CLASSES = (NEURALFORECAST, LIBRARY)
+FAMILY = register_classes(NAME, CLASSES, build, run, taps, restated=(RestatedInverted,))

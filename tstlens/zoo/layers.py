@@ -1,21 +1,18 @@
-"""Encoder layers whose projections are ``nn.Linear`` (or convolutions of width 1) under any names.
+"""Encoder layers under any names, and state dicts that are read entry by entry.
 
-``Entries`` reads a state dict and knows what is left over; ``LayerNames`` says what a source calls
-the parts of a layer; ``fill_layer`` copies them into a block; ``Restated`` runs the same weights
-as the source does, in plain PyTorch, where only weights were given.
-
-Weights of ``torch.nn.TransformerEncoderLayer`` in a block's layout.
-
-Encoder layers of Time-Series-Library and neuralforecast: attention wrapped, MLP as convolutions.
-
-Both name the parts alike; ``RestatedTsl`` holds what PatchTST and iTransformer have in common.
+A ``LayerTable`` says once which of a source's modules is which part of a block; the weights
+(``fill``) and the layer-by-layer comparison (``find``) both follow from it. ``Entries`` reads a
+state dict and knows what is left over. ``Restated`` runs the same weights as the source does, in
+plain PyTorch, where only weights were given; ``RestatedTsl`` holds what the models of
+Time-Series-Library have in common.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import einops
@@ -26,89 +23,7 @@ from torch.nn import functional as F
 from tstlens.arguments import shown
 from tstlens.errors import ArgumentError, StateDictError, UnsupportedSourceError
 from tstlens.model import HookedTST
-from tstlens.model.norms import BatchNorm
 from tstlens.zoo.comparing import Tap
-
-
-def block_weights(layer: Mapping[str, Tensor], n_heads: int) -> dict[str, Tensor]:
-    """A block's state dict from an encoder layer's.
-
-    Args:
-        layer: ``self_attn.in_proj_weight`` [3 * d_model, d_model] and the rest, as PyTorch names
-            them; biases may be missing.
-        n_heads: heads that the packed projections hold.
-    """
-
-    def projection(name: str, part: int) -> Tensor:
-        packed = layer[f"self_attn.in_proj_{name}"].chunk(3)[part]
-        if name == "bias":
-            return einops.rearrange(packed, "(head d_head) -> head d_head", head=n_heads)
-        return einops.rearrange(
-            packed, "(head d_head) d_model -> head d_model d_head", head=n_heads
-        )
-
-    weights = {
-        "attn.W_Q": projection("weight", 0),
-        "attn.W_K": projection("weight", 1),
-        "attn.W_V": projection("weight", 2),
-        "attn.W_O": einops.rearrange(
-            layer["self_attn.out_proj.weight"],
-            "d_model (head d_head) -> head d_head d_model",
-            head=n_heads,
-        ),
-        "mlp.W_in": layer["linear1.weight"].T,
-        "mlp.W_out": layer["linear2.weight"].T,
-        "ln1.w": layer["norm1.weight"],
-        "ln2.w": layer["norm2.weight"],
-    }
-    if "self_attn.in_proj_bias" in layer:
-        for part, name in enumerate("QKV"):
-            weights[f"attn.b_{name}"] = projection("bias", part)
-    for ours, theirs in {
-        "attn.b_O": "self_attn.out_proj.bias",
-        "mlp.b_in": "linear1.bias",
-        "mlp.b_out": "linear2.bias",
-        "ln1.b": "norm1.bias",
-        "ln2.b": "norm2.bias",
-    }.items():
-        if theirs in layer:
-            weights[ours] = layer[theirs]
-    return weights
-
-
-def fill_block(block: nn.Module, layer: Mapping[str, Tensor], n_heads: int) -> None:
-    """Copy an encoder layer's weights into a block; biases that the source lacks are zero."""
-    fill(block, block_weights(layer, n_heads))
-
-
-def layer_taps(
-    prefix: str, n_layers: int, norm_position: str, batch_first: bool = True
-) -> list[Tap]:
-    """Where ``torch.nn.TransformerEncoderLayer`` modules compute a block's activations.
-
-    Args:
-        prefix: path of the list of layers.
-        n_layers: how many there are.
-        norm_position: ``"pre"`` or ``"post"``.
-        batch_first: whether the encoder's tensors are [batch, pos, ...] or [pos, batch, ...].
-    """
-
-    def ours(seen: Any) -> Tensor:
-        seen = seen[0] if isinstance(seen, tuple) else seen
-        return seen if batch_first else seen.transpose(0, 1)
-
-    leaving = "hook_normalized_resid_post" if norm_position == "post" else "hook_resid_post"
-    taps = []
-    for layer in range(n_layers):
-        block, source = f"blocks.{layer}", f"{prefix}.{layer}"
-        taps += [
-            Tap(f"{block}.hook_resid_pre", source, ours, "input"),
-            Tap(f"{block}.hook_attn_out", f"{source}.self_attn", ours),
-            Tap(f"{block}.mlp.hook_pre", f"{source}.linear1", ours),
-            Tap(f"{block}.hook_mlp_out", f"{source}.linear2", ours),
-            Tap(f"{block}.{leaving}", source, ours),
-        ]
-    return taps
 
 
 @torch.no_grad()
@@ -146,6 +61,14 @@ def check_keys(given: Mapping[str, Tensor], expected: Mapping[str, Tensor], fami
             f"this state dict does not fit family {family!r}: {'; '.join(problems)}; "
             "check that it is the whole model's state dict and nothing else"
         )
+
+
+def shortest(embed: Any, n_pos: int) -> int:
+    """The least length of a series that makes so many positions."""
+    n_time = 1
+    while embed.n_pos(n_time) < n_pos:
+        n_time += 1
+    return n_time
 
 
 ACT = {"relu": F.relu, "gelu": F.gelu, "silu": F.silu}
@@ -215,95 +138,242 @@ class Entries(Mapping[str, Tensor]):
             )
 
 
-@dataclass(frozen=True)
-class LayerNames:
-    """What a source calls the parts of one encoder layer, without ``.weight`` and ``.bias``."""
+# From the source's weight and bias to ours, by the last word of our part's name.
+_PATTERNS = {
+    **dict.fromkeys("QKV", ("(h d) m -> h m d", "(h d) -> h d")),
+    "QKV": ("(n h d) m -> n h m d", "(n h d) -> n h d"),  # packed, as torch.nn has them
+    "O": ("m (h d) -> h d m", "m -> m"),
+    **dict.fromkeys(("in", "gate", "out"), ("o i -> i o", "o -> o")),
+}
+_WRITTEN = {
+    "attn.O": "hook_attn_out",
+    "cross_attn.O": "hook_cross_attn_out",
+    "channel_attn.O": "hook_channel_attn_out",
+    "mlp.out": "hook_mlp_out",
+}
+RESID_PRE = Tap("hook_resid_pre", "", of="input")
+RESID_POST = Tap("hook_resid_post", "", lambda seen: first(seen))
+NORMALIZED_POST = Tap("hook_normalized_resid_post", "", lambda seen: first(seen))
 
-    q: str
-    k: str
-    v: str
-    o: str
-    norm1: str
-    mlp_in: str
-    mlp_out: str
-    norm2: str
-    scale: str | None = None  # a parameter that scores are multiplied by
+
+@dataclass(frozen=True)
+class LayerTable:
+    """Which of a source's modules is which part of a block: its weights and its activations.
+
+    Args:
+        rows: our part -> the source's module within its layer: ``"attn.Q": "self_attn.q_proj"``
+            (``K``, ``V``, ``O``, or ``QKV`` packed; ``cross_attn`` and ``channel_attn`` alike),
+            ``"mlp.in": "fc1"`` (``gate``, ``out``), ``"ln1": "norm1"``. A name with a leaf of its
+            own (``"attn.q_scale.w": "self_attn.scaling"``) is a parameter that is taken as it is.
+        taps: what the rows do not tell, with paths within the layer (``""`` is the layer itself).
+        scale: a parameter that the source multiplies scores by.
+    """
+
+    rows: Mapping[str, str]
+    taps: tuple[Tap, ...] = ()
+    scale: str | None = None
+
+    def __getitem__(self, part: str) -> str:
+        return self.rows[part]
+
+    def weights(
+        self, block: Any, state: Mapping[str, Tensor], prefix: str = ""
+    ) -> dict[str, Tensor]:
+        """The block's weights from the source's; what that lacks (biases, say) is not among them.
+
+        Args:
+            block: of the hooked model, for its sizes.
+            state: the source's weights.
+            prefix: of the layer in them, with the last dot.
+        """
+        found: dict[str, Tensor] = {}
+        for part, theirs in self.rows.items():
+            owner, _, leaf = part.rpartition(".")
+            if leaf in _PATTERNS:
+                found |= _projections(block, owner, leaf, linear(state, prefix + theirs))
+            elif leaf == "w":
+                found[part] = state[prefix + theirs]
+            else:
+                norm = norm_entries(state, prefix + theirs, block.get_submodule(part))
+                found |= {f"{part}.{name}": tensor for name, tensor in norm.items()}
+        return found
+
+    def fill(self, block: Any, state: Mapping[str, Tensor], prefix: str = "") -> None:
+        """Copy a layer into a block; biases that the source lacks stay zero.
+
+        Raises:
+            StateDictError: a weight has another shape than the block's, or is missing.
+        """
+        try:
+            fill(block, self.weights(block, state, prefix))
+        except StateDictError as error:
+            if not isinstance(state, Entries) or state.family in str(error):
+                raise
+            raise StateDictError(
+                f"this state dict does not fit family {state.family!r}: layer {prefix[:-1]}, as "
+                f"{error}; its layers, or n_heads={block.attn.W_Q.shape[0]}, do not go together"
+            ) from error
+
+    def find(
+        self,
+        model: HookedTST,
+        here: str,
+        there: str,
+        layouts: Mapping[str, Callable[[Any], Tensor]] | None = None,
+        observed_only: bool = False,
+    ) -> list[Tap]:
+        """Where a live layer computes a block's activations.
+
+        Args:
+            model: the hooked model.
+            here: the block's name.
+            there: the layer's path.
+            layouts: by the first word of a part, from what its module gives to [row, pos, width].
+            observed_only: see :class:`Tap`.
+        """
+        found = []
+        given = dict(layouts or {})
+
+        def add(name: str, path: str, transform: Any, of: Any = "output", call: int = 0) -> None:
+            where = f"{there}.{path}" if path else there
+            found.append(Tap(f"{here}.{name}", where, transform, of, call, observed_only))
+
+        told = {tap.hook_name for tap in self.taps}
+        packed = any(part.endswith("QKV") for part in self.rows)  # torch calls no projection
+        for part, path in self.rows.items():
+            owner, _, leaf = part.rpartition(".")
+            layout = given.get(owner, _same)
+            if leaf in ("Q", "K", "V"):
+                by_head = partial(_per_head, model.cfg.n_heads, model.cfg.d_head, layout)
+                add(f"{owner}.hook_{leaf.lower()}", path, by_head)
+            elif leaf == "O" and not packed:
+                by_head = partial(_per_head, model.cfg.n_heads, model.cfg.d_head, layout)
+                add(f"{owner}.hook_z", path, by_head, "input")
+            elif leaf == ("gate" if "mlp.gate" in self.rows else "in"):
+                add("mlp.hook_pre", path, layout)
+            elif leaf == "out":
+                add("mlp.hook_post", path, layout, "input")
+            if part in _WRITTEN and _WRITTEN[part] not in told and not (packed and leaf == "O"):
+                add(_WRITTEN[part], path, layout)
+        for tap in self.taps:
+            add(tap.hook_name, tap.module_path, tap.transform, tap.of, tap.call)
+        return found
+
+
+def _same(seen: Tensor) -> Tensor:
+    return seen
+
+
+def first(seen: Any) -> Tensor:
+    """What a module gave, or the first of it."""
+    return seen[0] if isinstance(seen, tuple | list) else seen
+
+
+def second(seen: Any) -> Tensor:
+    """The second of what a module gave."""
+    return seen[1]
+
+
+def _per_head(n_heads: int, d_head: int, layout: Callable[[Any], Tensor], seen: Any) -> Tensor:
+    """[row, pos, head, d_head]; keys and values that heads share are repeated for each."""
+    apart = layout(seen).unflatten(-1, (-1, d_head))
+    return apart.repeat_interleave(n_heads // apart.shape[-2], -2)
+
+
+def _projections(
+    block: Any, owner: str, leaf: str, given: tuple[Tensor, Tensor | None]
+) -> dict[str, Tensor]:
+    """The weight and the bias of one row; keys and values that heads share are repeated."""
+    attention, found = owner.endswith("attn"), {}
+    n_heads, _, d_head = block.get_submodule(owner).W_Q.shape if attention else (0, 0, 0)
+    for kind, tensor, pattern in zip("Wb", given, _PATTERNS[leaf], strict=True):
+        if tensor is None:
+            continue
+        if not attention or pattern == "m -> m":
+            found[f"{owner}.{kind}_{leaf}"] = einops.rearrange(tensor, pattern)
+            continue
+        sizes = {"d": d_head} | ({"n": 3} if leaf == "QKV" else {})
+        try:
+            apart = einops.rearrange(tensor, pattern, **sizes)
+        except einops.EinopsError as error:
+            raise StateDictError(
+                f"{owner}.{kind}_{leaf}: {list(tensor.shape)} is no {pattern.split(' ->')[0]} with "
+                f"d_head={d_head}"
+            ) from error
+        parts = dict(zip(leaf, apart, strict=True)) if leaf == "QKV" else {leaf: apart}
+        for letter, one in parts.items():
+            shared = n_heads // len(one) if letter in "KV" and len(one) else 1
+            found[f"{owner}.{kind}_{letter}"] = one.repeat_interleave(max(shared, 1), 0)
+    return found
 
 
 def linear(entries: Mapping[str, Tensor], name: str) -> tuple[Tensor, Tensor | None]:
     """Weight [out, in] and bias of a linear map or a convolution of width 1."""
-    weight = entries[f"{name}.weight"]
+    dot = "." if f"{name}.weight" in entries or f"{name}_weight" not in entries else "_"
+    weight = entries[f"{name}{dot}weight"]
     if weight.ndim == 3 and weight.shape[2] == 1:
         weight = weight[:, :, 0]
-    bias = f"{name}.bias"
-    return weight, entries.get(bias)
+    return weight, entries.get(f"{name}{dot}bias")
 
 
-def norm_entries(entries: Mapping[str, Tensor], name: str, norm: object) -> dict[str, Tensor]:
+def norm_entries(entries: Mapping[str, Tensor], name: str, norm: nn.Module) -> dict[str, Tensor]:
     """``w``, ``b`` and, of a batch norm, the running statistics.
 
     Args:
-        entries: the source's weights.
+        entries: the source's weights; of :class:`Entries` none that the norm has may be missing.
         name: of the norm in them.
         norm: the one they are for.
     """
-    found = {"w": entries[f"{name}.weight"], "b": entries[f"{name}.bias"]}
-    if isinstance(norm, BatchNorm):
-        found["running_mean"] = entries[f"{name}.running_mean"]
-        found["running_var"] = entries[f"{name}.running_var"]
-    return found
+    leaves = {"w": "weight", "b": "bias", "running_mean": "running_mean"}
+    leaves["running_var"] = "running_var"
+    needed = set(norm.state_dict()) if isinstance(entries, Entries) else {"w"}
+    return {
+        ours: entries[f"{name}.{theirs}"]
+        for ours, theirs in leaves.items()
+        if ours in needed or f"{name}.{theirs}" in entries
+    }
 
 
-def fill_layer(
-    block: nn.Module,
-    entries: Entries,
-    prefix: str,
-    names: LayerNames,
-    n_heads: int,
-    norms: Mapping[str, str] | None = None,
-) -> None:
-    """Copy one encoder layer into a block; biases that the source lacks are zero.
+TORCH_LAYER = LayerTable(
+    {
+        "attn.QKV": "self_attn.in_proj",
+        "attn.O": "self_attn.out_proj",
+        "mlp.in": "linear1",
+        "mlp.out": "linear2",
+        "ln1": "norm1",
+        "ln2": "norm2",
+    }
+)
+
+
+def torch_layer_taps(prefix: str, model: HookedTST, batch_first: bool = True) -> list[Tap]:
+    """Where ``torch.nn.TransformerEncoderLayer`` modules compute the blocks' activations.
 
     Args:
-        block: of the hooked model.
-        entries: the source's weights.
-        prefix: of the layer in them, with the last dot.
-        names: what its parts are called.
-        n_heads: heads that the projections hold.
-        norms: our norms -> the source's, in full, where they are not the layer's own two.
+        prefix: path of the list of layers.
+        model: the hooked model.
+        batch_first: whether the encoder's tensors are [batch, pos, ...] or [pos, batch, ...].
     """
-    weights: dict[str, Tensor] = {}
-    for ours, theirs in {"Q": names.q, "K": names.k, "V": names.v}.items():
-        weight, bias = linear(entries, prefix + theirs)
-        if len(weight) % n_heads:
-            raise ArgumentError(
-                f"{prefix}{theirs} has {len(weight)} outputs, which do not divide into "
-                f"n_heads={n_heads} heads"
-            )
-        weights[f"attn.W_{ours}"] = einops.rearrange(weight, "(h d) m -> h m d", h=n_heads)
-        if bias is not None:
-            weights[f"attn.b_{ours}"] = einops.rearrange(bias, "(h d) -> h d", h=n_heads)
-    weight, bias = linear(entries, prefix + names.o)
-    weights["attn.W_O"] = einops.rearrange(weight, "m (h d) -> h d m", h=n_heads)
-    if bias is not None:
-        weights["attn.b_O"] = bias
-    for part, theirs in {"in": names.mlp_in, "out": names.mlp_out}.items():
-        weight, bias = linear(entries, prefix + theirs)
-        weights[f"mlp.W_{part}"] = weight.T
-        if bias is not None:
-            weights[f"mlp.b_{part}"] = bias
-    if norms is None:
-        norms = {"ln1": prefix + names.norm1, "ln2": prefix + names.norm2}
-    for ours, theirs in norms.items():
-        found = norm_entries(entries, theirs, block.get_submodule(ours))
-        weights |= {f"{ours}.{leaf}": tensor for leaf, tensor in found.items()}
-    try:
-        fill(block, weights)
-    except StateDictError as error:
-        raise StateDictError(
-            f"this state dict does not fit family {entries.family!r}: layer {prefix[:-1]}, as "
-            f"{error}; its layers, or n_heads={n_heads}, do not go together"
-        ) from error
+
+    def ours(seen: Any) -> Tensor:
+        return first(seen) if batch_first else first(seen).transpose(0, 1)
+
+    post = model.cfg.norm_position == "post"
+    leaving = "hook_normalized_resid_post" if post else "hook_resid_post"
+    table = LayerTable(
+        TORCH_LAYER.rows,
+        (
+            Tap("hook_resid_pre", "", ours, "input"),
+            Tap("hook_attn_out", "self_attn", ours),
+            Tap(leaving, "", ours),
+        ),
+    )
+    layers = range(model.cfg.n_layers)
+    return [
+        tap
+        for layer in layers
+        for tap in table.find(model, f"blocks.{layer}", f"{prefix}.{layer}", {"mlp": ours})
+    ]
 
 
 def flatten_by_pos(weight: Tensor, n_pos: int, n_channels: int = 1) -> Tensor:
@@ -383,7 +453,7 @@ class Restated(nn.Module):
         self,
         x: Tensor,
         prefix: str,
-        names: LayerNames,
+        names: LayerTable,
         n_heads: int,
         act_fn: str,
         residual_attention: bool = False,
@@ -403,12 +473,12 @@ class Restated(nn.Module):
             pre_norm: the norms stand before their sublayers, on the stream itself.
         """
         before, layer = None, 0
-        while f"{prefix}{layer}.{names.q}.weight" in self:
+        while f"{prefix}{layer}.{names['attn.Q']}.weight" in self:
             at = f"{prefix}{layer}."
-            x = self.norm(x, at + names.norm1) if pre_norm else x
+            x = self.norm(x, at + names["ln1"]) if pre_norm else x
             q, k, v = (
                 self.linear(x, at + name).unflatten(2, (n_heads, -1)).transpose(1, 2)
-                for name in (names.q, names.k, names.v)
+                for name in (names["attn.Q"], names["attn.K"], names["attn.V"])
             )
             scale: Any = q.shape[3] ** -0.5
             if names.scale is not None and at + names.scale in self:
@@ -417,16 +487,13 @@ class Restated(nn.Module):
                 q, k, v, scale, keep, before if residual_attention else None
             )
             before, layer = scores, layer + 1
-            x = x + self.linear(context, at + names.o)
-            x = self.norm(x, at + (names.norm2 if pre_norm else names.norm1))
-            x = x + self.linear(ACT[act_fn](self.linear(x, at + names.mlp_in)), at + names.mlp_out)
-            x = x if pre_norm else self.norm(x, at + names.norm2)
+            x = x + self.linear(context, at + names["attn.O"])
+            x = self.norm(x, at + (names["ln2"] if pre_norm else names["ln1"]))
+            x = x + self.linear(
+                ACT[act_fn](self.linear(x, at + names["mlp.in"])), at + names["mlp.out"]
+            )
+            x = x if pre_norm else self.norm(x, at + names["ln2"])
         return x
-
-
-def run_model(model: HookedTST, series: Tensor, mask: Tensor | None = None) -> Tensor:
-    """The hooked model's output, for trials."""
-    return model(series, mask=mask)
 
 
 def activation_name(module: Any, where: str) -> str:
@@ -446,35 +513,54 @@ def activation_name(module: Any, where: str) -> str:
     )
 
 
-def class_path(source: object) -> str:
-    """Module and class of an object: exact, so that subclasses are not taken for their base."""
-    return f"{type(source).__module__}.{type(source).__qualname__}"
+def read_options(
+    source: nn.Module | Mapping[str, Tensor],
+    family: str,
+    defaults: Mapping[str, Any],
+    told: Mapping[str, Any],
+    read_live: Callable[[Any], Mapping[str, Any]],
+    noun: str,
+) -> tuple[Entries, dict[str, Any]]:
+    """A source's weights, and the options that these do not tell.
+
+    Args:
+        source: a state dict, whose options are the defaults and what the user tells; or a live
+            module, which knows them.
+        family: for the errors.
+        defaults: of a state dict's options.
+        told: what the user said; None where nothing.
+        read_live: the options of a live module.
+        noun: what a user calls the model.
+    """
+    told = {name: value for name, value in told.items() if value is not None}
+    if isinstance(source, Mapping):
+        return Entries(source, family), {**defaults, **told}
+    if told:
+        raise ArgumentError(f"{', '.join(told)}: a live {noun} knows these itself; leave them out")
+    return Entries(source.state_dict(), family), {**defaults, **read_live(source)}
 
 
 STACK = "encoder.attn_layers."
 EPS = 1e-5  # of every norm and of the scaling, fixed in the source
-LAYER = LayerNames(
-    q="attention.query_projection",
-    k="attention.key_projection",
-    v="attention.value_projection",
-    o="attention.out_projection",
-    norm1="norm1",
-    mlp_in="conv1",
-    mlp_out="conv2",
-    norm2="norm2",
+LAYER = LayerTable(
+    {
+        "attn.Q": "attention.query_projection",
+        "attn.K": "attention.key_projection",
+        "attn.V": "attention.value_projection",
+        "attn.O": "attention.out_projection",
+        "mlp.in": "conv1",
+        "mlp.out": "conv2",
+        "ln1": "norm1",
+        "ln2": "norm2",
+    },
+    (NORMALIZED_POST,),
 )
 
 
 def fill_trunk(model: HookedTST, entries: Entries, final: str) -> None:
-    """Copy all encoder layers and the norm after them.
-
-    Args:
-        model: the hooked model.
-        entries: the source's weights.
-        final: what the final norm is called.
-    """
+    """Copy all encoder layers, and the norm after them that is called ``final``."""
     for layer, block in enumerate(model.blocks):
-        fill_layer(block, entries, f"{STACK}{layer}.", LAYER, model.cfg.n_heads)
+        LAYER.fill(block, entries, f"{STACK}{layer}.")
     fill(model.ln_final, norm_entries(entries, final, model.ln_final))
 
 
@@ -503,32 +589,16 @@ class RestatedTsl(Restated):
         return self.norm(self.encode(x, STACK, LAYER, self.n_heads, self.act_fn), final)
 
 
-def tsl_layer_taps(n_layers: int) -> list[Tap]:
-    """Where live encoder layers compute our activations; [row, pos, d_model] there too."""
+def tsl_taps(source: Any, model: HookedTST) -> list[Tap]:
+    """Where live encoder layers compute our activations; [row, pos, d_model] there too.
 
-    def swapped(x: Any) -> Tensor:
-        return x.transpose(1, 2)
-
-    def first(out: Any) -> Tensor:
-        return out[0]
-
+    Patterns are among them where the attention gives them (``output_attention=True``).
+    """
     found = []
-    for layer in range(n_layers):
-        ours, theirs = f"blocks.{layer}.", f"{STACK}{layer}"
-        found += [
-            Tap(f"{ours}hook_attn_out", f"{theirs}.attention", first),
-            Tap(f"{ours}mlp.hook_pre", f"{theirs}.conv1", swapped),
-            Tap(f"{ours}hook_mlp_out", f"{theirs}.conv2", swapped),
-            Tap(f"{ours}hook_normalized_resid_post", theirs, first),
-        ]
+    for layer in range(model.cfg.n_layers):
+        ours, theirs = f"blocks.{layer}", f"{STACK}{layer}"
+        found += LAYER.find(model, ours, theirs, {"mlp": lambda seen: seen.transpose(1, 2)})
+        attention = source.get_submodule(f"{theirs}.attention")
+        if getattr(attention.inner_attention, "output_attention", False):
+            found.append(Tap(f"{ours}.attn.hook_pattern", f"{theirs}.attention", second))
     return found
-
-
-def pattern_taps(source: Any, n_layers: int) -> list[Tap]:
-    """Patterns, where the source's attention gives them (``output_attention=True``)."""
-    paths = [(layer, f"{STACK}{layer}.attention") for layer in range(n_layers)]
-    return [
-        Tap(f"blocks.{layer}.attn.hook_pattern", path, lambda out: out[1])
-        for layer, path in paths
-        if getattr(source.get_submodule(path).inner_attention, "output_attention", False)
-    ]

@@ -41,7 +41,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
 
@@ -56,10 +55,11 @@ from tstlens.model.state import TrunkState
 from tstlens.points import Hook
 from tstlens.shapes import Mask, Output, Residual, Series
 from tstlens.zoo.comparing import Tap
-from tstlens.zoo.layers import check_keys, fill
-from tstlens.zoo.parity import Trial, series_trials
+from tstlens.zoo.layers import fill
+from tstlens.zoo.parity import Trial, run_model, series_trials
+from tstlens.zoo.parts import OwnCells, per_channel
 from tstlens.zoo.parts import observed_mean_and_std as mean_and_std
-from tstlens.zoo.registry import Built, Family, register
+from tstlens.zoo.registry import Built, class_of, register_classes
 from tstlens.zoo.t5 import (
     dotted,
     fill_stack,
@@ -68,13 +68,14 @@ from tstlens.zoo.t5 import (
     showing_patterns,
     stack_taps,
 )
+from tstlens.zoo.transformers_source import live_or_rebuilt, load_weights
 
 MomentTask = Literal["reconstruction", "forecasting", "classification", "embedding"]
 TASKS = ("reconstruction", "forecasting", "classification", "embedding")
 
 
 @dataclass(frozen=True)
-class MomentPatchesConfig:
+class MomentPatchesConfig(OwnCells):
     """MOMENT's front end: scale each channel, cut it into patches, map each patch linearly.
 
     Args:
@@ -113,10 +114,6 @@ class MomentPatchesConfig:
     def time_span(self, pos: int, n_time: int) -> slice:
         """Samples that position ``pos`` was embedded from."""
         return slice(pos * self.patch_len, (pos + 1) * self.patch_len)
-
-    def time_cell(self, pos: int, n_time: int) -> slice:
-        """The same as :meth:`time_span`."""
-        return self.time_span(pos, n_time)
 
     def build(self, cfg: Any) -> nn.Module:
         """The front end, with new weights."""
@@ -301,15 +298,9 @@ class MomentHead(nn.Module):
 
     def _unscaled(self, x: Tensor, state: TrunkState) -> Tensor:
         """[row, sample] in scaled units as [batch, channel, sample] in the series' units."""
-        statistics = state.statistics
-        if "scale" not in statistics:
-            raise ArgumentError(
-                "this head puts back what the front end took out of each channel; pass the state "
-                "that embed_series returned as state="
-            )
-        by_series = (-1, state.n_series_channels)
-        x = self.hook_scaled(x.unflatten(0, by_series))
-        given = {name: value.unflatten(0, by_series) for name, value in statistics.items()}
+        names = ["scale", "loc", *(name for name in "wb" if name in state.statistics)]
+        given = {n: x[..., 0] for n, x in zip(names, per_channel(state, *names), strict=True)}
+        x = self.hook_scaled(x.unflatten(0, (-1, state.n_series_channels)))
         if "w" in given:
             x = (x - given["b"]) / (given["w"] + self.eps * self.eps)
         return x * given["scale"] + given["loc"]
@@ -347,11 +338,7 @@ def build(
             ``config.json`` and ``model_kwargs``, such as ``task_name``.
         class_names: one name per logit.
     """
-    if isinstance(source, Mapping):
-        source = _rebuild(source, config)
-    elif config is not None:
-        raise ArgumentError("config: a live MOMENT knows it itself; leave it out")
-    whole: Any = source
+    whole = live_or_rebuilt(source, config, _rebuild)
     task = _check(whole)
     embedding, head = whole.patch_embedding, whole.head
     reduction = whole.config.getattr("reduction", "concat")
@@ -392,7 +379,7 @@ def build(
     weight = embedding.value_embedding.weight
     model = HookedTST(cfg).to(device=weight.device, dtype=weight.dtype)
     _fill_model(model, whole, task, n_channels)
-    return Built(model, whole, _trials(whole, cfg), dotted(source))
+    return Built(model, whole, _trials(whole, cfg), dotted(whole))
 
 
 def _check(source: Any) -> Any:
@@ -464,7 +451,7 @@ def _fill_model(model: HookedTST, source: Any, task: str, n_channels: int) -> No
     fill(model.head, {"W_U": weight, "b_U": source.head.linear.bias})
 
 
-def run(source: Any, series: Tensor, mask: Tensor | None) -> Tensor:
+def run(source: Any, series: Tensor, mask: Tensor | None = None) -> Tensor:
     """The source's output for a series [batch, channel, time], no patch hidden at random."""
     given = torch.ones_like(series[:, 0]) if mask is None else mask.to(series.dtype)
     arguments: dict[str, Any] = {"x_enc": series, "input_mask": given}
@@ -477,14 +464,6 @@ def run(source: Any, series: Tensor, mask: Tensor | None) -> Tensor:
         out = source(**arguments)
     entry = {"forecasting": "forecast", "classification": "logits", "embedding": "embeddings"}
     return getattr(out, entry.get(source.task_name, "reconstruction"))
-
-
-def _run_source(source: nn.Module, series: Tensor, mask: Tensor | None = None) -> Tensor:
-    return run(source, series, mask)
-
-
-def _run_model(model: HookedTST, series: Tensor, mask: Tensor | None = None) -> Tensor:
-    return model(series, mask=mask)
 
 
 def _trials(source: Any, cfg: HookedTSTConfig) -> tuple[Trial, ...]:
@@ -500,14 +479,14 @@ def _trials(source: Any, cfg: HookedTSTConfig) -> tuple[Trial, ...]:
     holes = normal.clone()
     holes[:, :, 1::5] = torch.nan
     given.append((f"missing values {list(normal.shape)}", (holes,)))
-    return tuple(Trial(name, tensors, _run_model, _run_source) for name, tensors in given)
+    return tuple(Trial(name, tensors, run_model, run) for name, tensors in given)
 
 
 def taps(source: Any, model: HookedTST) -> list[Tap]:
     """Where a MOMENT computes our activations."""
     found = [
         Tap("embed.hook_patches", "patch_embedding", of="input"),
-        *stack_taps("encoder", "blocks", source.encoder),
+        *stack_taps("encoder", "blocks", source.encoder, model),
         Tap("ln_final.hook_normalized", "encoder.final_layer_norm", _unweighted(source)),
     ]
     if source.task_name == "forecasting":
@@ -523,48 +502,22 @@ def _unweighted(source: Any) -> Any:
     return lambda seen: seen / weight
 
 
-def _rebuild(state: Mapping[str, Tensor], config: Mapping[str, Any] | None) -> nn.Module:
-    if config is None:
-        raise ArgumentError(
-            "the weights of a MOMENT do not tell its task and sizes; give config=, the entries of "
-            "its config.json and model_kwargs"
-        )
+_PIPELINE = "momentfm.MOMENTPipeline"  # install with --no-deps: its pins are old
+_UNUSED = ("encoder.embed_tokens.weight", "encoder.shared.weight", "encoder.shared")
+
+
+def _rebuild(state: Mapping[str, Tensor], config: Mapping[str, Any]) -> nn.Module:
     entries = dict(config)
-    source = _made(entries)
-    expected = source.state_dict()
-    unused = {"encoder.embed_tokens.weight", "encoder.shared.weight", "encoder.shared"}
-    check_keys(
-        {k: v for k, v in state.items() if k not in unused},
-        {k: v for k, v in expected.items() if k not in unused},
-        "moment",
-    )
-    source.to(dtype=state["patch_embedding.value_embedding.weight"].dtype)
-    source.load_state_dict({k: v for k, v in state.items() if k not in unused}, strict=False)
-    return source.eval()
-
-
-def _made(entries: dict[str, Any]) -> nn.Module:
-    config = {"d_model": None, **entries, "task_name": "reconstruction"}
-    source = _pipeline()(config, model_kwargs=dict(entries))
+    made = {"d_model": None, **entries, "task_name": "reconstruction"}
+    source = class_of(_PIPELINE)(made, model_kwargs=dict(entries))
     source.init()  # puts the head of the entries' task in the place of the pretrained one
+    load_weights(source, state, "moment", _UNUSED)
     return source
 
 
 def load(folder: Path) -> nn.Module:
     """A MOMENT from a folder that its ``save_pretrained`` wrote, for reconstruction."""
-    return _pipeline().from_pretrained(str(folder)).eval()
-
-
-def _pipeline() -> Any:
-    try:
-        momentfm = import_module("momentfm")
-    except ImportError as error:
-        raise ArgumentError(
-            "a MOMENT's weights are compared with a MOMENT rebuilt from them, which needs its "
-            "package: pip install --no-deps momentfm (its pins are old; it runs on current "
-            "transformers and needs nothing else)"
-        ) from error
-    return momentfm.MOMENTPipeline
+    return class_of(_PIPELINE).from_pretrained(str(folder)).eval()
 
 
 def reads(config: Mapping[str, Any]) -> bool:
@@ -572,20 +525,4 @@ def reads(config: Mapping[str, Any]) -> bool:
     return {"t5_config", "patch_len", "transformer_backbone"} <= set(config)
 
 
-def recognises(source: nn.Module) -> bool:
-    """Whether a module is momentfm's own MOMENT, not a subclass."""
-    return dotted(source) in _CLASSES
-
-
-register(
-    Family(
-        name="moment",
-        recognises=recognises,
-        build=build,
-        takes_state_dict=True,
-        run=run,
-        taps=taps,
-        reads=reads,
-        load=load,
-    )
-)
+FAMILY = register_classes("moment", _CLASSES, build, run, taps, reads=reads, load=load)

@@ -39,33 +39,28 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tstlens.errors import ArgumentError, StateDictError, UnsupportedSourceError
+from tstlens.errors import StateDictError, UnsupportedSourceError
 from tstlens.model import HookedTST, HookedTSTConfig
 from tstlens.zoo.comparing import Tap
 from tstlens.zoo.itransformer import PositionHeadConfig
 from tstlens.zoo.layers import (
     ACT,
+    TORCH_LAYER,
     Entries,
     Restated,
     activation_name,
-    block_weights,
-    class_path,
     fill,
-    run_model,
+    read_options,
+    torch_layer_taps,
 )
-from tstlens.zoo.parity import Trial, series_trials
+from tstlens.zoo.parity import Trial, run_model, series_trials
 from tstlens.zoo.parts import FlatHeadConfig, ScaledStepsConfig
-from tstlens.zoo.registry import Built, Family, register
+from tstlens.zoo.registry import Built, dotted, register_classes
 
 NAME = "mvts"
 STACK = "transformer_encoder.layers."
 CLASSES = ("TSTransformerEncoder", "TSTransformerEncoderClassiregressor")
 PLACES = ("models.ts_transformer", "src.models.ts_transformer")
-LAYER = (
-    "self_attn.in_proj_weight", "self_attn.in_proj_bias", "self_attn.out_proj.weight",
-    "self_attn.out_proj.bias", "linear1.weight", "linear1.bias", "linear2.weight", "linear2.bias",
-    "norm1.weight", "norm1.bias", "norm2.weight", "norm2.bias",
-)  # fmt: skip
 
 
 def build(
@@ -84,17 +79,9 @@ def build(
         pos_encoding: whether positions were learned (state dict only; ``"fixed"``).
         class_names: one name per logit.
     """
+    defaults = {"n_heads": 8, "act_fn": "gelu", "pos_encoding": "fixed", "eps": 1e-5}
     told = {"n_heads": n_heads, "act_fn": act_fn, "pos_encoding": pos_encoding}
-    told = {name: value for name, value in told.items() if value is not None}
-    options = {"n_heads": 8, "act_fn": "gelu", "pos_encoding": "fixed", "eps": 1e-5}
-    if isinstance(source, Mapping):
-        entries, options = Entries(source, NAME), options | told
-    else:
-        if told:
-            raise ArgumentError(
-                f"{', '.join(told)}: a live mvts model knows these itself; leave them out"
-            )
-        entries, options = Entries(source.state_dict(), NAME), options | _read_live(source)
+    entries, options = read_options(source, NAME, defaults, told, _read_live, "mvts model")
     cfg = _config(entries, options, class_names)
     weight = entries["project_inp.weight"]
     model = HookedTST(cfg).to(device=weight.device, dtype=weight.dtype)
@@ -104,10 +91,8 @@ def build(
         whole: nn.Module = RestatedMvts(source, options)
         name = "mvts_transformer restated from a state dict"
     else:
-        whole, name = source, class_path(source)
-    inputs = list(series_trials(cfg.n_channels or 1, cfg.n_time or 1, masked=True))
-    random, (series,) = inputs[0]  # takes standardised series; larger ones only show rounding
-    inputs[1] = (f"{random} times 2 plus 1", (2 * series + 1,))
+        whole, name = source, dotted(source)
+    inputs = series_trials(cfg.n_channels or 1, cfg.n_time or 1, masked=True, scaled=False)
     trials = tuple(Trial(name, tensors, run_model, run) for name, tensors in inputs)
     return Built(model.eval(), whole, trials, name)
 
@@ -157,18 +142,9 @@ def _fill(model: HookedTST, entries: Entries) -> None:
     fill(model.embed, {"W_E": entries["project_inp.weight"].T, "b_E": entries["project_inp.bias"]})
     fill(model.pos_embed, {"W_pos": entries["pos_enc.pe"][:, 0]})
     for layer, block in enumerate(model.blocks):
-        at = f"{STACK}{layer}."
-        weights = block_weights({name: entries[at + name] for name in LAYER}, model.cfg.n_heads)
-        if model.cfg.normalization_type == "BN":
-            for number in (1, 2):
-                for leaf in ("running_mean", "running_var"):
-                    weights[f"ln{number}.{leaf}"] = entries[f"{at}norm{number}.{leaf}"]
-        try:
-            fill(block, weights)
-        except StateDictError as error:
-            raise StateDictError(
-                f"this state dict does not fit family {NAME!r}: layer {at[:-1]}, as {error}"
-            ) from error
+        TORCH_LAYER.fill(block, entries, f"{STACK}{layer}.")
+        for bias in ("self_attn.in_proj_bias", "linear1.bias", "linear2.bias"):
+            entries[f"{STACK}{layer}.{bias}"]  # a state dict without is not this model's
     fill(
         model.head,
         {"W_U": entries["output_layer.weight"].T, "b_U": entries["output_layer.bias"]},
@@ -248,34 +224,14 @@ def run(source: Any, series: Tensor, mask: Tensor | None = None) -> Tensor:
 
 def taps(source: Any, model: HookedTST) -> list[Tap]:
     """Where a live mvts model computes our activations; it runs [time, batch, d_model]."""
-    swapped = lambda x: x.transpose(0, 1)  # noqa: E731
     factor = math.sqrt(model.cfg.d_model)
-    found = [Tap("hook_embed", "project_inp", lambda x: x.transpose(0, 1) * factor)]
-    for layer in range(model.cfg.n_layers):
-        ours, theirs = f"blocks.{layer}.", f"{STACK}{layer}"
-        found += [
-            Tap(f"{ours}hook_attn_out", f"{theirs}.self_attn", lambda x: x[0].transpose(0, 1)),
-            Tap(f"{ours}mlp.hook_pre", f"{theirs}.linear1", swapped),
-            Tap(f"{ours}hook_mlp_out", f"{theirs}.linear2", swapped),
-            Tap(f"{ours}hook_normalized_resid_post", theirs, swapped),
-        ]
+    found = [
+        Tap("hook_embed", "project_inp", lambda x: x.transpose(0, 1) * factor),
+        *torch_layer_taps(STACK.removesuffix("."), model, batch_first=False),
+    ]
     point = "hook_pooled" if model.cfg.n_classes is not None else "hook_read"
     return [*found, Tap(f"head.{point}", "output_layer", of="input")]
 
 
-def recognises(source: nn.Module) -> bool:
-    """Whether a module is exactly one of the repository's two models."""
-    found = {f"{place}.{name}" for place in PLACES for name in CLASSES}
-    return class_path(source) in found or isinstance(source, RestatedMvts)
-
-
-register(
-    Family(
-        name=NAME,
-        recognises=recognises,
-        build=build,
-        takes_state_dict=True,
-        run=run,
-        taps=taps,
-    )
-)
+PATHS = [f"{place}.{name}" for place in PLACES for name in CLASSES]
+FAMILY = register_classes(NAME, PATHS, build, run, taps, restated=(RestatedMvts,))

@@ -1,24 +1,11 @@
-"""Where patches lie that end with the series, of models that put missing values before it.
+"""Front ends and heads that several families have, and what these are made of.
 
-Location and scale of each channel from its observed samples, with gradients that stay finite.
-
-Missing samples, and location and scale of every channel, as Hugging Face's scalers take them.
-
-Patches of instance-normalised channels: the front end of PatchTST in its original form.
-
-Mean and standard deviation of every channel are taken out before patching, and handed to the head
-in ``TrunkState.statistics``, which puts them back.
-
-One hidden layer with a linear map beside it: how Chronos-Bolt embeds patches and reads out.
-
-Distributions that heads give the parameters of: their domains, units and quantiles.
-
-Source: ``transformers.time_series_utils`` (``StudentTOutput``, ``NormalOutput``,
-``NegativeBinomialOutput``).
-
-Heads over the whole stream: activation, flatten or pool, linear map, and what follows it.
-
-Front ends over time steps: a scaled linear map per step (mvts, tsai), a strided one (tsai).
+Patches that end with the series (missing values come before it); instance-normalised patches, as
+the original PatchTSTs have them, whose location and scale go to the head in
+``TrunkState.statistics``; time steps under a linear map or a convolution; a hidden layer with a
+linear map beside it, as foundation models embed patches and read out; heads over the whole stream;
+location and scale of the observed samples; distributions that heads give the parameters of
+(domains, units, quantiles; source: ``transformers.time_series_utils``).
 """
 
 from __future__ import annotations
@@ -40,7 +27,19 @@ from tstlens.points import Hook
 from tstlens.shapes import Mask, Output, Residual, Series
 
 
-class EndingPatches:
+class OwnCells:
+    """For configs of front ends: a position's cell in time is what it was embedded from."""
+
+    def time_span(self, pos: int, n_time: int) -> slice:
+        """Samples that position ``pos`` was embedded from."""
+        raise NotImplementedError
+
+    def time_cell(self, pos: int, n_time: int) -> slice:
+        """The same as :meth:`time_span`."""
+        return self.time_span(pos, n_time)
+
+
+class EndingPatches(OwnCells):
     """For configs of front ends: patches side by side, the last one ends with the series.
 
     The class that takes this in has ``patch_len`` and ``context_length`` (samples).
@@ -70,10 +69,6 @@ class EndingPatches:
         """Samples that position ``pos`` was embedded from."""
         start = pos * self.patch_len - self.missing_before(n_time)
         return slice(max(start, 0), start + self.patch_len)
-
-    def time_cell(self, pos: int, n_time: int) -> slice:
-        """The same as :meth:`time_span`."""
-        return self.time_span(pos, n_time)
 
     def cut(self, x: Tensor) -> Tensor:
         """[..., time] as [..., pos, patch_len], zeros before it."""
@@ -127,9 +122,7 @@ def fill_missing(series: Series, mask: Mask | None) -> tuple[Series, _Observed]:
         series: float [batch, channel, time]; NaN is missing.
         mask: bool [batch, time], True where a sample was observed; None when all were.
     """
-    observed = ~series.isnan()
-    if mask is not None:
-        observed = observed & mask[:, None]
+    observed = observed_in(series, mask)
     return torch.where(observed, series, torch.zeros_like(series)), observed
 
 
@@ -191,7 +184,7 @@ Scaling = Literal["none", "sqrt_var_plus_eps", "std_plus_eps"]
 
 
 @dataclass(frozen=True)
-class RevINPatchesConfig:
+class RevINPatchesConfig(OwnCells):
     """A linear map of every patch of every channel by itself, after instance normalisation.
 
     Args:
@@ -250,10 +243,6 @@ class RevINPatchesConfig:
         start = pos * self.stride - self.pad_start
         stop = start + self.patch_len
         return slice(min(max(start, 0), n_time - 1), min(max(stop, 1), n_time))
-
-    def time_cell(self, pos: int, n_time: int) -> slice:
-        """The same as :meth:`time_span`: a patch is its own cell."""
-        return self.time_span(pos, n_time)
 
 
 class RevINPatches(nn.Module):
@@ -342,6 +331,23 @@ def put_back(forecast: Tensor, statistics: Any) -> Tensor:
     if "gain" in found:
         forecast = (forecast - found["shift"]) / found["gain"]
     return forecast * found["scale"] + found["loc"]
+
+
+def per_channel(state: TrunkState, *names: str) -> list[Tensor]:
+    """What the front end took out of each channel, [batch, channel, 1, 1]."""
+    if not set(names) <= set(state.statistics):
+        raise ArgumentError(
+            "this head puts back what the front end took out of each channel; pass the state "
+            "that embed_series returned as state="
+        )
+    by_series = (-1, state.n_series_channels)
+    return [state.statistics[name].unflatten(0, by_series)[..., None] for name in names]
+
+
+def observed_in(series: Series, mask: Mask | None) -> _Observed:
+    """Where a sample counts: not NaN, and True in the mask."""
+    observed = ~series.isnan()
+    return observed if mask is None else observed & mask[:, None]
 
 
 class ResidualMLP(nn.Module):
@@ -598,7 +604,7 @@ class FlatHead(nn.Module):
 
 
 @dataclass(frozen=True)
-class ScaledStepsConfig:
+class ScaledStepsConfig(OwnCells):
     """``factor * (x W_E + b_E)`` of all channels at every time step; every step is a position.
 
     Args:
@@ -632,10 +638,6 @@ class ScaledStepsConfig:
     def time_span(self, pos: int, n_time: int) -> slice:
         """The one sample that position ``pos`` was embedded from."""
         return slice(pos, pos + 1)
-
-    def time_cell(self, pos: int, n_time: int) -> slice:
-        """The same as :meth:`time_span`."""
-        return self.time_span(pos, n_time)
 
 
 class ScaledSteps(nn.Module):

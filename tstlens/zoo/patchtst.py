@@ -47,7 +47,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import einops
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -61,10 +60,11 @@ from tstlens.model.state import TrunkState
 from tstlens.points import Hook
 from tstlens.shapes import Mask, Output, Residual, Series
 from tstlens.zoo.layers import fill
-from tstlens.zoo.parity import Trial, series_trials
+from tstlens.zoo.parity import Trial, run_model, series_trials
 from tstlens.zoo.parts import (
     PARAMETERS,
     Distribution,
+    OwnCells,
     check_observed,
     domain,
     fill_missing,
@@ -73,26 +73,20 @@ from tstlens.zoo.parts import (
     rescale,
 )
 from tstlens.zoo.patchtst_source import (
+    CLASSES,
+    MODULE,
     check_structure,
     inner,
+    layer_table,
     load,
     reads,
     rebuild,
-    recognises,
     run,
     run_source,
     taps,
 )
-from tstlens.zoo.registry import Built, Family, register
-
-_ACTIVATIONS = {
-    "relu": "relu",
-    "gelu": "gelu",
-    "gelu_new": "gelu_tanh",
-    "gelu_pytorch_tanh": "gelu_tanh",
-    "silu": "silu",
-    "swish": "silu",
-}
+from tstlens.zoo.registry import Built, register_classes
+from tstlens.zoo.t5 import ACTIVATIONS
 
 
 def build(
@@ -132,7 +126,7 @@ def build(
         n_channels=settings.num_input_channels,
         n_time=settings.context_length,
         positions="learned" if settings.positional_encoding_type == "random" else "sinusoidal",
-        act_fn=_ACTIVATIONS[settings.activation_function],  # type: ignore[arg-type]
+        act_fn=ACTIVATIONS[settings.activation_function],  # type: ignore[arg-type]
         norm_position="pre" if settings.pre_norm else "post",
         normalization_type="BN" if settings.norm_type == "batchnorm" else "LN",
         eps=settings.norm_eps,
@@ -150,10 +144,10 @@ def build(
 def _refuse(source: Any, name: str) -> None:
     """Name the option that is not covered, or that the source itself cannot run."""
     settings = source.config
-    if settings.activation_function not in _ACTIVATIONS:
+    if settings.activation_function not in ACTIVATIONS:
         raise UnsupportedSourceError(
             f"activation_function={settings.activation_function!r} is not covered; "
-            f"{', '.join(_ACTIVATIONS)} are"
+            f"{', '.join(ACTIVATIONS)} are"
         )
     scaler = inner(source).scaler.scaler
     if scaler.dim != 1 or not scaler.keepdim:
@@ -240,7 +234,7 @@ def _fill_model(model: Any, source: Any) -> None:
         fill(model.embed, {"cls_token": place.cls_token.flatten()})
     fill(model.pos_embed, {"W_pos": place.position_enc})
     for block, layer in zip(model.blocks, encoder.layers, strict=True):
-        _fill_block(block, layer, model.cfg.n_heads)
+        layer_table(source).fill(block, layer.state_dict())
     head = getattr(source, "head", None)
     if head is None:
         return
@@ -248,41 +242,6 @@ def _fill_model(model: Any, source: Any) -> None:
     linears = [last] if isinstance(last, nn.Linear) else list(last.proj)
     W_U, b_U = (torch.cat([getattr(part, n) for part in linears]) for n in ("weight", "bias"))
     fill(model.head, {"W_U": W_U.T, "b_U": b_U})
-
-
-def _fill_block(block: Any, layer: Any, n_heads: int) -> None:
-    attention = {}
-    for ours, theirs in (("Q", "q_proj"), ("K", "k_proj"), ("V", "v_proj")):
-        linear = getattr(layer.self_attn, theirs)
-        attention[f"W_{ours}"] = einops.rearrange(
-            linear.weight, "(head d_head) d_model -> head d_model d_head", head=n_heads
-        )
-        attention[f"b_{ours}"] = einops.rearrange(
-            linear.bias, "(head d_head) -> head d_head", head=n_heads
-        )
-    out = layer.self_attn.out_proj
-    attention["W_O"] = einops.rearrange(
-        out.weight, "d_model (head d_head) -> head d_head d_model", head=n_heads
-    )
-    attention["b_O"] = out.bias
-    fill(block.attn, attention)
-    _fill_norm(block.ln1, layer.norm_sublayer1)
-    if layer.channel_attention:
-        fill(block.channel_attn, attention)
-        _fill_norm(block.ln2, layer.norm_sublayer2)
-    _fill_norm(block.mlp_norm, layer.norm_sublayer3)
-    for number, name in ((0, "in"), (3, "out")):
-        linear = layer.ff[number]
-        fill(block.mlp, {f"W_{name}": linear.weight.T})
-        if linear.bias is not None:
-            fill(block.mlp, {f"b_{name}": linear.bias})
-
-
-def _fill_norm(ours: nn.Module, norm: Any) -> None:
-    theirs: Any = getattr(norm, "batchnorm", norm)
-    fill(ours, {"w": theirs.weight, "b": theirs.bias})
-    if hasattr(theirs, "running_mean"):
-        fill(ours, {"running_mean": theirs.running_mean, "running_var": theirs.running_var})
 
 
 def _trials(cfg: Any) -> tuple[Trial, ...]:
@@ -294,7 +253,7 @@ def _trials(cfg: Any) -> tuple[Trial, ...]:
     gaps[..., -1] = False  # every channel keeps a sample
     holes = normal.masked_fill(gaps, float("nan"))
     inputs.append((f"30 % missing {list(normal.shape)}", (holes,)))
-    trials = [Trial(name, tensors, _run_model, run_source) for name, tensors in inputs]
+    trials = [Trial(name, tensors, run_model, run_source) for name, tensors in inputs]
     if cfg.embed.mask_value is not None:
         shape = (*normal.shape[:2], cfg.embed.n_patches(cfg.n_time))
         hidden = (torch.rand(shape, generator=generator) < 0.4).double()
@@ -309,10 +268,6 @@ def _trials(cfg: Any) -> tuple[Trial, ...]:
     return tuple(trials)
 
 
-def _run_model(model: HookedTST, series: Tensor, mask: Tensor | None = None) -> Tensor:
-    return model(series, mask=mask)
-
-
 def _run_hidden(model: HookedTST, series: Tensor, hidden: Tensor) -> Tensor:
     hooks = [("embed.hook_patch_mask", lambda mask, hook: hidden)]
     return model.run_with_hooks(series, fwd_hooks=hooks)
@@ -322,17 +277,8 @@ def _source_hidden(source: Any, series: Tensor, hidden: Tensor) -> Tensor:
     return run_source(source, series, None, hidden)
 
 
-register(
-    Family(
-        name="patchtst",
-        recognises=recognises,
-        build=build,
-        takes_state_dict=True,
-        run=run,
-        taps=taps,
-        reads=reads,
-        load=load,
-    )
+FAMILY = register_classes(
+    "patchtst", [f"{MODULE}.{name}" for name in CLASSES], build, run, taps, reads=reads, load=load
 )
 
 
@@ -341,7 +287,7 @@ _Patches = Float[Tensor, "batch channel patch patch_len"]
 
 
 @dataclass(frozen=True)
-class PatchTSTEmbedConfig:
+class PatchTSTEmbedConfig(OwnCells):
     """Scale, cut into patches, embed; every channel goes through the trunk by itself.
 
     Missing samples (NaN, or False in the mask) are zeros before scaling and take no part in mean
@@ -409,10 +355,6 @@ class PatchTSTEmbedConfig:
             return slice(0, 0)
         start = self.start(n_time) + (pos - self.cls_token) * self.stride
         return slice(start, start + self.patch_len)
-
-    def time_cell(self, pos: int, n_time: int) -> slice:
-        """The same as :meth:`time_span`: a patch is its own cell."""
-        return self.time_span(pos, n_time)
 
     def build(self, cfg: Any) -> nn.Module:
         """The module, with new weights."""

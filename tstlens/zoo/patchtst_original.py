@@ -39,9 +39,6 @@ Not told by a state dict: ``stride`` (8), ``n_heads`` (read off the stored scale
 the authors have it; neuralforecast's default is True), ``padding_patch`` (``"end"``),
 ``n_channels`` where no weight belongs to a channel (1 for neuralforecast), ``n_quantiles``.
 
-The two forms of the original PatchTST, from a state dict and options to the hooked model.
-
-The original PatchTSTs as their weights compute them, how live ones run, and their taps.
 """
 
 from __future__ import annotations
@@ -59,38 +56,41 @@ from tstlens.zoo.comparing import Tap
 from tstlens.zoo.itransformer import outputs_per_step, refuse_scaler
 from tstlens.zoo.layers import (
     EPS,
+    NORMALIZED_POST,
     STACK,
     Entries,
-    LayerNames,
+    LayerTable,
     Restated,
     RestatedTsl,
     activation_name,
-    class_path,
     fill,
-    fill_layer,
     fill_trunk,
     flatten_by_pos,
     linear,
-    pattern_taps,
-    run_model,
+    read_options,
+    second,
+    shortest,
+    tsl_taps,
 )
-from tstlens.zoo.layers import tsl_layer_taps as layer_taps
-from tstlens.zoo.parity import Trial, series_trials
+from tstlens.zoo.parity import Trial, run_model, series_trials
 from tstlens.zoo.parts import FlatHeadConfig, RevINPatchesConfig
-from tstlens.zoo.registry import Built, Family, register
+from tstlens.zoo.registry import Built, dotted, register_classes
 
 NEURALFORECAST = "neuralforecast.models.patchtst.PatchTST"
 LIBRARY = "models.PatchTST.Model"  # the authors' repository has a class of this name too
 AUTHORS = ("layers.PatchTST_backbone.PatchTST_backbone",)
-BACKBONE_LAYER = LayerNames(
-    q="self_attn.W_Q",
-    k="self_attn.W_K",
-    v="self_attn.W_V",
-    o="self_attn.to_out.0",
-    norm1="norm_attn.1",
-    mlp_in="ff.0",
-    mlp_out="ff.3",
-    norm2="norm_ffn.1",
+BACKBONE_LAYER = LayerTable(
+    {
+        "attn.Q": "self_attn.W_Q",
+        "attn.K": "self_attn.W_K",
+        "attn.V": "self_attn.W_V",
+        "attn.O": "self_attn.to_out.0",
+        "mlp.in": "ff.0",
+        "mlp.out": "ff.3",
+        "ln1": "norm_attn.1",
+        "ln2": "norm_ffn.1",
+    },
+    (NORMALIZED_POST,),
     scale="self_attn.sdp_attn.scale",
 )
 
@@ -187,7 +187,7 @@ def run(source: Any, series: Tensor, mask: Tensor | None = None) -> Tensor:
     series = series.clone()  # sources divide in place
     if isinstance(source, RestatedBackbone | RestatedLibrary):
         return source(series)
-    path = class_path(source)
+    path = dotted(source)
     if path in AUTHORS:
         return source(series)
     by_time = series.transpose(1, 2)
@@ -201,9 +201,9 @@ def run(source: Any, series: Tensor, mask: Tensor | None = None) -> Tensor:
 
 def taps(source: Any, model: HookedTST) -> list[Tap]:
     """Where a live PatchTST computes our activations."""
-    if class_path(source) == LIBRARY and hasattr(source, "patch_embedding"):
+    if dotted(source) == LIBRARY and hasattr(source, "patch_embedding"):
         return _library_taps(source, model)
-    inner = "" if class_path(source) in AUTHORS else "model."
+    inner = "" if dotted(source) in AUTHORS else "model."
 
     def rows(x: Tensor) -> Tensor:
         return x.flatten(0, 1)
@@ -213,27 +213,17 @@ def taps(source: Any, model: HookedTST) -> list[Tap]:
         found.append(Tap("embed.hook_scaled", f"{inner}revin_layer", lambda x: x.transpose(1, 2)))
         found.append(Tap("head.hook_scaled", f"{inner}head", rows))
     for layer in range(model.cfg.n_layers):
-        ours, theirs = f"blocks.{layer}.", f"{inner}backbone.encoder.layers.{layer}"
-        found += [
-            Tap(f"{ours}hook_attn_out", f"{theirs}.self_attn", lambda out: out[0]),
-            Tap(f"{ours}mlp.hook_pre", f"{theirs}.ff.0"),
-            Tap(f"{ours}hook_mlp_out", f"{theirs}.ff"),
-            Tap(
-                f"{ours}hook_normalized_resid_post",
-                theirs,
-                lambda out: out[0] if isinstance(out, tuple) else out,
-            ),
-        ]
+        ours, theirs = f"blocks.{layer}", f"{inner}backbone.encoder.layers.{layer}"
+        found += BACKBONE_LAYER.find(model, ours, theirs)
         if model.cfg.residual_attention:  # neuralforecast gives no pattern without
-            found.append(Tap(f"{ours}attn.hook_pattern", f"{theirs}.self_attn", lambda out: out[1]))
+            found.append(Tap(f"{ours}.attn.hook_pattern", f"{theirs}.self_attn", second))
     return found
 
 
 def _library_taps(source: Any, model: HookedTST) -> list[Tap]:
     found = [
         Tap("hook_embed", "patch_embedding.value_embedding"),
-        *layer_taps(model.cfg.n_layers),
-        *pattern_taps(source, model.cfg.n_layers),
+        *tsl_taps(source, model),
     ]
     if model.cfg.horizon is not None:
         found.append(Tap("head.hook_scaled", "head", lambda x: x.flatten(0, 1)))
@@ -327,7 +317,7 @@ def backbone(
     fill(model.embed, weights)
     fill(model.pos_embed, {"W_pos": positions.expand(-1, d_model)})
     for layer, block in enumerate(model.blocks):
-        fill_layer(block, entries, f"{stack}{layer}.", BACKBONE_LAYER, n_heads)
+        BACKBONE_LAYER.fill(block, entries, f"{stack}{layer}.")
     _fill_head(model, [linear(entries, name) for name in maps], n_pos, individual)
     return model
 
@@ -497,19 +487,10 @@ def build(
         "revin": revin, "subtract_last": subtract_last, "padding_patch": padding_patch,
         "n_quantiles": n_quantiles, "pre_norm": pre_norm,
     }  # fmt: skip
-    told = {name: value for name, value in told.items() if value is not None}
-    options = DEFAULTS | {"n_channels": n_channels}
-    if isinstance(source, Mapping):
-        if told.pop("pre_norm", False):
-            refuse_pre_norm()
-        entries, options = Entries(source, NAME), options | told
-    else:
-        if told:
-            raise ArgumentError(
-                f"{', '.join(told)}: a live PatchTST knows these itself; leave them out"
-            )
-        entries, options = Entries(source.state_dict(), NAME), options | _read_live(source)
-        options["n_channels"] = options["n_channels"] or n_channels
+    entries, options = read_options(source, NAME, DEFAULTS, told, _read_live, "PatchTST")
+    if options.pop("pre_norm", False):
+        refuse_pre_norm()
+    options["n_channels"] = options["n_channels"] or n_channels
     make = library if "patch_embedding.value_embedding.weight" in entries else backbone
     model = make(entries, options, n_time, class_names)
     entries.check_all_read(
@@ -520,12 +501,9 @@ def build(
         whole: nn.Module = restated(source, options, model.cfg)
         name = "PatchTST restated from a state dict"
     else:
-        whole, name = source, class_path(source)
-    length = model.cfg.n_time or _shortest(model.cfg.embed, model.cfg.n_ctx or 1)
-    inputs = list(series_trials(model.cfg.n_channels or 1, length, masked=False))
-    if not options["revin"]:  # not scaled: larger values only show rounding
-        random, (series,) = inputs[0]
-        inputs[1] = (f"{random} times 2 plus 1", (2 * series + 1,))
+        whole, name = source, dotted(source)
+    length = model.cfg.n_time or shortest(model.cfg.embed, model.cfg.n_ctx or 1)
+    inputs = series_trials(model.cfg.n_channels or 1, length, False, scaled=options["revin"])
     trials = tuple(Trial(name, tensors, run_model, run) for name, tensors in inputs)
     return Built(model.eval(), whole, trials, name)
 
@@ -539,15 +517,8 @@ def refuse_pre_norm() -> None:
     )
 
 
-def _shortest(embed: Any, n_pos: int) -> int:
-    n_time = 1
-    while embed.n_pos(n_time) < n_pos:
-        n_time += 1
-    return n_time
-
-
 def _read_live(source: Any) -> dict[str, Any]:
-    path = class_path(source)
+    path = dotted(source)
     if path == LIBRARY and hasattr(source, "patch_embedding"):
         return _read_library(source)
     if getattr(source, "decomposition", False):
@@ -603,19 +574,11 @@ def _read_library(source: Any) -> dict[str, Any]:
     }
 
 
-def recognises(source: nn.Module) -> bool:
-    """Whether a module is exactly one of the three libraries' PatchTSTs."""
-    known = (NEURALFORECAST, LIBRARY, *AUTHORS)
-    return class_path(source) in known or isinstance(source, RestatedBackbone | RestatedLibrary)
-
-
-register(
-    Family(
-        name=NAME,
-        recognises=recognises,
-        build=build,
-        takes_state_dict=True,
-        run=run,
-        taps=taps,
-    )
+FAMILY = register_classes(
+    NAME,
+    (NEURALFORECAST, LIBRARY, *AUTHORS),
+    build,
+    run,
+    taps,
+    restated=(RestatedBackbone, RestatedLibrary),
 )

@@ -18,7 +18,7 @@ from tstlens.errors import ArgumentError, StateDictError, UnsupportedSourceError
 from tstlens.model import HookedTST
 from tstlens.randomness import seeded
 from tstlens.zoo.comparing import Tap
-from tstlens.zoo.layers import check_keys
+from tstlens.zoo.layers import LayerTable, check_keys, first, second
 
 MODULE = "transformers.models.patchtst.modeling_patchtst"
 CLASSES = (
@@ -28,11 +28,6 @@ CLASSES = (
     "PatchTSTForRegression",
     "PatchTSTForPretraining",
 )
-
-
-def recognises(source: nn.Module) -> bool:
-    """Whether a module is one of transformers' five PatchTST classes, not a subclass."""
-    return type(source).__module__ == MODULE and type(source).__qualname__ in CLASSES
 
 
 def reads(config: Mapping[str, Any]) -> bool:
@@ -252,15 +247,10 @@ def taps(source: Any, model: HookedTST) -> list[Tap]:
     prefix = "" if inner(source) is source else "model."
 
     def rows(seen: Any) -> Tensor:  # [batch, channel, pos, ...] as [row, pos, ...]
-        seen = seen[0] if isinstance(seen, tuple) else seen
-        return seen.flatten(0, 1) if seen.ndim == 4 else seen
-
-    def by_head(seen: Tensor) -> Tensor:
-        return seen.unflatten(-1, (model.cfg.n_heads, -1))
+        return first(seen).flatten(0, 1) if first(seen).ndim == 4 else first(seen)
 
     def by_pos(seen: Any) -> Tensor:  # [batch * pos, channel, d_model] as [row, pos, d_model]
-        parts = seen[0].unflatten(0, (-1, n_pos))
-        return parts.transpose(1, 2).flatten(0, 1)
+        return seen[0].unflatten(0, (-1, n_pos)).transpose(1, 2).flatten(0, 1)
 
     def statistic(index: int) -> Any:  # [batch, 1, channel] as [batch, channel, 1]
         return lambda seen: seen[index].transpose(1, 2)
@@ -275,27 +265,37 @@ def taps(source: Any, model: HookedTST) -> list[Tap]:
     if "embed.hook_scale" in model.hook_dict:
         found.append(Tap("embed.hook_scale", f"{prefix}scaler", statistic(2)))
     post = model.cfg.norm_position == "post"
-    for layer in range(model.cfg.n_layers):
-        block, theirs = f"blocks.{layer}", f"{prefix}encoder.layers.{layer}"
-        leaving = "hook_normalized_resid_post" if post else "hook_resid_post"
-        found += [
-            Tap(f"{block}.hook_resid_pre", theirs, rows, "input"),
-            Tap(f"{block}.hook_attn_out", f"{theirs}.self_attn", rows),
-            Tap(f"{block}.attn.hook_pattern", f"{theirs}.self_attn", lambda seen: seen[1]),
-            Tap(f"{block}.attn.hook_z", f"{theirs}.self_attn.out_proj", by_head, "input"),
-            Tap(f"{block}.mlp.hook_pre", f"{theirs}.ff.0", rows),
-            Tap(f"{block}.hook_mlp_out", f"{theirs}.ff", rows),
-            Tap(f"{block}.{leaving}", theirs, rows),
+    extra = [
+        Tap("hook_resid_pre", "", rows, "input"),
+        Tap("attn.hook_pattern", "self_attn", second),
+        Tap("hook_normalized_resid_post" if post else "hook_resid_post", "", rows),
+    ]
+    if source.config.channel_attention:
+        extra += [
+            Tap("hook_channel_attn_out", "self_attn", by_pos, call=1),
+            Tap(
+                "channel_attn.hook_pattern",
+                "self_attn",
+                lambda seen: seen[1].unflatten(0, (-1, n_pos)),
+                call=1,
+            ),
         ]
-        if source.config.channel_attention:
-            found += [
-                Tap(f"{block}.hook_channel_attn_out", f"{theirs}.self_attn", by_pos, "output", 1),
-                Tap(
-                    f"{block}.channel_attn.hook_pattern",
-                    f"{theirs}.self_attn",
-                    lambda seen: seen[1].unflatten(0, (-1, n_pos)),
-                    "output",
-                    1,
-                ),
-            ]
+    own = {part: path for part, path in layer_table(source).rows.items() if "channel" not in part}
+    table = LayerTable(own, tuple(extra))
+    for layer in range(model.cfg.n_layers):
+        path = f"{prefix}encoder.layers.{layer}"
+        found += table.find(model, f"blocks.{layer}", path, {"attn": rows, "mlp": rows})
     return found
+
+
+def layer_table(source: Any) -> LayerTable:
+    """Where the weights of a layer are; attention over channels has those over patches again."""
+    own, leaf = source.config, ".batchnorm" if source.config.norm_type == "batchnorm" else ""
+    names = {"Q": "q_proj", "K": "k_proj", "V": "v_proj", "O": "out_proj"}
+    attentions = ("attn", "channel_attn") if own.channel_attention else ("attn",)
+    norms = (1, 2, 3) if own.channel_attention else (1, 3)
+    return LayerTable(
+        {f"{name}.{letter}": f"self_attn.{n}" for name in attentions for letter, n in names.items()}
+        | {"mlp.in": "ff.0", "mlp.out": "ff.3"}
+        | {f"ln{ours + 1}": f"norm_sublayer{n}{leaf}" for ours, n in enumerate(norms)}
+    )

@@ -6,7 +6,8 @@ Time-series models that are known and not converted, each with the reason.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from tstlens import family_index
 from tstlens.errors import (
     ArgumentError,
+    SourcePackageError,
     UnknownFamilyError,
     UnsupportedSourceError,
 )
@@ -108,6 +110,71 @@ def register(family: Family) -> Family:
     return family
 
 
+def register_classes(
+    name: str,
+    classes: Sequence[str],
+    build: Callable[..., Built],
+    run: Callable[..., Tensor],
+    taps: Callable[[Any, HookedTST], Iterable[Any]],
+    restated: tuple[type, ...] = (),
+    reads: Callable[[Mapping[str, Any]], bool] | None = None,
+    load: Callable[[Path], nn.Module] | None = None,
+    folders: bool = False,
+) -> Family:
+    """Register a family whose sources are exactly these classes, or weights of one of them.
+
+    Args:
+        name: as the index of families has it.
+        classes: with their modules; subclasses are not taken for them.
+        build: see :class:`Family`, as ``run``, ``taps``, ``reads`` and ``load``.
+        run: the source's output in our layout.
+        taps: where the source computes our activations.
+        restated: classes of our own that stand in for the source where only weights were given.
+        reads: whether a ``config.json`` is of this family.
+        load: the source from a folder.
+        folders: whether a folder is one of ``save_pretrained``, whose ``config.json`` names the
+            class; ``reads`` and ``load`` then follow from the classes.
+    """
+
+    def recognises(source: nn.Module) -> bool:
+        return dotted(source) in classes or isinstance(source, restated)
+
+    def named(config: Mapping[str, Any]) -> list[str]:
+        architectures = config.get("architectures") or ()
+        return [path for path in classes if path.rsplit(".", 1)[1] in architectures]
+
+    def load_folder(folder: Path) -> nn.Module:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        kind = class_of([*named(config), *classes][0])
+        return kind.from_pretrained(str(folder)).eval()
+
+    if folders:
+        reads = reads or (lambda config: bool(named(config)))
+        load = load or load_folder
+    return register(Family(name, recognises, build, True, run, taps, reads, load))
+
+
+def dotted(source: object) -> str:
+    """Module and class of an object: exact, so that subclasses are not taken for their base."""
+    return f"{type(source).__module__}.{type(source).__qualname__}"
+
+
+def class_of(name: str) -> Any:
+    """A class by its module and name.
+
+    Raises:
+        SourcePackageError: its package is not there, or an older version.
+    """
+    module, leaf = name.rsplit(".", 1)
+    try:
+        return getattr(import_module(module), leaf)
+    except (ImportError, AttributeError) as error:
+        raise SourcePackageError(
+            f"weights are compared with a {leaf} rebuilt from them, which needs a version of "
+            f"{module.split('.')[0]} that has {name}"
+        ) from error
+
+
 def known() -> dict[str, Family]:
     """Every family, by name: those that ship in the order of the index, then those of users."""
     for entry in family_index.FAMILIES.values():
@@ -165,13 +232,13 @@ def choose(source: object, name: str | None) -> Family:
     if name is not None:
         if known()[name] not in matching:
             raise UnsupportedSourceError(
-                f"{_class_name(source)} is not a {name!r} model: {families()[name]}"
+                f"{dotted(source)} is not a {name!r} model: {families()[name]}"
             )
         return known()[name]
     if not matching:
-        _refuse(_class_name(source))
+        _refuse(dotted(source))
         raise UnknownFamilyError(
-            _class_name(source),
+            dotted(source),
             families(),
             "No family recognises this class; a subclass that overrides forward is not recognised "
             f"either, because its outputs may differ{_encoder_inside(source)}",
@@ -222,7 +289,3 @@ def _refuse(name: str) -> None:
     reason = why_refused(name)
     if reason is not None:
         raise UnsupportedSourceError(f"{name} is not converted: {reason}")
-
-
-def _class_name(source: object) -> str:
-    return f"{type(source).__module__}.{type(source).__qualname__}"

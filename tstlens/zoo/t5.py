@@ -21,15 +21,16 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
-import einops
 import torch
 from torch import Tensor, nn
 
 from tstlens.errors import UnsupportedSourceError
+from tstlens.model import HookedTST
 from tstlens.zoo.comparing import Tap
-from tstlens.zoo.layers import fill
+from tstlens.zoo.layers import RESID_POST, RESID_PRE, LayerTable, fill
+from tstlens.zoo.registry import dotted
 
-_ACTIVATIONS = {
+ACTIVATIONS = {
     "relu": "relu",
     "gelu": "gelu",
     "gelu_new": "gelu_tanh",
@@ -81,11 +82,29 @@ def activation(name: str, option: str) -> str:
     Raises:
         UnsupportedSourceError: it is not covered.
     """
-    if name not in _ACTIVATIONS:
+    if name not in ACTIVATIONS:
         raise UnsupportedSourceError(
-            f"{option}: activation {name!r} is not covered; {', '.join(_ACTIVATIONS)} are"
+            f"{option}: activation {name!r} is not covered; {', '.join(ACTIVATIONS)} are"
         )
-    return _ACTIVATIONS[name]
+    return ACTIVATIONS[name]
+
+
+def _table(block: Any) -> LayerTable:
+    """Of an encoder's block (two sublayers) or a decoder's (three)."""
+    last, rows = len(block.layer) - 1, {}
+    attentions = {"attn": "layer.0.SelfAttention"}
+    if last == 2:
+        attentions["cross_attn"] = "layer.1.EncDecAttention"
+    for name, path in attentions.items():
+        rows |= {f"{name}.{letter}": f"{path}.{letter.lower()}" for letter in "QKVO"}
+    dense = f"layer.{last}.DenseReluDense"
+    gated = hasattr(block.layer[-1].DenseReluDense, "wi_0")
+    rows |= {"mlp.gate": f"{dense}.wi_0", "mlp.in": f"{dense}.wi_1"} if gated else {}
+    rows |= {} if gated else {"mlp.in": f"{dense}.wi"}
+    rows |= {"mlp.out": f"{dense}.wo"}
+    rows |= {f"ln{i + 1}": f"layer.{i}.layer_norm" for i in range(last + 1)}
+    patterns = (Tap(f"{name}.hook_pattern", path, third) for name, path in attentions.items())
+    return LayerTable(rows, (RESID_PRE, *patterns, RESID_POST))
 
 
 def fill_stack(
@@ -93,89 +112,30 @@ def fill_stack(
 ) -> None:
     """Copy a T5 stack's weights into a trunk."""
     for block, layer in zip(blocks, stack.block, strict=True):
-        fill(block, _block_weights(layer))
+        _table(layer).fill(block, layer.state_dict())
     first = stack.block[0].layer[0].SelfAttention
     fill(position_bias, {"weight": first.relative_attention_bias.weight})
     fill(ln_final, {"w": stack.final_layer_norm.weight})
 
 
-def _block_weights(block: Any) -> dict[str, Tensor]:
-    attentions = {"attn": block.layer[0].SelfAttention}
-    norms = {"ln1": block.layer[0].layer_norm}
-    if len(block.layer) == 3:
-        attentions["cross_attn"] = block.layer[1].EncDecAttention
-        norms["ln2"] = block.layer[1].layer_norm
-    norms["ln3" if len(block.layer) == 3 else "ln2"] = block.layer[-1].layer_norm
-    weights = {f"{name}.w": norm.weight for name, norm in norms.items()}
-    for name, attention in attentions.items():
-        for ours, linear in zip("QKV", (attention.q, attention.k, attention.v), strict=True):
-            weights[f"{name}.W_{ours}"] = einops.rearrange(
-                linear.weight,
-                "(head d_head) d_model -> head d_model d_head",
-                head=attention.n_heads,
-            )
-        weights[f"{name}.W_O"] = einops.rearrange(
-            attention.o.weight,
-            "d_model (head d_head) -> head d_head d_model",
-            head=attention.n_heads,
-        )
-    mlp = block.layer[-1].DenseReluDense
-    gated = hasattr(mlp, "wi_0")
-    if gated:
-        weights["mlp.W_gate"] = mlp.wi_0.weight.T
-    weights["mlp.W_in"] = (mlp.wi_1 if gated else mlp.wi).weight.T
-    weights["mlp.W_out"] = mlp.wo.weight.T
-    return weights
-
-
-def stack_taps(path: str, ours: str, stack: Any) -> list[Tap]:
+def stack_taps(path: str, ours: str, stack: Any, model: HookedTST) -> list[Tap]:
     """Where a T5 stack computes a trunk's activations.
 
     Args:
         path: of the stack in its source.
         ours: ``"blocks"``, ``"encoder"`` or ``"decoder"``.
         stack: the stack.
+        model: the hooked model.
     """
-    heads = stack.config.num_heads
-    per_head = partial(_per_head, n_heads=heads)
-    taps = []
-    for layer, block in enumerate(stack.block):
-        here, there = f"{ours}.{layer}", f"{path}.block.{layer}"
-        last = len(block.layer) - 1
-        taps.append(Tap(f"{here}.hook_resid_pre", there, of="input"))
-        kinds = {"attn": (f"{there}.layer.0.SelfAttention", "hook_attn_out")}
-        if last == 2:
-            kinds["cross_attn"] = (f"{there}.layer.1.EncDecAttention", "hook_cross_attn_out")
-        for name, (attention, written) in kinds.items():
-            taps += [
-                Tap(f"{here}.{name}.hook_{letter}", f"{attention}.{letter}", per_head)
-                for letter in "qkv"
-            ]
-            taps += [
-                Tap(f"{here}.{name}.hook_pattern", attention, _third),
-                Tap(f"{here}.{name}.hook_z", f"{attention}.o", per_head, "input"),
-                Tap(f"{here}.{written}", attention, _first),
-            ]
-        mlp = f"{there}.layer.{last}.DenseReluDense"
-        gated = hasattr(block.layer[-1].DenseReluDense, "wi_0")
-        taps += [
-            Tap(f"{here}.mlp.hook_pre", f"{mlp}.wi_0" if gated else f"{mlp}.wi"),
-            Tap(f"{here}.mlp.hook_post", f"{mlp}.wo", of="input"),
-            Tap(f"{here}.hook_mlp_out", mlp),
-            Tap(f"{here}.hook_resid_post", there, _first),
-        ]
-    return taps
+    return [
+        tap
+        for layer, block in enumerate(stack.block)
+        for tap in _table(block).find(model, f"{ours}.{layer}", f"{path}.block.{layer}")
+    ]
 
 
-def _per_head(seen: Tensor, n_heads: int) -> Tensor:
-    return seen.unflatten(-1, (n_heads, -1))
-
-
-def _first(seen: Any) -> Tensor:
-    return seen[0]
-
-
-def _third(seen: Any) -> Tensor:
+def third(seen: Any) -> Tensor:
+    """The third of what a module gave."""
     return seen[2]
 
 
@@ -216,8 +176,3 @@ def in_full_precision(source: nn.Module, dtype: torch.dtype) -> Iterator[None]:
 def _rms(norm: Any, x: Tensor) -> Tensor:
     variance = x.square().mean(-1, keepdim=True)
     return norm.weight * (x * torch.rsqrt(variance + norm.variance_epsilon))
-
-
-def dotted(source: object) -> str:
-    """Module and class of an object."""
-    return f"{type(source).__module__}.{type(source).__qualname__}"

@@ -51,7 +51,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import torch
@@ -65,21 +65,20 @@ from tstlens.model.state import TrunkState
 from tstlens.points import Hook
 from tstlens.shapes import Mask, Output, Residual, Series
 from tstlens.zoo.comparing import Tap
-from tstlens.zoo.layers import fill
-from tstlens.zoo.parity import Trial
-from tstlens.zoo.parts import EndingPatches, ResidualMLP, first_place, root
-from tstlens.zoo.registry import Built, Family, register
+from tstlens.zoo.layers import RESID_POST, RESID_PRE, LayerTable, fill
+from tstlens.zoo.parity import Trial, context_trials
+from tstlens.zoo.parts import EndingPatches, ResidualMLP, first_place, per_channel, root
+from tstlens.zoo.registry import Built, register_classes
 from tstlens.zoo.t5 import dotted
 from tstlens.zoo.transformers_source import (
+    ATTENTION,
     as_compared,
     attention_taps,
-    attention_weights,
     block_weights,
-    class_of,
     embedding_taps,
-    first,
     last,
-    rebuilt,
+    live_or_rebuilt,
+    rebuilder,
     refuse_changed_parts,
 )
 
@@ -288,19 +287,19 @@ class TimesFMHead(nn.Module):
         return forecast[..., 0] if self.cfg.output == "point" else forecast
 
 
-def per_channel(state: TrunkState, *names: str) -> list[Tensor]:
-    """What the front end took out of each channel, [batch, channel, 1, 1]."""
-    if not set(names) <= set(state.statistics):
-        raise ArgumentError(
-            "this head puts back what the front end took out of each channel; pass the state "
-            "that embed_series returned as state="
-        )
-    by_series = (-1, state.n_series_channels)
-    return [state.statistics[name].unflatten(0, by_series)[..., None] for name in names]
-
-
 _PACKAGE = "transformers.models.timesfm.modeling_timesfm"
 _CLASS = f"{_PACKAGE}.TimesFmModelForPrediction"
+_REBUILD = rebuilder(_CLASS, "transformers.TimesFmConfig", "timesfm")
+_LAYER = LayerTable(
+    ATTENTION
+    | {
+        "ln1": "input_layernorm",
+        "ln2": "mlp.layer_norm",
+        "mlp.in": "mlp.gate_proj",
+        "mlp.out": "mlp.down_proj",
+    },
+    (RESID_PRE, Tap("hook_resid_mid", "mlp", of="input"), RESID_POST),
+)
 _EPS = 1e-6  # of the MLPs' LayerNorms, fixed in the source
 
 
@@ -320,12 +319,8 @@ def build(
         output: what a forecast holds.
         config: the entries of its ``config.json`` (state dict only, needed there).
     """
-    if isinstance(source, Mapping):
-        source = rebuilt(source, config, _CLASS, "transformers.TimesFmConfig", "timesfm")
-    elif config is not None:
-        raise ArgumentError("config: a live model knows it itself; leave it out")
-    refuse_changed_parts(source, _PACKAGE)
-    whole: Any = source
+    whole = live_or_rebuilt(source, config, _REBUILD)
+    refuse_changed_parts(whole, _PACKAGE)
     own = whole.config
     if own.rms_norm_eps != _EPS:
         raise UnsupportedSourceError(
@@ -377,7 +372,7 @@ def build(
     weight = whole.horizon_ff_layer.input_layer.weight
     model = HookedTST(cfg).to(device=weight.device, dtype=weight.dtype)
     _fill_model(model, whole)
-    return Built(model, whole, _trials(model), dotted(source))
+    return Built(model, whole, _trials(model), dotted(whole))
 
 
 @torch.no_grad()
@@ -389,17 +384,7 @@ def _fill_model(model: HookedTST, source: Any) -> None:
     fill(model.embed, embed)
     fill(model.head, block_weights(source.horizon_ff_layer))
     for block, layer in zip(model.blocks, decoder.layers, strict=True):
-        mlp = layer.mlp
-        weights = {
-            "ln1.w": layer.input_layernorm.weight,
-            "ln2.w": mlp.layer_norm.weight,
-            "ln2.b": mlp.layer_norm.bias,
-            "mlp.W_in": mlp.gate_proj.weight.T,
-            "mlp.b_in": mlp.gate_proj.bias,
-            "mlp.W_out": mlp.down_proj.weight.T,
-            "mlp.b_out": mlp.down_proj.bias,
-        }
-        fill(block, weights | attention_weights(layer.self_attn, model.cfg.n_heads))
+        _LAYER.fill(block, layer.state_dict())
 
 
 def run(source: Any, series: Tensor, mask: Tensor | None, model: HookedTST) -> Tensor:
@@ -428,54 +413,17 @@ def chosen_output(out: Any, model: HookedTST) -> Tensor:
 
 
 def _trials(model: HookedTST) -> tuple[Trial, ...]:
-    embed: Any = model.cfg.embed
-    generator = torch.Generator().manual_seed(0)
-    longest = min(embed.context_length, 16 * embed.patch_len)
-    shape = (4, model.cfg.n_channels or 1, longest)
-    normal = torch.randn(shape, generator=generator, dtype=torch.float64)
-    missing, padded = normal.clone(), normal.clone()
-    missing[torch.rand(shape, generator=generator) < 0.3] = torch.nan
-    missing[..., -1] = 1.0
-    for row, before in enumerate((0, 1, longest // 2, longest - 1)):
-        padded[row, :, :before] = torch.nan
-    shorter = normal[..., -max(1, longest - embed.patch_len // 2) :].clone()
-    given = [
-        (f"random {list(shape)} times 10 plus 3", 10 * normal + 3),
-        (f"constant {list(shape)}", normal[..., :1].expand(shape).clone()),
-        (f"missing values {list(shape)}", missing),
-        (f"padded at the start {list(shape)}", padded),
-        (f"no whole number of patches {list(shorter.shape)}", shorter),
-    ]
-
-    def run_source(source: nn.Module, series: Tensor) -> Tensor:
-        return run(source, series, None, model)
-
-    return tuple(Trial(name, (series,), _run_model, run_source) for name, series in given)
-
-
-def _run_model(model: HookedTST, series: Tensor) -> Tensor:
-    return model(series)
+    kinds = ("large", "constant", "missing inside", "padded", "shorter")
+    theirs = partial(run, mask=None, model=model)
+    return context_trials(model.cfg.embed, model.cfg.n_channels, theirs, kinds)
 
 
 def taps(source: Any, model: HookedTST) -> list[Tap]:
     """Where a TimesFM 2.0 model computes our activations (patterns in float32 only)."""
-    n_channels, width = model.cfg.n_channels or 1, source.config.patch_length
-    patterns = model.cfg.dtype == torch.float32
-
-    def by_series(seen: Tensor) -> Tensor:
-        return seen.unflatten(0, (-1, n_channels))
-
-    found = embedding_taps("decoder.input_ff_layer", width, by_series)
-    for number, layer in enumerate(source.decoder.layers):
-        here, there = f"blocks.{number}", f"decoder.layers.{number}"
-        found += attention_taps(here, there, layer.self_attn, patterns)
-        found += [
-            Tap(f"{here}.hook_attn_out", f"{there}.self_attn", first, observed_only=True),
-            Tap(f"{here}.hook_resid_mid", f"{there}.mlp", of="input", observed_only=True),
-            Tap(f"{here}.mlp.hook_pre", f"{there}.mlp.gate_proj", observed_only=True),
-            Tap(f"{here}.hook_mlp_out", f"{there}.mlp.down_proj", observed_only=True),
-            Tap(f"{here}.hook_resid_post", there, observed_only=True),
-        ]
+    width = source.config.patch_length
+    found = embedding_taps("decoder.input_ff_layer", width, model.by_channel)
+    for number in range(model.cfg.n_layers):
+        found += attention_taps(_LAYER, model, f"blocks.{number}", f"decoder.layers.{number}")
     return [
         *found,
         Tap("head.hook_pooled", "horizon_ff_layer", last, "input"),
@@ -483,30 +431,4 @@ def taps(source: Any, model: HookedTST) -> list[Tap]:
     ]
 
 
-def load(folder: Path) -> nn.Module:
-    """The source from a folder with its ``config.json`` and weights."""
-    return class_of(_CLASS).from_pretrained(str(folder)).eval()
-
-
-def reads(config: Mapping[str, Any]) -> bool:
-    """Whether a ``config.json`` is a TimesFM 2.0 model's, as transformers writes it."""
-    return _CLASS.rsplit(".", 1)[1] in (config.get("architectures") or ())
-
-
-def recognises(source: nn.Module) -> bool:
-    """Whether a module is transformers' own, not a subclass."""
-    return dotted(source) == _CLASS
-
-
-register(
-    Family(
-        name="timesfm",
-        recognises=recognises,
-        build=build,
-        takes_state_dict=True,
-        run=run,
-        taps=taps,
-        reads=reads,
-        load=load,
-    )
-)
+FAMILY = register_classes("timesfm", (_CLASS,), build, run, taps, folders=True)

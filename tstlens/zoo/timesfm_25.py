@@ -72,7 +72,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import torch
@@ -85,21 +85,28 @@ from tstlens.model.state import TrunkState
 from tstlens.points import Hook
 from tstlens.shapes import Mask, Output, Residual, Series
 from tstlens.zoo.comparing import Tap
-from tstlens.zoo.layers import fill
-from tstlens.zoo.parity import Trial
-from tstlens.zoo.parts import EndingPatches, ResidualMLP, first_place, root
-from tstlens.zoo.registry import Built, Family, register
+from tstlens.zoo.layers import RESID_POST, RESID_PRE, LayerTable, fill
+from tstlens.zoo.parity import Trial, context_trials
+from tstlens.zoo.parts import (
+    EndingPatches,
+    ResidualMLP,
+    first_place,
+    observed_in,
+    per_channel,
+    root,
+)
+from tstlens.zoo.registry import Built, register_classes
 from tstlens.zoo.t5 import activation, dotted
-from tstlens.zoo.timesfm import check_levels, chosen_output, per_channel
+from tstlens.zoo.timesfm import check_levels, chosen_output
 from tstlens.zoo.transformers_source import (
+    ATTENTION,
     as_compared,
     attention_taps,
-    attention_weights,
     block_weights,
-    class_of,
     embedding_taps,
     last,
-    rebuilt,
+    live_or_rebuilt,
+    rebuilder,
     refuse_changed_parts,
 )
 
@@ -221,9 +228,7 @@ class TimesFM25Patches(nn.Module):
         self.hook_observed = Hook("batch channel pos patch_len")
 
     def forward(self, series: Series, mask: Mask | None) -> tuple[Residual, TrunkState]:
-        observed = ~series.isnan()
-        if mask is not None:
-            observed = observed & mask[:, None]
+        observed = observed_in(series, mask)
         _check_gaps(observed)
         values = torch.where(observed, series, 0.0)
         whole = nn.functional.pad(values, (self.cfg.context_length - values.shape[2], 0))
@@ -372,14 +377,27 @@ def _block(d_in: int, d_hidden: int, d_out: int, cfg: TimesFM25HeadConfig) -> Re
 
 _PACKAGE = "transformers.models.timesfm2_5.modeling_timesfm2_5"
 _CLASS = f"{_PACKAGE}.TimesFm2_5ModelForPrediction"
-_NORMS = {
-    "ln1": "input_layernorm",
-    "ln1_post": "post_attention_layernorm",
-    "ln2": "pre_feedforward_layernorm",
-    "ln2_post": "post_feedforward_layernorm",
-    "attn.q_norm": "self_attn.q_norm",
-    "attn.k_norm": "self_attn.k_norm",
-}
+_REBUILD = rebuilder(_CLASS, "transformers.TimesFm2_5Config", "timesfm-2.5")
+_LAYER = LayerTable(
+    ATTENTION
+    | {
+        "attn.q_norm": "self_attn.q_norm",
+        "attn.k_norm": "self_attn.k_norm",
+        "ln1": "input_layernorm",
+        "ln1_post": "post_attention_layernorm",
+        "ln2": "pre_feedforward_layernorm",
+        "ln2_post": "post_feedforward_layernorm",
+        "mlp.in": "mlp.fc1",
+        "mlp.out": "mlp.fc2",
+    },
+    (
+        RESID_PRE,
+        Tap("hook_attn_out", "post_attention_layernorm"),
+        Tap("hook_resid_mid", "pre_feedforward_layernorm", of="input"),
+        Tap("hook_mlp_out", "post_feedforward_layernorm"),
+        RESID_POST,
+    ),
+)
 
 
 def build(
@@ -399,12 +417,8 @@ def build(
         output: what a forecast holds.
         config: the entries of its ``config.json`` (state dict only, needed there).
     """
-    if isinstance(source, Mapping):
-        source = rebuilt(source, config, _CLASS, "transformers.TimesFm2_5Config", "timesfm-2.5")
-    elif config is not None:
-        raise ArgumentError("config: a live model knows it itself; leave it out")
-    refuse_changed_parts(source, _PACKAGE)
-    whole: Any = source
+    whole = live_or_rebuilt(source, config, _REBUILD)
+    refuse_changed_parts(whole, _PACKAGE)
     own = whole.config
     rotary = dict(own.rope_parameters or {})
     if rotary.get("rope_type", "default") != "default":
@@ -460,7 +474,7 @@ def build(
     weight = whole.output_projection_point.input_layer.weight
     model = HookedTST(cfg).to(device=weight.device, dtype=weight.dtype)
     _fill_model(model, whole)
-    return Built(model, whole, _trials(model), dotted(source))
+    return Built(model, whole, _trials(model), dotted(whole))
 
 
 @torch.no_grad()
@@ -470,12 +484,7 @@ def _fill_model(model: HookedTST, source: Any) -> None:
     if hasattr(model.head, "spread_block"):
         fill(model.head, block_weights(source.output_projection_quantiles, "spread_block"))
     for block, layer in zip(model.blocks, source.model.layers, strict=True):
-        weights = {f"{n}.w": layer.get_submodule(path).weight for n, path in _NORMS.items()}
-        for name, linear in (("in", layer.mlp.fc1), ("out", layer.mlp.fc2)):
-            weights[f"mlp.W_{name}"] = linear.weight.T
-            if linear.bias is not None:
-                weights[f"mlp.b_{name}"] = linear.bias
-        fill(block, weights | attention_weights(layer.self_attn, model.cfg.n_heads))
+        _LAYER.fill(block, layer.state_dict())
 
 
 def run(source: Any, series: Tensor, mask: Tensor | None, model: HookedTST) -> Tensor:
@@ -521,54 +530,16 @@ def _forecast(source: Any, series: Tensor, model: HookedTST) -> Tensor:
 
 
 def _trials(model: HookedTST) -> tuple[Trial, ...]:
-    embed: Any = model.cfg.embed
-    generator = torch.Generator().manual_seed(0)
-    longest = min(embed.context_length, 16 * embed.patch_len)
-    shape = (4, model.cfg.n_channels or 1, longest)
-    normal = torch.randn(shape, generator=generator, dtype=torch.float64)
-    padded = normal.clone()
-    for row, before in enumerate((0, 1, longest // 2, longest - 1)):
-        padded[row, :, :before] = torch.nan
-    shorter = normal[..., -max(1, longest - embed.patch_len // 2) :].clone()
-    given = [
-        (f"random {list(shape)} times 10 plus 3", 10 * normal + 3),
-        (f"never negative {list(shape)}", normal.abs()),
-        (f"constant {list(shape)}", normal[..., :1].expand(shape).clone()),
-        (f"padded at the start {list(shape)}", padded),
-        (f"no whole number of patches {list(shorter.shape)}", shorter),
-    ]
-
-    def run_source(source: nn.Module, series: Tensor) -> Tensor:
-        return _forecast(source, series, model)
-
-    return tuple(Trial(name, (series,), _run_model, run_source) for name, series in given)
-
-
-def _run_model(model: HookedTST, series: Tensor) -> Tensor:
-    return model(series)
+    kinds = ("large", "never negative", "constant", "padded", "shorter")
+    theirs = partial(_forecast, model=model)
+    return context_trials(model.cfg.embed, model.cfg.n_channels, theirs, kinds)
 
 
 def taps(source: Any, model: HookedTST) -> list[Tap]:
     """Where a TimesFM 2.5 model computes our activations (patterns in float32 only)."""
-    patterns = model.cfg.dtype == torch.float32
     found = embedding_taps("model.input_ff_layer", source.config.patch_length, model.by_channel)
-    for number, layer in enumerate(source.model.layers):
-        here, there = f"blocks.{number}", f"model.layers.{number}"
-        found += attention_taps(here, there, layer.self_attn, patterns)
-        after_mlp = f"{there}.post_feedforward_layernorm"
-        norm = f"{there}.pre_feedforward_layernorm"
-        found += [
-            Tap(
-                f"{here}.hook_attn_out",
-                f"{there}.post_attention_layernorm",
-                observed_only=True,
-            ),
-            Tap(f"{here}.hook_resid_mid", norm, of="input", observed_only=True),
-            Tap(f"{here}.mlp.hook_pre", f"{there}.mlp.fc1", observed_only=True),
-            Tap(f"{here}.mlp.hook_post", f"{there}.mlp.fc2", of="input", observed_only=True),
-            Tap(f"{here}.hook_mlp_out", after_mlp, observed_only=True),
-            Tap(f"{here}.hook_resid_post", there, observed_only=True),
-        ]
+    for number in range(model.cfg.n_layers):
+        found += attention_taps(_LAYER, model, f"blocks.{number}", f"model.layers.{number}")
     blocks = {"block": "output_projection_point", "spread_block": "output_projection_quantiles"}
     found.append(Tap("head.hook_pooled", blocks["block"], last, "input"))
     return found + [
@@ -578,30 +549,4 @@ def taps(source: Any, model: HookedTST) -> list[Tap]:
     ]
 
 
-def load(folder: Path) -> nn.Module:
-    """The source from a folder with its ``config.json`` and weights."""
-    return class_of(_CLASS).from_pretrained(str(folder)).eval()
-
-
-def reads(config: Mapping[str, Any]) -> bool:
-    """Whether a ``config.json`` is a TimesFM 2.5 model's, as transformers writes it."""
-    return _CLASS.rsplit(".", 1)[1] in (config.get("architectures") or ())
-
-
-def recognises(source: nn.Module) -> bool:
-    """Whether a module is transformers' own, not a subclass."""
-    return dotted(source) == _CLASS
-
-
-register(
-    Family(
-        name="timesfm-2.5",
-        recognises=recognises,
-        build=build,
-        takes_state_dict=True,
-        run=run,
-        taps=taps,
-        reads=reads,
-        load=load,
-    )
-)
+FAMILY = register_classes("timesfm-2.5", (_CLASS,), build, run, taps, folders=True)

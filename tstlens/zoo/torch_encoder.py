@@ -19,9 +19,9 @@ from tstlens.data.validate import check_series
 from tstlens.errors import ArgumentError, UnsupportedSourceError
 from tstlens.model import CustomConfig, HookedTST, HookedTSTConfig, TrunkState
 from tstlens.zoo.comparing import Tap
-from tstlens.zoo.layers import fill, fill_block, layer_taps
+from tstlens.zoo.layers import TORCH_LAYER, fill, norm_entries, torch_layer_taps
 from tstlens.zoo.parity import Trial
-from tstlens.zoo.registry import Built, Family, register
+from tstlens.zoo.registry import Built, Family, dotted, register
 
 
 def build(
@@ -61,8 +61,8 @@ def build(
         options["causal"] = True
     final_norm = _final_norm(source, options["eps"])
     cfg = HookedTSTConfig(
-        embed=CustomConfig(_dotted(embed)),
-        head=CustomConfig(_dotted(head)),
+        embed=CustomConfig(dotted(embed)),
+        head=CustomConfig(dotted(head)),
         n_channels=None if example is None else example.shape[1],
         final_norm=final_norm is not None,
         class_names=class_names,
@@ -72,11 +72,9 @@ def build(
     model = HookedTST(cfg, embed=copy.deepcopy(embed), head=copy.deepcopy(head))
     model.to(device=weight.device, dtype=weight.dtype)
     for block, layer in zip(model.blocks, source.layers, strict=True):
-        fill_block(block, layer.state_dict(), cfg.n_heads)
+        TORCH_LAYER.fill(block, layer.state_dict())
     if final_norm is not None:
-        fill(model.ln_final, {"w": final_norm.weight})
-        if final_norm.bias is not None:
-            fill(model.ln_final, {"b": final_norm.bias})
+        fill(model.ln_final, norm_entries(source.state_dict(), "norm", model.ln_final))
     whole = WholeEncoder(source, embed, head, causal)
     return Built(model.eval(), whole, _trials(cfg, example), "torch.nn.TransformerEncoder")
 
@@ -227,10 +225,6 @@ def _final_norm(source: nn.TransformerEncoder, eps: float) -> nn.LayerNorm | Non
     return norm
 
 
-def _dotted(module: Any) -> str:
-    return f"{type(module).__module__}.{type(module).__qualname__}"
-
-
 def recognises(source: nn.Module) -> bool:
     """Whether a module is PyTorch's own encoder, not a subclass; or one made whole."""
     return type(source) in (nn.TransformerEncoder, WholeEncoder)
@@ -253,7 +247,7 @@ def taps(source: nn.Module, model: HookedTST) -> list[Tap]:
     encoder: Any = source.encoder if isinstance(source, WholeEncoder) else source
     prefix = "encoder.layers" if isinstance(source, WholeEncoder) else "layers"
     first = encoder.layers[0].self_attn.batch_first
-    return layer_taps(prefix, model.cfg.n_layers, model.cfg.norm_position, first)
+    return torch_layer_taps(prefix, model, first)
 
 
 register(

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from importlib import import_module
-from typing import Any
+from dataclasses import replace
+from typing import Any, Literal
 
-import einops
 import torch
 from torch import Tensor, nn
 
-from tstlens.errors import ArgumentError, SourcePackageError, UnsupportedSourceError
+from tstlens.errors import ArgumentError, UnsupportedSourceError
+from tstlens.model import HookedTST
 from tstlens.zoo.comparing import Tap
-from tstlens.zoo.layers import check_keys
-from tstlens.zoo.t5 import dotted, in_full_precision, showing_patterns
+from tstlens.zoo.layers import LayerTable, check_keys, second
+from tstlens.zoo.registry import class_of, dotted
+from tstlens.zoo.t5 import in_full_precision, showing_patterns
 
 _SHARED = ("torch.nn.", "transformers.activations")
 
@@ -37,49 +38,69 @@ def refuse_changed_parts(source: nn.Module, *packages: str) -> None:
             raise UnsupportedSourceError(f"{where} has a forward of its own")
 
 
-def rebuilt(
-    state: Mapping[str, Tensor],
+def live_or_rebuilt(
+    source: nn.Module | Mapping[str, Tensor],
     config: Mapping[str, Any] | None,
-    model_class: str,
-    config_class: str,
-    family: str,
-) -> nn.Module:
-    """A source with the weights of a state dict.
+    rebuild: Callable[[Mapping[str, Tensor], Mapping[str, Any]], nn.Module],
+) -> Any:
+    """The source: itself where it is live, else made from its weights and its config.
 
     Args:
-        state: the weights.
-        config: entries of its ``config.json``.
+        source: a module, or a state dict.
+        config: entries of its ``config.json``; needed with a state dict, refused without.
+        rebuild: from both.
+    """
+    if not isinstance(source, Mapping):
+        if config is not None:
+            raise ArgumentError("config: a live model knows it itself; leave it out")
+        return source
+    if config is None:
+        raise ArgumentError(
+            "these weights do not tell all of the model's options (head count, context, task); "
+            "give config=, the entries of its config.json"
+        )
+    return rebuild(source, config).eval()
+
+
+def rebuilder(
+    model_class: str, config_class: str, family: str, unused: tuple[str, ...] = ()
+) -> Callable[[Mapping[str, Tensor], Mapping[str, Any]], nn.Module]:
+    """For :func:`live_or_rebuilt`: ``Model(Config(**entries))`` with the weights of a state dict.
+
+    Args:
         model_class: the class with its module.
         config_class: the class of its config with its module.
         family: which family asks.
+        unused: weights that are tied to others, and may be missing.
     """
-    if config is None:
-        raise ArgumentError(
-            f"the weights of a {family} model do not tell all of its options; give config=, the "
-            "entries of its config.json"
-        )
-    options = {k: v for k, v in config.items() if k not in ("architectures", "model_type")}
-    source = class_of(model_class)(class_of(config_class)(**options))
-    check_keys(state, source.state_dict(), family)
-    source.to(dtype=next(iter(state.values())).dtype)
-    source.load_state_dict(dict(state))
-    return source.eval()
+
+    def rebuild(state: Mapping[str, Tensor], config: Mapping[str, Any]) -> nn.Module:
+        options = {k: v for k, v in config.items() if k not in ("architectures", "model_type")}
+        source = class_of(model_class)(class_of(config_class)(**options))
+        load_weights(source, state, family, unused)
+        return source
+
+    return rebuild
 
 
-def class_of(name: str) -> Any:
-    """A class by its module and name.
+def load_weights(
+    source: nn.Module, state: Mapping[str, Tensor], family: str, unused: Iterable[str] = ()
+) -> None:
+    """Weights of a state dict, all of them and no others, into a source in their precision.
 
-    Raises:
-        SourcePackageError: its package is not there, or an older version.
+    Args:
+        source: made from its config.
+        state: the weights.
+        family: which family asks.
+        unused: names that are tied to others or that nothing reads, so that they may be missing.
     """
-    module, leaf = name.rsplit(".", 1)
-    try:
-        return getattr(import_module(module), leaf)
-    except (ImportError, AttributeError) as error:
-        raise SourcePackageError(
-            f"weights are compared with a {leaf} rebuilt from them, which needs a version of "
-            f"{module.split('.')[0]} that has {name}"
-        ) from error
+    given, expected = (
+        {name: weight for name, weight in weights.items() if name not in set(unused)}
+        for weights in (state, source.state_dict())
+    )
+    check_keys(given, expected, family)
+    floating = next(weight for weight in given.values() if weight.is_floating_point())
+    source.to(dtype=floating.dtype).load_state_dict(given, strict=False)
 
 
 @contextmanager
@@ -96,30 +117,16 @@ def as_compared(source: nn.Module, dtype: torch.dtype) -> Iterator[None]:
             yield
 
 
-def attention_weights(attention: Any, n_heads: int) -> dict[str, Tensor]:
-    """Weights of TimesFM's attention: ``q_proj``, ``k_proj``, ``v_proj``, ``o_proj``, ``scaling``.
+ATTENTION = {f"attn.{letter}": f"self_attn.{letter.lower()}_proj" for letter in "QKVO"}
+ATTENTION["attn.q_scale.w"] = "self_attn.scaling"  # TimesFM's, per dimension
 
-    Keys and values that several heads share are repeated for each of them.
 
-    Args:
-        attention: the source's module.
-        n_heads: heads of the queries.
-    """
-    weights = {"attn.q_scale.w": attention.scaling}
-    for letter in "QKV":
-        linear = getattr(attention, f"{letter.lower()}_proj")
-        d_head = attention.q_proj.out_features // n_heads
-        weight = einops.rearrange(linear.weight, "(head d) m -> head m d", d=d_head)
-        bias = None if linear.bias is None else linear.bias.unflatten(0, (-1, d_head))
-        repeats = n_heads // len(weight)
-        weights[f"attn.W_{letter}"] = weight.repeat_interleave(repeats, 0)
-        if bias is not None:
-            weights[f"attn.b_{letter}"] = bias.repeat_interleave(repeats, 0)
-    out = attention.o_proj
-    weights["attn.W_O"] = einops.rearrange(out.weight, "m (head d) -> head d m", head=n_heads)
-    if out.bias is not None:
-        weights["attn.b_O"] = out.bias
-    return weights
+def attention_taps(table: LayerTable, model: HookedTST, here: str, there: str) -> list[Tap]:
+    """A table's taps at observed positions, with the pattern where a TimesFM shows it (float32)."""
+    if model.cfg.dtype == torch.float32:
+        pattern = Tap("attn.hook_pattern", "self_attn", second)
+        table = replace(table, taps=(*table.taps, pattern))
+    return table.find(model, here, there, observed_only=True)
 
 
 def block_weights(block: Any, name: str = "block") -> dict[str, Tensor]:
@@ -135,67 +142,35 @@ def block_weights(block: Any, name: str = "block") -> dict[str, Tensor]:
     return weights
 
 
-def embedding_taps(path: str, patch_len: int, by_series: Callable[[Tensor], Tensor]) -> list[Tap]:
+def embedding_taps(
+    path: str,
+    patch_len: int,
+    by_series: Callable[[Tensor], Tensor],
+    hidden: str = "input_layer",
+    mask_is: Literal["missing", "observed"] = "missing",
+) -> list[Tap]:
     """Where a residual block that embeds values and their padding computes our activations.
 
     Args:
         path: of the block.
         patch_len: samples in one patch.
         by_series: [row, ...] as [batch, channel, ...].
+        hidden: what the block calls its first linear map.
+        mask_is: what is 1 in the second half of what goes in.
     """
 
     def values(seen: Tensor) -> Tensor:
         return by_series(seen)[..., :patch_len]
 
     def observed(seen: Tensor) -> Tensor:
-        return 1 - by_series(seen)[..., patch_len:]
+        mask = by_series(seen)[..., patch_len:]
+        return mask if mask_is == "observed" else 1 - mask
 
     return [
         Tap("embed.hook_patches", path, values, "input"),
         Tap("embed.hook_observed", path, observed, "input"),
-        Tap("embed.block.hook_pre", f"{path}.input_layer", by_series),
+        Tap("embed.block.hook_pre", f"{path}.{hidden}", by_series),
     ]
-
-
-def attention_taps(here: str, there: str, attention: Any, patterns: bool) -> list[Tap]:
-    """Where a layer with ``self_attn`` computes a block's input and its attention.
-
-    Args:
-        here: our block.
-        there: the source's layer.
-        attention: its ``self_attn``.
-        patterns: whether it shows its patterns.
-    """
-    d_head = attention.head_dim
-    repeats = attention.q_proj.out_features // attention.k_proj.out_features
-
-    def per_head(seen: Tensor) -> Tensor:
-        return seen.unflatten(-1, (-1, d_head))
-
-    def shared(seen: Tensor) -> Tensor:
-        return per_head(seen).repeat_interleave(repeats, 2)
-
-    path = f"{there}.self_attn"
-    found = [
-        Tap(f"{here}.hook_resid_pre", there, of="input", observed_only=True),
-        Tap(f"{here}.attn.hook_q", f"{path}.q_proj", per_head, observed_only=True),
-        Tap(f"{here}.attn.hook_k", f"{path}.k_proj", shared, observed_only=True),
-        Tap(f"{here}.attn.hook_v", f"{path}.v_proj", shared, observed_only=True),
-        Tap(f"{here}.attn.hook_z", f"{path}.o_proj", per_head, "input", observed_only=True),
-    ]
-    if patterns:
-        found.append(Tap(f"{here}.attn.hook_pattern", path, second, observed_only=True))
-    return found
-
-
-def first(seen: Any) -> Tensor:
-    """The first of what a module gave."""
-    return seen[0]
-
-
-def second(seen: Any) -> Tensor:
-    """The second of what a module gave."""
-    return seen[1]
 
 
 def last(seen: Tensor) -> Tensor:

@@ -33,10 +33,6 @@ Refused: ``decomposition=True`` (two trunks), ``custom_head``, ``attn_mask``,
 A live model needs an environment in which tsai 1.0.1 imports (scikit-learn < 1.8, and a
 torchvision built for the installed torch); a state dict needs nothing but torch.
 
-From a tsai state dict and what it does not tell to the hooked model's config.
-
-Options of live tsai models, read off their modules; what is not covered is named.
-
 Nothing of tsai is imported: modules are told by the names of their classes.
 """
 
@@ -53,17 +49,17 @@ from tstlens.errors import ArgumentError, StateDictError, UnsupportedSourceError
 from tstlens.model import HeadConfig, HookedTST, HookedTSTConfig, PerStepConfig
 from tstlens.zoo.layers import (
     Entries,
+    LayerTable,
     activation_name,
     fill,
-    fill_layer,
     flatten_by_pos,
     linear,
     norm_entries,
-    run_model,
+    shortest,
 )
-from tstlens.zoo.parity import Trial, series_trials
+from tstlens.zoo.parity import Trial, run_model, series_trials
 from tstlens.zoo.parts import ConvStepsConfig, FlatHeadConfig, RevINPatchesConfig, ScaledStepsConfig
-from tstlens.zoo.registry import Built, Family, register
+from tstlens.zoo.registry import Built, dotted, register_classes
 from tstlens.zoo.tsai_source import LAYERS, RestatedTsai, layer_names, taps
 
 NAME = "tsai"
@@ -129,11 +125,11 @@ def config_of(
         if (prefix + "W_P.bias" in entries)
         else _conv_width(entries, prefix),
     )
-    query = linear(entries, f"{stack}0.{names.q}")[0]
+    query = linear(entries, f"{stack}0.{names['attn.Q']}")[0]
     scale = _scale(entries, options, stack, n_layers)
     if options.n_heads is None:
         options.n_heads = 16 if scale is None else max(1, round(d_model * scale**2))
-    value = linear(entries, f"{stack}0.{names.v}")[0]
+    value = linear(entries, f"{stack}0.{names['attn.V']}")[0]
     if len(query) != len(value):
         raise UnsupportedSourceError(
             f"d_v is not covered where it is not d_k: queries have {len(query)} outputs, values "
@@ -144,7 +140,7 @@ def config_of(
             f"queries have {len(query)} outputs, which do not divide into "
             f"n_heads={options.n_heads} heads; give n_heads="
         )
-    batch_norm = f"{stack}0.{names.norm1}.running_mean" in entries or options.kind == "TST"
+    batch_norm = f"{stack}0.{names['ln1']}.running_mean" in entries or options.kind == "TST"
     embed, n_channels = _embed(entries, options, n_pos, d_model)
     head_config, head = _head(entries, options, n_pos, d_model, n_channels)
     cfg = HookedTSTConfig(
@@ -152,7 +148,7 @@ def config_of(
         d_model=d_model,
         n_heads=options.n_heads,
         d_head=len(query) // options.n_heads,
-        d_mlp=len(entries[f"{stack}0.{names.mlp_in}.weight"]),
+        d_mlp=len(entries[f"{stack}0.{names['mlp.in']}.weight"]),
         embed=embed,
         head=head_config,
         n_channels=n_channels,
@@ -166,7 +162,7 @@ def config_of(
         normalization_type="BN" if batch_norm else "LN",
         eps=options.eps,
         attn_scale=None if scale is None else 1 / scale,
-        attn_bias=f"{stack}0.{names.q}.bias" in entries,
+        attn_bias=f"{stack}0.{names['attn.Q']}.bias" in entries,
         residual_attention=options.kind != "TST" and options.res_attention,
         class_names=class_names,
     )
@@ -533,7 +529,7 @@ def build(
                 f"{', '.join(told)}: a live tsai model knows these itself; leave them out"
             )
         state = source.state_dict()
-        options = TsaiOptions(KINDS[f"{type(source).__module__}.{type(source).__qualname__}"])
+        options = TsaiOptions(KINDS[dotted(source)])
         for name, value in read_live(source, options.kind).items():
             setattr(options, name, value)
         options.n_time = n_time if n_time is not None else options.n_time
@@ -570,14 +566,16 @@ def _fill(model: HookedTST, entries: Entries, options: TsaiOptions, head: str) -
     stack = stack_of(options.kind)
     names = layer_names(options.kind, entries, f"{stack}0.")
     if cfg.norm_embed:
-        fill(model.ln_embed, norm_entries(entries, f"{stack}0.{names.norm1}", model.ln_embed))
+        fill(model.ln_embed, norm_entries(entries, f"{stack}0.{names['ln1']}", model.ln_embed))
     for layer, block in enumerate(model.blocks):
-        norms = None
         if options.pre_norm:  # the next norm of the stream ends ours, whichever layer holds it
-            norms = {"ln1": f"{stack}{layer}.{names.norm2}"}
+            after = {"ln1": names["ln2"], "ln2": f"{stack}{layer + 1}.{names['ln1']}"}
+            only = {k: v for k, v in names.rows.items() if k not in after}
+            LayerTable(only | {"ln1": after["ln1"]}).fill(block, entries, f"{stack}{layer}.")
             if layer + 1 < cfg.n_layers:
-                norms["ln2"] = f"{stack}{layer + 1}.{names.norm1}"
-        fill_layer(block, entries, f"{stack}{layer}.", names, cfg.n_heads, norms)
+                fill(block.ln2, norm_entries(entries, after["ln2"], block.ln2))
+        else:
+            names.fill(block, entries, f"{stack}{layer}.")
     fill(model.head, _head_weights(model, entries, head))
 
 
@@ -608,10 +606,9 @@ def _trials(model: HookedTST, options: TsaiOptions) -> tuple[Trial, ...]:
     cfg = model.cfg
     n_time = cfg.n_time or shortest(cfg.embed, cfg.n_ctx or 1)
     masked = getattr(cfg.embed, "takes_missing", False)
-    inputs = list(series_trials(cfg.n_channels or 1, n_time, masked=masked))
+    scaled = options.kind == "PatchTST"  # the others take standardised series
+    inputs = list(series_trials(cfg.n_channels or 1, n_time, masked, scaled))
     name, (series,) = inputs[0]
-    if options.kind != "PatchTST":  # takes standardised series; larger ones only show rounding
-        inputs[1] = (f"{name} times 2 plus 1", (2 * series + 1,))
     if masked:
         gaps = series.clone()
         generator = torch.Generator().manual_seed(1)
@@ -622,14 +619,6 @@ def _trials(model: HookedTST, options: TsaiOptions) -> tuple[Trial, ...]:
     return tuple(Trial(name, tensors, run_model, run) for name, tensors in inputs)
 
 
-def shortest(embed: Any, n_pos: int) -> int:
-    """The least length of a series that makes so many positions."""
-    n_time = 1
-    while embed.n_pos(n_time) < n_pos:
-        n_time += 1
-    return n_time
-
-
 def run(source: nn.Module, series: Tensor, mask: Tensor | None = None) -> Tensor:
     """The source's output; series are copied, because TSTPlus writes zeros over NaN."""
     if mask is None:
@@ -637,20 +626,4 @@ def run(source: nn.Module, series: Tensor, mask: Tensor | None = None) -> Tensor
     return source((series.clone(), ~mask))
 
 
-def recognises(source: nn.Module) -> bool:
-    """Whether a module is exactly one of tsai's classes."""
-    return f"{type(source).__module__}.{type(source).__qualname__}" in KINDS or isinstance(
-        source, RestatedTsai
-    )
-
-
-register(
-    Family(
-        name=NAME,
-        recognises=recognises,
-        build=build,
-        takes_state_dict=True,
-        run=run,
-        taps=taps,
-    )
-)
+FAMILY = register_classes(NAME, tuple(KINDS), build, run, taps, restated=(RestatedTsai,))

@@ -17,36 +17,26 @@ from torch.nn import functional as F
 
 from tstlens.model import HookedTST
 from tstlens.zoo.comparing import Tap
-from tstlens.zoo.layers import ACT, LayerNames, Restated
+from tstlens.zoo.layers import ACT, LayerTable, Restated, first, second
+from tstlens.zoo.patchtst_original import BACKBONE_LAYER
 
-_PLUS = LayerNames(
-    q="self_attn.W_Q",
-    k="self_attn.W_K",
-    v="self_attn.W_V",
-    o="self_attn.to_out.0",
-    norm1="norm_attn.1",
-    mlp_in="ff.0",
-    mlp_out="ff.3",
-    norm2="norm_ffn.1",
-    scale="self_attn.sdp_attn.scale",
-)
+_ROWS = {
+    "attn.Q": "self_attn.W_Q",
+    "attn.K": "self_attn.W_K",
+    "attn.V": "self_attn.W_V",
+    "mlp.in": "ff.0",
+    "mlp.out": "ff.3",
+}
 LAYERS = {
-    "TST": LayerNames(
-        q="self_attn.W_Q",
-        k="self_attn.W_K",
-        v="self_attn.W_V",
-        o="self_attn.W_O",
-        norm1="batchnorm_attn.1",
-        mlp_in="ff.0",
-        mlp_out="ff.3",
-        norm2="batchnorm_ffn.1",
+    "TST": LayerTable(
+        _ROWS | {"attn.O": "self_attn.W_O", "ln1": "batchnorm_attn.1", "ln2": "batchnorm_ffn.1"},
     ),
-    "TSTPlus": _PLUS,
-    "PatchTST": _PLUS,
+    "TSTPlus": BACKBONE_LAYER,
+    "PatchTST": BACKBONE_LAYER,
 }
 
 
-def layer_names(kind: str, weights: Any, first: str) -> LayerNames:
+def layer_names(kind: str, weights: Any, first: str) -> LayerTable:
     """What the parts of a layer are called; layer norms stand by themselves.
 
     Args:
@@ -55,7 +45,8 @@ def layer_names(kind: str, weights: Any, first: str) -> LayerNames:
         first: prefix of the first layer, with the last dot.
     """
     if f"{first}norm_attn.weight" in weights:
-        return dataclasses.replace(LAYERS[kind], norm1="norm_attn", norm2="norm_ffn")
+        plain = {"ln1": "norm_attn", "ln2": "norm_ffn"}
+        return dataclasses.replace(LAYERS[kind], rows={**LAYERS[kind].rows, **plain})
     return LAYERS[kind]
 
 
@@ -175,19 +166,11 @@ def taps(source: Any, model: HookedTST) -> list[Tap]:
     leaving = "hook_normalized_resid_post" if model.cfg.last_norm else "hook_resid_post"
     stack = f"{prefix}layers." if kind == "PatchTST" else f"{prefix}encoder.layers."
     for layer in range(model.cfg.n_layers):
-        ours, theirs = f"blocks.{layer}.", f"{stack}{layer}"
-        found += [
-            Tap(f"{ours}attn.hook_pattern", f"{theirs}.self_attn", lambda out: out[1]),
-            Tap(f"{ours}hook_attn_out", f"{theirs}.self_attn", lambda out: out[0]),
-            Tap(f"{ours}mlp.hook_pre", f"{theirs}.ff.0"),
-            Tap(f"{ours}hook_mlp_out", f"{theirs}.ff"),
-            Tap(f"{ours}{leaving}", theirs, _first),
-        ]
+        ours, theirs = f"blocks.{layer}", f"{stack}{layer}"
+        shown = (Tap("attn.hook_pattern", "self_attn", second), Tap(leaving, "", first))
+        table = dataclasses.replace(LAYERS[kind], taps=shown)
+        found += table.find(model, ours, theirs)
     return found
-
-
-def _first(out: Any) -> Tensor:
-    return out[0] if isinstance(out, tuple) else out
 
 
 def _embedded(kind: str, model: HookedTST) -> Any:

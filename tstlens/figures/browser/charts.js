@@ -13,9 +13,7 @@ function windowChart(found, limits, emphasised, profile) {
     svg.append(make("text", {x: left - 4, y: y(value) + (value === limits[0] ? 0 : 8), class: "tick end"},
       number(value)));
   }
-  const channels = found.channel === null ? [...Array(DATA.channels).keys()] : [found.channel];
-  const several = channels.length > 1;
-  channels.sort((a, b) => emphasised.has(a) - emphasised.has(b));
+  const channels = [...found.channels].sort((a, b) => emphasised.has(a) - emphasised.has(b)), several = channels.length > 1;
   for (const channel of channels) {
     const strong = !several || emphasised.has(channel);
     const path = make("path", {d: linePath(rawSeries(found.shown, channel), x, y),

@@ -85,7 +85,6 @@ def write_codes(
         "prototypes": _prototypes(index),
         "similar": _similar(features.activity, books),
         "effects": None,
-        "mono": {"names": []},
         "searches": [_search(index, name, one) for name, one in searches.items()],
         "refused": refused,
     }

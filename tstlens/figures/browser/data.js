@@ -57,10 +57,10 @@ function windowsOf(latent) {
   const out = [];
   for (let i = start[latent]; i < start[latent + 1]; i++) {
     const row = Math.floor(slot[i] / DATA.pos), pos = slot[i] % DATA.pos;
-    const shown = Math.floor(row / DATA.rows);
+    const shown = Math.floor(row / DATA.rows), channel = DATA.rows > 1 ? row % DATA.rows : null;
     out.push({
       shown, pos, row, activation: strength[i], series: DATA.series[shown],
-      channel: DATA.rows > 1 ? row % DATA.rows : null, span: DATA.spans[pos],
+      channel, channels: channel === null ? [...Array(DATA.channels).keys()] : [channel], span: DATA.spans[pos],
       label: DATA.labels ? DATA.classes[DATA.labels[shown]] : null,
     });
   }

@@ -70,10 +70,8 @@ const SIMILARITY = {cosine: "cosine", euclidean: "minus the squared distance", i
 function windowsSection(i, profile) {
   const found = windowsOf(i), grid = make("div", {class: "grid"});
   let low = Infinity, high = -Infinity;
-  for (const w of found) {
-    for (const c of w.channel === null ? Array(DATA.channels).keys() : [w.channel]) {
-      for (const v of rawSeries(w.shown, c)) if (!Number.isNaN(v)) { low = Math.min(low, v); high = Math.max(high, v); }
-    }
+  for (const v of found.flatMap(w => w.channels.flatMap(c => [...rawSeries(w.shown, c)]))) {
+    if (!Number.isNaN(v)) { low = Math.min(low, v); high = Math.max(high, v); }
   }
   if (!(high > low)) { low -= 1; high += 1; }
   const emphasised = emphasisedChannels(i);
@@ -178,7 +176,8 @@ function route() {
 
 function setUp() {
   document.getElementById("about").textContent = DATA.about;
-  document.getElementById("summary").append(...summaryTable());
+  if (DATA.beside && DATA.beside.rows.length) document.getElementById("summary").append(make("details", {},
+    make("summary", {}, "Beside a random dictionary and the neurons"), tableOf(DATA.beside.head, DATA.beside.rows)));
   setUpNotes();
   setUpSearches();
   setUpPlaces();

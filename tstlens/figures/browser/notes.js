@@ -15,31 +15,32 @@ function noteOf(unit) {
   return notes.get(keyOf(unit)) || "";
 }
 
-function store() {
+// What the browser keeps, or with a text what it is to keep; nothing where it keeps nothing.
+function stored(text) {
   try {
-    localStorage.setItem(STORE, JSON.stringify(Object.fromEntries(written)));
+    return text === undefined ? localStorage.getItem(STORE) : localStorage.setItem(STORE, text);
   } catch (error) {
     storageWorks = false;
+    return null;
   }
 }
 
-function recall() {
-  let kept = {};
-  try {
-    kept = JSON.parse(localStorage.getItem(STORE) || "{}") || {};
-  } catch (error) {
-    storageWorks = false;
-  }
-  for (const [key, text] of Object.entries(kept)) {
-    if (typeof text === "string") setNote(key, text, false);
-  }
-}
-
-function setNote(key, text, keep) {
+function setNote(key, text) {
   if (text.trim()) notes.set(key, text);
   else notes.delete(key);
   written.set(key, text);
-  if (keep) store();
+}
+
+function store() {
+  stored(JSON.stringify(Object.fromEntries(written)));
+}
+
+function parsed(text) {
+  try {
+    return JSON.parse(text);
+  } catch (error) {
+    return undefined;
+  }
 }
 
 function notesAsText() {
@@ -54,38 +55,24 @@ function saySomething(text) {
 }
 
 function exportNotes() {
-  const link = document.createElement("a");
-  link.href = URL.createObjectURL(new Blob([notesAsText()], {type: "application/json"}));
-  link.download = `${NOUN}-notes.json`;
-  document.body.append(link);
-  link.click();
-  link.remove();
-  setTimeout(() => URL.revokeObjectURL(link.href), 10000);
-  saySomething(`${notes.size} note${notes.size === 1 ? "" : "s"} exported to ${NOUN}-notes.json.`);
+  const name = `${NOUN}-notes.json`, href = URL.createObjectURL(new Blob([notesAsText()], {type: "application/json"}));
+  make("a", {href, download: name}).click();
+  setTimeout(() => URL.revokeObjectURL(href), 10000);
+  saySomething(`${notes.size} note${notes.size === 1 ? "" : "s"} exported to ${name}.`);
 }
 
-// Where a code has another note already, both are kept, as CodeNotes.merge does.
+// Where a row has another note already, both are kept, as CodeNotes.merge does.
 function importNotes(text) {
-  let record;
-  try {
-    record = JSON.parse(text);
-  } catch (error) {
-    return saySomething("This file is no JSON: nothing was imported.");
-  }
-  if (!record || record.format !== FORMAT.format || typeof record.notes !== "object" || record.notes === null) {
-    return saySomething(`This file does not hold notes on ${NOUN}s: nothing was imported.`);
-  }
-  if (!(record.format_version <= FORMAT.format_version)) {
-    return saySomething("These notes were written by a newer tstlens: nothing was imported.");
-  }
+  const record = parsed(text), fault = record === undefined ? "This file is no JSON"
+    : record?.format !== FORMAT.format || !record.notes || typeof record.notes !== "object" ? `This file does not hold notes on ${NOUN}s`
+      : !(record.format_version <= FORMAT.format_version) ? "These notes were written by a newer tstlens" : null;
+  if (fault) return saySomething(`${fault}: nothing was imported.`);
   const known = new Set(Array.from({length: ROWS}, (_, i) => keyOf(i)));
   let count = 0, strange = 0;
   for (const [key, theirs] of Object.entries(record.notes)) {
     if (typeof theirs !== "string") continue;
     const mine = notes.get(key);
-    let both = theirs;
-    if (mine && !theirs.includes(mine)) both = mine.includes(theirs) ? mine : mine + "\n" + theirs;
-    setNote(key, both, false);
+    setNote(key, !mine || theirs.includes(mine) ? theirs : mine.includes(theirs) ? mine : mine + "\n" + theirs);
     known.has(key) ? count++ : strange++;
   }
   store();
@@ -95,7 +82,7 @@ function importNotes(text) {
 }
 
 function setUpNotes() {
-  recall();
+  for (const [key, text] of Object.entries(parsed(stored()) || {})) if (typeof text === "string") setNote(key, text);
   document.getElementById("export").addEventListener("click", exportNotes);
   const file = document.getElementById("file");
   document.getElementById("import").addEventListener("click", () => file.click());
@@ -114,7 +101,7 @@ function noteSection(unit) {
     said.textContent = !storageWorks ? "This browser keeps nothing for local files: export the notes before you close the page."
       : saved ? "Kept in this browser; export to share." : "";
   };
-  area.addEventListener("input", () => { setNote(key, area.value, true); status(true); });
+  area.addEventListener("input", () => { setNote(key, area.value); store(); status(true); });
   status(false);
   return make("section", {class: "noted"}, make("h3", {}, "Note"), area, said);
 }

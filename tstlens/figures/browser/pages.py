@@ -115,10 +115,9 @@ def _of_latents(features: Features) -> dict[str, Any]:
         "similar": _neighbours(features),
         "effects": _effects(features),
         "classTable": _classes(features),
-        "mono": {
-            "names": [str(name) for name in mono.index],
-            "columns": [str(name) for name in mono.columns],
-            "values": [[_finite(value) for value in row] for row in mono.to_numpy(dtype=float)],
+        "beside": {
+            "head": ["", *(str(name) for name in mono.index)],
+            "rows": [_measured(name, mono[name]) for name in mono.columns],
         },
     }
 
@@ -302,8 +301,25 @@ def _windows(activity: Activity, shown: np.ndarray, n: int) -> dict[str, Any]:
     }
 
 
-def _finite(value: float) -> float | None:
-    return round(float(value), 6) if np.isfinite(value) else None
+_MEASURES = {  # columns of ``monosemanticity``: in words, and how numbers of it are shown
+    "units": ("active units", "{:.0f}"),
+    "l0": ("active per position", "{:.1f}"),
+    "class_share": ("tell a class (q ≤ 0.05)", "{:.0%}"),
+    "class_auc": ("mean AUC", "{:.3f}"),
+    "class_auc_chance": ("… by chance", "{:.3f}"),
+    "purity": ("class purity of top windows", "{:.0%}"),
+    "purity_chance": ("… by chance", "{:.0%}"),
+    "property_share": ("follow a property", "{:.0%}"),
+    "property_r": ("median |r| held out", "{:.3f}"),
+    "similarity": ("likeness of top windows", "{:.3f}"),
+    "similarity_chance": ("… by chance", "{:.3f}"),
+}
+
+
+def _measured(name: str, values: Iterable[Any]) -> list[str]:
+    """A row of the table beside the random dictionary and the neurons."""
+    label, form = _MEASURES.get(name, (name, "{:.3g}"))
+    return [label, *("–" if value != value else form.format(value) for value in values)]
 
 
 HERE = Path(__file__).parent

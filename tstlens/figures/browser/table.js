@@ -93,22 +93,3 @@ function setUpPlaces() {
   place.hidden = DATA.hooks.length < 2;
   place.addEventListener("change", () => { state.place = Number(place.value); arrange(); });
 }
-
-const MONO = {
-  units: ["active units", v => v.toFixed(0)], l0: ["active per position", v => v.toFixed(1)],
-  class_share: ["tell a class (q ≤ 0.05)", percent], class_auc: ["mean AUC", number],
-  class_auc_chance: ["… by chance", number], purity: ["class purity of top windows", percent],
-  purity_chance: ["… by chance", percent], property_share: ["follow a property", percent],
-  property_r: ["median |r| held out", number], similarity: ["likeness of top windows", number],
-  similarity_chance: ["… by chance", number],
-};
-
-function summaryTable() {
-  const mono = DATA.mono;
-  if (!mono.names.length) return [];
-  const rows = mono.columns.map((name, c) => {
-    const [label, show] = MONO[name] || [name, number];
-    return [label, ...mono.values.map(row => row[c] === null ? "–" : show(row[c]))];
-  });
-  return [make("details", {}, make("summary", {}, "Beside a random dictionary and the neurons"), tableOf(["", ...mono.names], rows))];
-}

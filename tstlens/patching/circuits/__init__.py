@@ -2,9 +2,14 @@
 
 from tstlens.patching.circuits.circuit import Circuit
 from tstlens.patching.circuits.edges import EdgeEffects, edge_attribution, edge_sweep
-from tstlens.patching.circuits.faithfulness import Faithfulness, faithfulness
 from tstlens.patching.circuits.graph import ComponentGraph, Edge, Node, component_graph
-from tstlens.patching.circuits.knockouts import Completeness, Minimality, Together
+from tstlens.patching.circuits.judging import (
+    Completeness,
+    Faithfulness,
+    Minimality,
+    Together,
+    faithfulness,
+)
 from tstlens.patching.circuits.paths import follow_paths, path_patch
 
 __all__ = [

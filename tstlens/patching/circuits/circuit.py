@@ -16,7 +16,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from jaxtyping import Bool, Float
@@ -25,11 +25,22 @@ from torch import Tensor
 from tstlens import storage
 from tstlens.arguments import checked
 from tstlens.data import Pairs
+from tstlens.effects import strongest
 from tstlens.errors import ArgumentError, CorruptFileError, SeriesShapeError
 from tstlens.metrics import Better, Metric
 from tstlens.model import HookedTST
 from tstlens.patching.circuits.edges import EdgeEffects, edge_attribution
 from tstlens.patching.circuits.graph import ComponentGraph, Edge, Node
+from tstlens.patching.circuits.judging import (
+    Completeness,
+    Faithfulness,
+    Minimality,
+    Together,
+    completeness,
+    faithfulness,
+    minimality,
+    patch_together,
+)
 from tstlens.patching.metrics import log_prob, logit, logit_diff, prob
 from tstlens.results import Result
 
@@ -37,53 +48,9 @@ if TYPE_CHECKING:
     import networkx as nx
     import pandas as pd
 
-    from tstlens.patching.circuits.faithfulness import Faithfulness
-    from tstlens.patching.circuits.knockouts import Completeness, Minimality, Together
-
 
 FORMAT = "tstlens-circuit"
 FORMAT_VERSION = 1
-
-
-def metric_named(name: str, pairs: Pairs) -> Metric:
-    """The metric of this name for some pairs; what needs more than the pairs has to be given.
-
-    Raises:
-        ArgumentError: the pairs do not say what the metric compares with.
-    """
-    for make in (log_prob, prob, logit):
-        if make(pairs.target).name == name:
-            return make(pairs.target)
-    if pairs.predicted is not None:
-        difference = logit_diff(pairs.target, pairs.predicted)
-        if difference.name == name:
-            return difference
-    raise ArgumentError(
-        f"the circuit was made with the metric {name!r}, which these pairs alone do not give; "
-        "pass metric=, for these pairs"
-    )
-
-
-def write_json(circuit: Circuit, path: Path) -> Path:
-    """See :meth:`Circuit.to_json`."""
-    record = {
-        "format": FORMAT,
-        "format_version": FORMAT_VERSION,
-        "components": circuit.components.to_dict(),
-        "metric": circuit.metric,
-        "unit": circuit.unit,
-        "better": circuit.better,
-        "output": circuit.output,
-        "time_cells": circuit.time_cells,
-        "made": circuit.made,
-        "edges": [
-            {"edge": edge.name, "weight": weight}
-            for edge, weight in zip(circuit.edges, circuit.weights.tolist(), strict=True)
-        ],
-        "scores": circuit.scores.tolist(),
-    }
-    text = storage.json_text(record, "a circuit's made=", indent=1, allow_nan=False)
-    return storage.write_text(path, text)
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -119,15 +86,6 @@ def read_json(path: Path) -> dict[str, Any]:
     return fields
 
 
-def write_graphml(circuit: Circuit, path: Path) -> Path:
-    """See :meth:`Circuit.to_graphml`."""
-    import networkx as nx
-
-    buffer = BytesIO()
-    nx.write_graphml_xml(circuit.graph, buffer)
-    return storage.write_bytes(path, buffer.getvalue())
-
-
 def _check_scores(record: dict[str, Any]) -> None:
     """Compare sizes with the scores that are there, before the graph of edges is built."""
     n_scores, components = len(record["scores"]), record["components"]
@@ -158,80 +116,6 @@ def label_of(circuit: Circuit, node: Node) -> str:
         return f"position {node.index}"
     start, stop = circuit.time_cells[node.index or 0]
     return f"sample {start}" if stop - start <= 1 else f"samples {start}–{stop - 1}"
-
-
-def as_digraph(circuit: Circuit) -> nx.DiGraph:
-    """The circuit as a networkx graph; see :attr:`Circuit.graph`."""
-    import networkx as nx
-
-    graph = nx.DiGraph(metric=circuit.metric, unit=circuit.unit, output=circuit.output)
-    for node in circuit.nodes:
-        facts: dict[str, Any] = {"kind": kind_of(node), "label": label_of(circuit, node)}
-        if node.layer is not None:
-            facts["layer"] = node.layer
-        if node.index is not None:
-            facts[node.kind] = node.index
-        if node.kind == "pos" and circuit.time_cells is not None:
-            facts["start"], facts["stop"] = circuit.time_cells[node.index or 0]
-        graph.add_node(node.name, **facts)
-    for edge, weight in zip(circuit.edges, circuit.weights.tolist(), strict=True):
-        ends = edge.sender.name, edge.receiver.name
-        if not graph.has_edge(*ends):
-            graph.add_edge(*ends, weight=0.0)
-        graph.edges[ends]["weight"] += weight
-        if edge.part is not None:
-            graph.edges[ends][edge.part] = weight
-    return graph
-
-
-def edge_table(circuit: Circuit) -> pd.DataFrame:
-    """One row per edge, the largest in size first."""
-    import pandas as pd
-
-    rows = [
-        {
-            "sender": edge.sender.name,
-            "receiver": edge.receiver.name,
-            "part": edge.part or "",
-            "sender_kind": kind_of(edge.sender),
-            "receiver_kind": kind_of(edge.receiver),
-            "weight": weight,
-            "unit": circuit.unit,
-        }
-        for edge, weight in zip(circuit.edges, circuit.weights.tolist(), strict=True)
-    ]
-    columns = ["sender", "receiver", "part", "sender_kind", "receiver_kind", "weight", "unit"]
-    frame = pd.DataFrame(rows, columns=columns)
-    order = frame["weight"].abs().sort_values(ascending=False, kind="stable").index
-    return frame.loc[order].reset_index(drop=True)
-
-
-def node_table(circuit: Circuit) -> pd.DataFrame:
-    """One row per node, from the input to the output; ``size`` columns add up absolute weights."""
-    import pandas as pd
-
-    edges = list(zip(circuit.edges, circuit.weights.tolist(), strict=True))
-    rows = []
-    for node in circuit.nodes:
-        into = [weight for edge, weight in edges if edge.receiver == node]
-        out = [weight for edge, weight in edges if edge.sender == node]
-        rows.append(
-            {
-                "node": node.name,
-                "label": label_of(circuit, node),
-                "kind": kind_of(node),
-                "layer": node.layer,
-                "edges_in": len(into),
-                "edges_out": len(out),
-                "weight_in": sum(into),
-                "weight_out": sum(out),
-                "size_in": sum(map(abs, into)),
-                "size_out": sum(map(abs, out)),
-            }
-        )
-    columns = ["node", "label", "kind", "layer", "edges_in", "edges_out"]
-    columns += ["weight_in", "weight_out", "size_in", "size_out"]
-    return pd.DataFrame(rows, columns=columns).astype({"layer": "Int64"})
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -301,7 +185,7 @@ class Circuit(Result):
         threshold: float | None = None,
         top_k: int | None = None,
         steps: int = 5,
-        along: str = "inputs",
+        along: Literal["inputs", "edges"] = "inputs",
         positions: bool = True,
         channels: bool = False,
         progress: bool = True,
@@ -328,7 +212,7 @@ class Circuit(Result):
             ArgumentError: two of budget, threshold and top_k, or one that is not possible; masks
                 of a pair that differ.
         """
-        metric = default_metric(pairs) if metric is None else metric
+        metric = log_prob(pairs.target) if metric is None else metric
         effects = edge_attribution(
             model,
             pairs.clean,
@@ -492,46 +376,99 @@ class Circuit(Result):
         has one edge between two nodes: ``weight`` is the sum, and ``q``, ``k``, ``v`` hold the
         weight of each.
         """
-        return as_digraph(self)
+        import networkx as nx
+
+        graph = nx.DiGraph(metric=self.metric, unit=self.unit, output=self.output)
+        for node in self.nodes:
+            facts: dict[str, Any] = {"kind": kind_of(node), "label": label_of(self, node)}
+            if node.layer is not None:
+                facts["layer"] = node.layer
+            if node.index is not None:
+                facts[node.kind] = node.index
+            if node.kind == "pos" and self.time_cells is not None:
+                facts["start"], facts["stop"] = self.time_cells[node.index or 0]
+            graph.add_node(node.name, **facts)
+        for edge, weight in zip(self.edges, self.weights.tolist(), strict=True):
+            ends = edge.sender.name, edge.receiver.name
+            if not graph.has_edge(*ends):
+                graph.add_edge(*ends, weight=0.0)
+            graph.edges[ends]["weight"] += weight
+            if edge.part is not None:
+                graph.edges[ends][edge.part] = weight
+        return graph
 
     def to_dataframe(self) -> pd.DataFrame:
-        """One row per edge: sender, receiver, part, weight and the metric's unit."""
-        return edge_table(self)
+        """One row per edge, the largest in size first: sender, receiver, part, weight and unit."""
+        import pandas as pd
+
+        rows = [
+            {
+                "sender": edge.sender.name,
+                "receiver": edge.receiver.name,
+                "part": edge.part or "",
+                "sender_kind": kind_of(edge.sender),
+                "receiver_kind": kind_of(edge.receiver),
+                "weight": weight,
+                "unit": self.unit,
+            }
+            for edge, weight in zip(self.edges, self.weights.tolist(), strict=True)
+        ]
+        columns = ["sender", "receiver", "part", "sender_kind", "receiver_kind", "weight", "unit"]
+        frame = pd.DataFrame(rows, columns=columns)
+        return strongest(frame, "weight")
 
     def edge_table(self) -> pd.DataFrame:
         """The same as :meth:`to_dataframe`."""
-        return edge_table(self)
+        return self.to_dataframe()
 
     def node_table(self) -> pd.DataFrame:
-        """One row per node: kind, edges in and out, sums of their weights and of their sizes."""
-        return node_table(self)
+        """One row per node, from the input to the output: kind, edges in and out, their weights.
+
+        ``weight`` columns are sums of weights, ``size`` columns sums of absolute ones.
+        """
+        import pandas as pd
+
+        edges = list(zip(self.edges, self.weights.tolist(), strict=True))
+        rows = []
+        for node in self.nodes:
+            into = [weight for edge, weight in edges if edge.receiver == node]
+            out = [weight for edge, weight in edges if edge.sender == node]
+            rows.append(
+                {
+                    "node": node.name,
+                    "label": label_of(self, node),
+                    "kind": kind_of(node),
+                    "layer": node.layer,
+                    "edges_in": len(into),
+                    "edges_out": len(out),
+                    "weight_in": sum(into),
+                    "weight_out": sum(out),
+                    "size_in": sum(map(abs, into)),
+                    "size_out": sum(map(abs, out)),
+                }
+            )
+        columns = ["node", "label", "kind", "layer", "edges_in", "edges_out"]
+        columns += ["weight_in", "weight_out", "size_in", "size_out"]
+        return pd.DataFrame(rows, columns=columns).astype({"layer": "Int64"})
 
     @checked
     def faithfulness(self, model: HookedTST, pairs: Pairs, **options: Any) -> Faithfulness:
         """How much of the model's behaviour the strongest edges keep; see :func:`faithfulness`."""
-        from tstlens.patching.circuits.faithfulness import faithfulness
-
         return faithfulness(self, model, pairs, **options)
 
     @checked
     def completeness(self, model: HookedTST, pairs: Pairs, **options: Any) -> Completeness:
         """Whether circuit and model break alike; see :func:`completeness`."""
-        from tstlens.patching.circuits.knockouts import completeness
-
         return completeness(self, model, pairs, **options)
 
     @checked
     def minimality(self, model: HookedTST, pairs: Pairs, **options: Any) -> Minimality:
         """What the circuit loses without each of its parts; see :func:`minimality`."""
-        from tstlens.patching.circuits.knockouts import minimality
-
         return minimality(self, model, pairs, **options)
 
     @checked
     def patch_together(self, model: HookedTST, pairs: Pairs, **options: Any) -> Together:
         """The effect of patching the circuit's nodes, or edges, at once."""
-        from tstlens.patching.circuits.knockouts import patch_together
-
         return patch_together(self, model, pairs, **options)
 
     @checked
@@ -541,7 +478,16 @@ class Circuit(Result):
         Raises:
             ArgumentError: it cannot be made from the pairs alone.
         """
-        return metric_named(self.metric, pairs)
+        made = [make(pairs.target) for make in (log_prob, prob, logit)]
+        if pairs.predicted is not None:
+            made.append(logit_diff(pairs.target, pairs.predicted))
+        for metric in made:
+            if metric.name == self.metric:
+                return metric
+        raise ArgumentError(
+            f"the circuit was made with the metric {self.metric!r}, which these pairs alone do not "
+            "give; pass metric=, for these pairs"
+        )
 
     @checked
     def to_json(self, path: str | Path) -> Path:
@@ -550,7 +496,24 @@ class Circuit(Result):
         Raises:
             StorageError: the place cannot be written.
         """
-        return write_json(self, Path(path))
+        record = {
+            "format": FORMAT,
+            "format_version": FORMAT_VERSION,
+            "components": self.components.to_dict(),
+            "metric": self.metric,
+            "unit": self.unit,
+            "better": self.better,
+            "output": self.output,
+            "time_cells": self.time_cells,
+            "made": self.made,
+            "edges": [
+                {"edge": edge.name, "weight": weight}
+                for edge, weight in zip(self.edges, self.weights.tolist(), strict=True)
+            ],
+            "scores": self.scores.tolist(),
+        }
+        text = storage.json_text(record, "a circuit's made=", indent=1, allow_nan=False)
+        return storage.write_text(Path(path), text)
 
     @classmethod
     @checked
@@ -571,7 +534,11 @@ class Circuit(Result):
         Raises:
             StorageError: the place cannot be written.
         """
-        return write_graphml(self, Path(path))
+        import networkx as nx
+
+        buffer = BytesIO()
+        nx.write_graphml_xml(self.graph, buffer)
+        return storage.write_bytes(Path(path), buffer.getvalue())
 
     def __len__(self) -> int:
         return int(self.kept.sum())
@@ -579,11 +546,6 @@ class Circuit(Result):
     def __repr__(self) -> str:
         share = 100 * len(self) / max(1, len(self.kept))
         return f"Circuit({len(self)} of {len(self.kept)} edges, {share:.2g} %, {self.metric})"
-
-
-def default_metric(pairs: Pairs) -> Metric:
-    """The log-probability of each pair's target."""
-    return log_prob(pairs.target)
 
 
 def output_name(model: HookedTST, pairs: Pairs) -> str:

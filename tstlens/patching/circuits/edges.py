@@ -34,17 +34,17 @@ model. The runs of :mod:`tstlens.patching.circuits.streams` are the oracle of th
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Bool
 from torch import Tensor
 from tqdm import tqdm
 
-from tstlens.arguments import Count, Positive, checked, needs_gradients
+from tstlens.arguments import Amount, Count, Positive, checked, needs_gradients
 from tstlens.errors import ArgumentError, SeriesShapeError
 from tstlens.metrics import Metric
 from tstlens.model import HookedTST
@@ -66,16 +66,10 @@ from tstlens.patching.circuits.streams import (
     walk,
     written,
 )
-from tstlens.patching.metrics import (
-    MeasureOutput,
-    as_metric,
-    described,
-    joined,
-    read_metric,
-    read_runs,
-)
+from tstlens.patching.metrics import MeasureOutput, as_metric, read_metric, read_runs
+from tstlens.patching.outputs import Kind, assembled, rows_that_fit
 from tstlens.patching.result import SweepResult
-from tstlens.patching.sweep import rows_that_fit, time_cells
+from tstlens.patching.sources import rows_of
 from tstlens.shapes import PairMask, PairSeries
 
 Answer = tuple[Tensor, Tensor, Tensor]  # senders [world], receivers [world], outputs
@@ -220,7 +214,7 @@ class _Runner:
         return output.unflatten(0, (n_worlds, len(self.here.series)))
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class EdgeEffects(SweepResult):
     """The metric with each edge patched (or its estimate), [pair, edge].
 
@@ -303,56 +297,65 @@ def edge_sweep(
         raise ArgumentError("expected at least one edge to patch, got none; leave out for all")
     numbers = torch.arange(len(graph.edges)) if edges is None else graph.edge_numbers(edges)
     wanted = graph.mask(numbers)
-    values, runs = [], []
+    names = tuple(graph.edges[number].name for number in numbers.tolist())
+    chosen = graph.index[numbers]
     with tqdm(total=len(numbers) * len(clean), unit="run", disable=not progress) as bar:
         bar.set_description("patching edges")
-        for rows, there, here in recorded_pairs(
-            model, clean, corrupted, clean_mask, corrupted_mask, metric
-        ):
-            if not values:
-                check_rebuilds(model, graph, here, memory_mb)
-            of_rows = metric.of_pairs(rows)
+
+        def measure(metric: Metric, here: Recorded, there: Recorded) -> Tensor:
             table = torch.zeros(len(graph.senders), len(graph.receivers), len(here.series))
             table = table.to(here.output)
             for senders, receivers, output in run_single_edges(
                 model, graph, here, there, wanted, memory_mb
             ):
-                table[senders, receivers] = read_metric(of_rows, output).to(table)
+                table[senders, receivers] = read_metric(metric, output).to(table)
                 bar.update(output.shape[0] * output.shape[1])
-            chosen = graph.index[numbers]
-            values.append(table[chosen[:, 0], chosen[:, 1]].T)
-            runs.append(read_runs(of_rows, here.output, there.output))
-    names = tuple(graph.edges[number].name for number in numbers.tolist())
-    found, both = torch.cat(values), joined(runs)
-    return as_effects(model, graph, metric, clean, found, both, {"method": "exact"}, names)
+            return table[chosen[:, 0], chosen[:, 1]].T
+
+        return over_pairs(
+            EdgeEffects,
+            (model, graph, metric),
+            (clean, corrupted, clean_mask, corrupted_mask),
+            measure,
+            {"edge": names},
+            memory_mb=memory_mb,
+            site="edges",
+            graph=graph.to_dict(),
+            method="exact",
+        )
 
 
-def as_effects(
-    model: HookedTST,
-    graph: ComponentGraph,
-    metric: Metric,
-    clean: Tensor,
-    values: Tensor,
-    runs: dict[str, Tensor],
-    made: dict[str, Any],
-    names: tuple[str, ...] | None = None,
-    effects: Tensor | None = None,
-) -> EdgeEffects:
-    """Values [pair, edge], and what the two runs gave, as a result."""
-    names = tuple(edge.name for edge in graph.edges) if names is None else names
-    return EdgeEffects(
-        values=values,
-        effects=effects,
-        axes=("pair", "edge"),
-        coords={"pair": tuple(range(len(clean))), "edge": names},
-        **runs,
-        **described(metric),
-        site="edges",
-        source="clean",
-        time_cells=time_cells(model, clean.shape[2]),
-        n_pairs=len(clean),
-        made={"model": model.cfg.model_name, "graph": graph.to_dict(), **made},
-    )
+def over_pairs(
+    kind: type[Kind],
+    what: tuple[HookedTST, ComponentGraph, Metric],
+    pairs: tuple[Tensor, Tensor, Tensor | None, Tensor | None],
+    measure: Callable[[Metric, Recorded, Recorded], Tensor],
+    axis: dict[str, tuple[Any, ...]],
+    *,
+    most: int = 128,
+    memory_mb: float = 256.0,
+    **options: Any,
+) -> Kind:
+    """What ``measure(metric, here, there)`` [pair, entry] gives, block by block of pairs.
+
+    Args:
+        kind: of result.
+        what: the model, its components, and the metric of all pairs.
+        pairs: clean and corrupted series and their masks.
+        measure: of some pairs.
+        axis: what the entries are.
+        most: pairs at once.
+        memory_mb: what the check of the rebuilt model may take, in MiB.
+        **options: of :func:`tstlens.patching.outputs.assembled`.
+    """
+    model, graph, metric = what
+    pieces = []
+    for rows, there, here in recorded_pairs(model, *pairs, metric, most):
+        if not pieces:
+            check_rebuilds(model, graph, here, memory_mb)
+        own = metric.of_pairs(rows)
+        pieces.append((measure(own, here, there), read_runs(own, here.output, there.output)))
+    return assembled(kind, model, metric, axis, pieces, pairs[0].shape[2], **options)
 
 
 def recorded_pairs(
@@ -373,14 +376,10 @@ def recorded_pairs(
     most = most if metric.targets else len(clean)
     for start in range(0, len(clean), most):
         rows = slice(start, min(start + most, len(clean)))
-        there = record_components(model, clean[rows], _rows(clean_mask, rows))
-        here = record_components(model, corrupted[rows], _rows(corrupted_mask, rows))
+        there = record_components(model, *rows_of(clean, clean_mask, rows))
+        here = record_components(model, *rows_of(corrupted, corrupted_mask, rows))
         check_same_positions(here, there)
         yield rows, there, here
-
-
-def _rows(mask: Tensor | None, rows: slice) -> Tensor | None:
-    return None if mask is None else mask[rows]
 
 
 @checked
@@ -390,9 +389,9 @@ def edge_attribution(
     clean: PairSeries,
     corrupted: PairSeries,
     metric: MeasureOutput,
-    steps: int = 0,
+    steps: Amount = 0,
     *,
-    along: str = "inputs",
+    along: Literal["inputs", "edges"] = "inputs",
     positions: bool = True,
     channels: bool = False,
     clean_mask: PairMask | None = None,
@@ -444,36 +443,31 @@ def edge_attribution(
     """
     clean, corrupted = check_pairs(model, clean, corrupted, clean_mask, corrupted_mask)
     metric = as_metric(metric, len(clean))
-    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 0:
-        raise ArgumentError(f"expected steps of 0 or more, got {steps!r}")
-    if along not in ("inputs", "edges"):
-        raise ArgumentError(f"along must be 'inputs' or 'edges', got {along!r}")
-    if pairs_at_once < 1:
-        raise ArgumentError(f"expected pairs_at_once of at least 1, got {pairs_at_once}")
     graph = component_graph(model, clean.shape[2], positions=positions, channels=channels)
     shares = [(step + 0.5) / steps for step in range(steps)] or [0.0]
-    effects, runs = [], []
     with tqdm(total=len(clean) * len(shares), unit="run", disable=not progress) as bar:
         bar.set_description("attributing edges")
-        for rows, there, here in recorded_pairs(
-            model, clean, corrupted, clean_mask, corrupted_mask, metric, pairs_at_once
-        ):
-            if not effects:
-                check_rebuilds(model, graph, here)
-            of_rows = metric.of_pairs(rows)
+
+        def measure(metric: Metric, here: Recorded, there: Recorded) -> Tensor:
             total = torch.zeros(())
             for share in shares:
-                total = total + edge_gradients(model, graph, here, there, of_rows, share, along)
+                total = total + edge_gradients(model, graph, here, there, metric, share, along)
                 bar.update(len(here.series))
-            runs.append(read_runs(of_rows, here.output, there.output))
-            table = total / len(shares)
-            effects.append(table[:, graph.index[:, 0], graph.index[:, 1]])
-    method = f"EAP-IG along {along}, {steps} steps" if steps else "EAP"
-    effect, both = torch.cat(effects), joined(runs)
-    del both["rounding"]  # a gradient's estimate is as exact as its own size
-    values = both["baseline"][:, None] + effect
-    made = {"method": method}
-    return as_effects(model, graph, metric, clean, values, both, made, effects=effect)
+            return (total / len(shares))[:, graph.index[:, 0], graph.index[:, 1]]
+
+        return over_pairs(
+            EdgeEffects,
+            (model, graph, metric),
+            (clean, corrupted, clean_mask, corrupted_mask),
+            measure,
+            {"edge": tuple(edge.name for edge in graph.edges)},
+            most=pairs_at_once,
+            site="edges",
+            effects=True,
+            exact=False,
+            graph=graph.to_dict(),
+            method=f"EAP-IG along {along}, {steps} steps" if steps else "EAP",
+        )
 
 
 @dataclass(frozen=True)

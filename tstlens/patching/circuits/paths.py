@@ -15,7 +15,7 @@ What can mislead: a path may be strong while others cancel it, and two paths tha
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -27,13 +27,12 @@ from tstlens.errors import ArgumentError, UnknownSiteError
 from tstlens.metrics import Metric
 from tstlens.model import HookedTST
 from tstlens.patching.checks import check_pairs
-from tstlens.patching.circuits.edges import recorded_pairs
+from tstlens.patching.circuits.edges import over_pairs
 from tstlens.patching.circuits.graph import PARTS, ComponentGraph, Node, component_graph
 from tstlens.patching.circuits.streams import (
     Recorded,
     attention_input,
     carried,
-    check_rebuilds,
     contribution_change,
     heads_z,
     leaving,
@@ -43,16 +42,8 @@ from tstlens.patching.circuits.streams import (
     walk,
     written,
 )
-from tstlens.patching.metrics import (
-    MeasureOutput,
-    as_metric,
-    described,
-    joined,
-    read_metric,
-    read_runs,
-)
+from tstlens.patching.metrics import MeasureOutput, as_metric, read_metric
 from tstlens.patching.result import SweepResult
-from tstlens.patching.sweep import time_cells
 from tstlens.shapes import PairMask, PairSeries
 
 
@@ -146,7 +137,7 @@ def path_patch(
         (model, graph, metric),
         (clean, corrupted, clean_mask, corrupted_mask),
         outputs,
-        ("sender", tuple(graph.senders[place].name for place in places)),
+        {"sender": tuple(graph.senders[place].name for place in places)},
         f"what {', '.join(asked)} reads",
         memory_mb,
         progress,
@@ -220,7 +211,7 @@ def follow_paths(
         (model, graph, metric),
         (clean, corrupted, clean_mask, corrupted_mask),
         outputs,
-        ("path", tuple(path.replace(" ", "") for path in paths)),
+        {"path": tuple(path.replace(" ", "") for path in paths)},
         "paths",
         memory_mb,
         progress,
@@ -230,36 +221,31 @@ def follow_paths(
 def _over_pairs(
     what: tuple[HookedTST, ComponentGraph, Metric],
     pairs: tuple[Tensor, Tensor, Tensor | None, Tensor | None],
-    outputs: Any,
-    axis: tuple[str, tuple[str, ...]],
+    outputs: Callable[[Recorded, Recorded], Tensor],
+    axis: dict[str, tuple[str, ...]],
     site: str,
     memory_mb: float,
     progress: bool,
 ) -> SweepResult:
     """The metric of ``outputs(here, there)`` [world, pair, ...], block by block of pairs."""
-    model, graph, metric = what
-    values, runs = [], []
-    most = pairs_at_once(model, graph, graph.n_inputs, memory_mb)
     with tqdm(total=len(pairs[0]), unit="pair", disable=not progress) as bar:
         bar.set_description("patching paths")
-        for rows, there, here in recorded_pairs(model, *pairs, metric, most):
-            if not values:
-                check_rebuilds(model, graph, here, memory_mb)
-            of_rows = metric.of_pairs(rows)
-            values.append(read_metric(of_rows, outputs(here, there)).T)
-            runs.append(read_runs(of_rows, here.output, there.output))
+
+        def measure(metric: Metric, here: Recorded, there: Recorded) -> Tensor:
             bar.update(len(here.series))
-    return SweepResult(
-        values=torch.cat(values),
-        axes=("pair", axis[0]),
-        coords={"pair": tuple(range(len(pairs[0]))), axis[0]: axis[1]},
-        **joined(runs),
-        **described(metric),
-        site=site,
-        time_cells=time_cells(model, pairs[0].shape[2]),
-        n_pairs=len(pairs[0]),
-        made={"model": model.cfg.model_name, "method": "path patching"},
-    )
+            return read_metric(metric, outputs(here, there)).T
+
+        return over_pairs(
+            SweepResult,
+            what,
+            pairs,
+            measure,
+            axis,
+            most=pairs_at_once(what[0], what[1], what[1].n_inputs, memory_mb),
+            memory_mb=memory_mb,
+            site=site,
+            method="path patching",
+        )
 
 
 def _sender(graph: ComponentGraph, name: str) -> int:

@@ -24,6 +24,7 @@ from tstlens.model import HookedTST
 from tstlens.results import Result
 from tstlens.saes.checks import check_at_least, check_data
 from tstlens.saes.reading.activity import Worlds, by_head
+from tstlens.stats import t_interval
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -102,13 +103,11 @@ class LatentEffect(Result):
         control latents with a smaller mean change in size.
         """
         import pandas as pd
-        from scipy.stats import t
 
         change, control = self.change(measure), self.control_change(measure).mean(2)
-        n = change.shape[1]
         mean = change.mean(1)
-        error = change.std(1) / n**0.5 if n > 1 else torch.full_like(mean, torch.nan)
-        half = error * float(t.ppf(0.975, max(n - 1, 1)))
+        ends = t_interval(change.transpose(0, 1).flatten(1).numpy())  # of [series, dose * output]
+        low, high = (torch.from_numpy(end).view_as(mean) for end in ends)
         smaller = (control.abs() < mean.abs()).double().mean(0)
         index = pd.MultiIndex.from_product(
             [self.doses, self.outputs],
@@ -116,8 +115,8 @@ class LatentEffect(Result):
         )
         columns = {
             "change": mean,
-            "low": mean - half,
-            "high": mean + half,
+            "low": low,
+            "high": high,
             "control": control.mean(0),
             "control_low": control.amin(0),
             "control_high": control.amax(0),

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Float
 
 from tstlens.arguments import Draws, Seed, Share, checked
-from tstlens.errors import ArgumentError, UnknownNameError
-from tstlens.patching import SweepResult
+from tstlens.errors import ArgumentError
+from tstlens.patching.result import SweepResult
 from tstlens.stats import (
     FEWEST,
     by_cluster,
@@ -26,7 +26,7 @@ from tstlens.stats import (
     strongest_share,
 )
 
-KINDS = ("effect", "normalized", "value")
+Kind = Literal["effect", "normalized", "value"]
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Interval:
 @checked
 def over_pairs(
     result: SweepResult,
-    kind: str = "effect",
+    kind: Kind = "effect",
     *,
     clusters: Sequence[Any] | None = None,
     level: Share = 0.95,
@@ -78,7 +78,6 @@ def over_pairs(
 
     Raises:
         ArgumentError: the result was averaged over pairs, or clusters of another length.
-        UnknownNameError: another kind.
 
     Source: :func:`tstlens.stats.mean_interval`, which gives the rule and its coverage. Ends lie
     within what the metric can be: where the corrupted runs have a mean log-probability of -0.2, no
@@ -92,7 +91,6 @@ def over_pairs(
         >>> over_pairs(result).mean
         array([5., 6.])
     """
-    check_kind(kind)
     check_intervals(level, n_resamples, "n_resamples")
     if "pair" not in result.axes:
         raise ArgumentError("expected a result with its pair axis; it was averaged over before")
@@ -135,24 +133,3 @@ def over_pairs(
         level,
         strongest.reshape(shape),
     )
-
-
-def check_kind(kind: str) -> None:
-    """Raise UnknownNameError for a kind of value that does not exist."""
-    if kind not in KINDS:
-        raise UnknownNameError(kind, KINDS, "this names what a figure shows")
-
-
-def ends_of_axis(
-    points: Float[np.ndarray, ...], *ends: Float[np.ndarray, ...]
-) -> tuple[float, float]:
-    """Range of an axis from 0 to the points, with at most their own span more for interval ends.
-
-    A single wide interval would else squeeze all that was measured into a line; it leaves the axis.
-    """
-    known = np.append(points[np.isfinite(points)], 0.0)
-    low, high = known.min(), known.max()
-    span = high - low or 1.0
-    reach = np.concatenate([known, *(end[np.isfinite(end)] for end in ends)])
-    low, high = max(reach.min(), low - span), min(reach.max(), high + span)
-    return float(low - 0.05 * (high - low)), float(high + 0.05 * (high - low))
