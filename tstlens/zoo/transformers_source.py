@@ -47,7 +47,8 @@ def live_or_rebuilt(
 
     Args:
         source: a module, or a state dict.
-        config: entries of its ``config.json``, or what ``rebuild`` takes for them; needed with a state dict, refused without.
+        config: entries of its ``config.json``, or what ``rebuild`` takes for them; needed
+            with a state dict, refused without.
         rebuild: from both.
     """
     if not isinstance(source, Mapping):
