@@ -560,6 +560,8 @@ class FlatHead(nn.Module):
         self.b_U = nn.Parameter(torch.zeros(*own, d_out), requires_grad=head.bias)
         if head.batch_norm:
             self.norm = BatchNorm(d_in, head.eps)
+            self.norm.hook_scale = Hook("row pooled")
+            self.norm.hook_normalized = Hook("row pooled")
         self.hook_pooled = Hook("row pooled")
         if head.denormalise:
             self.hook_scaled = Hook("row time")
