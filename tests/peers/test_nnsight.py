@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -80,3 +83,11 @@ def test_gradients_are_those_of_a_backward_hook(model, series):
         with wrapped.output[:, 0].sum().backward():
             grad = nnsight.save(residual.grad)
     torch.testing.assert_close(grad, found["grad"])
+
+
+def test_its_save_does_not_stand_in_for_ours():
+    code = (
+        "import nnsight; from tstlens import saes; "
+        "from tstlens.saes.dictionaries import save; assert saes.save is save"
+    )
+    subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True)
