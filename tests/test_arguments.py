@@ -471,3 +471,14 @@ def test_inherited_fields_and_defaults_that_are_made_are_settings_like_others():
         fitted_with_more(width=0)
     with pytest.raises(ArgumentError, match=r"Inherited.width as an integer"):
         Inherited(width=0)
+
+
+def test_every_public_function_with_a_config_takes_its_fields_as_keywords():
+    """None hands ``**settings`` on by itself, to end in Python's own words for a wrong one."""
+    found = 0
+    for name, function in _public_functions().items():
+        parameters = inspect.signature(function).parameters
+        found += "config" in parameters
+        raw = [one for one in parameters.values() if one.kind is one.VAR_KEYWORD]
+        assert "settings" not in [one.name for one in raw], name
+    assert found >= 7

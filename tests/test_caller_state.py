@@ -635,6 +635,7 @@ def of_spliced() -> dict[str, Callable[[World], Any]]:
             lambda: truth.where_scores(["low-var"], [0], n_series=4, n_references=2, **QUIET)[0]
         ),
         # --- codebooks
+        "codebooks.ban_nearest": lambda w: logits_without_nearest(w),
         "codebooks.browse": lambda w: (
             codebooks.browse(w.book_model, w.data, w.place("c.html"), **QUIET) and None
         ),
@@ -686,6 +687,11 @@ def of_spliced() -> dict[str, Callable[[World], Any]]:
             w.model, w.data, [HOOK], codebooks.CodebookConfig(n_codes=6)
         ),
     }
+
+
+def logits_without_nearest(w: World) -> Any:
+    with codebooks.ban_nearest(w.book_model) as model:
+        return model(w.data.series)
 
 
 def small_recipe(call: Callable[[], Any]) -> Any:

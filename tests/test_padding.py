@@ -526,7 +526,7 @@ NO_SERIES = {  # public functions that take no series of the user's, by room
 NO_SERIES_SAES = (
     "architectures fit from_linear list_saes load neuron_dictionary recovery save training_config"
 )
-NO_SERIES_CODEBOOKS = "fit_regime load make_codebooks regime_.* score_regime"
+NO_SERIES_CODEBOOKS = "ban_nearest fit_regime load make_codebooks regime_.* score_regime"
 
 
 def numbers_of(value: Any, depth: int = 0) -> list[Any]:

@@ -145,7 +145,7 @@ def configured(kind: type, rest: str | None = None) -> Callable[[Function], Func
 
         @functools.wraps(function)
         def call(*args: Any, **kwargs: Any) -> Any:
-            settings = {name: kwargs.pop(name) for name in kwargs.keys() - names}
+            settings = {name: kwargs.pop(name) for name in list(kwargs) if name not in names}
             given = plain.bind(*args, **kwargs)
             config = given.arguments.get("config")
             config = defaults if config is None else config
@@ -167,8 +167,6 @@ def configured(kind: type, rest: str | None = None) -> Callable[[Function], Func
                 raise ArgumentError(
                     f"{function.__name__} has no option {name!r}{meant} it has {', '.join(known)}"
                 )
-            tests = _field_tests(type(config))
-            settings = {k: _read(k, *tests[k], v) if k in tests else v for k, v in settings.items()}
             given.arguments["config"] = replace(config, **settings)
             return function(*given.args, **given.kwargs)
 

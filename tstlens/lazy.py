@@ -12,6 +12,7 @@ import importlib.util
 import sys
 import warnings
 from collections.abc import Callable, Mapping
+from types import ModuleType
 
 
 def lazy(
@@ -48,7 +49,21 @@ def lazy(
     def directory() -> list[str]:
         return sorted({*vars(module), *homes})
 
+    # The names also stand in the module's class, and so before what other libraries give to every
+    # object: nnsight mounts a ``save`` on ``object``, and ``__getattr__`` would never be asked.
+    waiting = {name: _Waiting(name, getattribute) for name in homes}
+    module.__class__ = type("Package", (ModuleType,), waiting)
     return getattribute, directory
+
+
+class _Waiting:
+    """A name of a package until it is asked for; the package's own attribute then hides it."""
+
+    def __init__(self, name: str, load: Callable[[str], object]) -> None:
+        self.name, self.load = name, load
+
+    def __get__(self, module: object, owner: type) -> object:
+        return self if module is None else self.load(self.name)
 
 
 def typed_imports(package: str) -> dict[str, tuple[str, str | None]]:

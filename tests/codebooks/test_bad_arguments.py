@@ -52,7 +52,7 @@ def test_codes_are_not_rounded(model, series, codes, where, words):
         ({"normalize": "no"}, "CodebookConfig.normalize as True or False, got 'no'"),
         ({"dtype": "half precision"}, "the name of a floating point dtype.*got 'half precision'"),
         ({"device": "gpu"}, "device as one that this machine has"),
-        ({"normalize_activations": "zz"}, "sae-lens refuses this configuration"),
+        ({"normalize_activations": "zz"}, "normalize_activations as .none., "),
     ],
 )
 def test_configs(options, words):

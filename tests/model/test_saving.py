@@ -117,7 +117,7 @@ def rewrite(folder, change, sealed=False):
         (lambda r: r.pop("format_version"), ConfigVersionError, "format version None"),
         (lambda r: r.update(format="other"), CorruptFileError, "not the config of a tstlens model"),
         (lambda r: r.pop("config"), CorruptFileError, "does not describe a model"),
-        (lambda r: r["config"].update(n_layers="two"), CorruptFileError, "n_layers must be"),
+        (lambda r: r["config"].update(n_layers="two"), CorruptFileError, "n_layers as an integer"),
         (lambda r: r["config"].update(extra=1), CorruptFileError, "unknown entries.*extra"),
         (lambda r: r["config"]["embed"].update(kind="?"), CorruptFileError, "unknown name '\\?'"),
         (

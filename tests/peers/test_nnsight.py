@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 import torch
 
 nnsight = pytest.importorskip("nnsight", reason="pip install 'tstlens[peers]'")
+
+# Once imported it gives every object of the process a method ``save``, modules included.
+pytest.importorskip("nnsight._c.py_mount").unmount("save")
 
 HOOKS = ["blocks.0.hook_mlp_out", "blocks.1.attn.hook_z", "blocks.2.hook_resid_post", "hook_embed"]
 
@@ -27,8 +33,8 @@ def test_a_saved_activation_is_the_caches(model, series, name):
     _, cache = model.run_with_cache(series)
     wrapped = nnsight.NNsight(model)
     with wrapped.trace(series):
-        found = at(wrapped, name).output.save()
-        logits = wrapped.output.save()
+        found = nnsight.save(at(wrapped, name).output)
+        logits = nnsight.save(wrapped.output)
     assert torch.equal(found, cache[name]) and torch.equal(logits, model(series))
 
 
@@ -36,7 +42,7 @@ def test_a_pattern_is_read(model, series):
     _, cache = model.run_with_cache(series)
     wrapped = nnsight.NNsight(model)
     with wrapped.trace(series):
-        pattern = wrapped.blocks[1].attn.hook_pattern.output.save()
+        pattern = nnsight.save(wrapped.blocks[1].attn.hook_pattern.output)
     assert torch.equal(pattern, cache["pattern", 1])
 
 
@@ -49,7 +55,7 @@ def test_setting_a_head_to_zero_is_what_a_hook_does(model, series):
     wrapped = nnsight.NNsight(model)
     with wrapped.trace(series):
         wrapped.blocks[1].attn.hook_z.output[:, :, 2] = 0
-        logits = wrapped.output.save()
+        logits = nnsight.save(wrapped.output)
     assert torch.equal(logits, expected) and not torch.equal(logits, model(series))
 
 
@@ -59,10 +65,10 @@ def test_an_activation_of_another_run_is_patched_in(model, series, other, name):
     expected = model.run_with_hooks(series, fwd_hooks=[(name, lambda value, hook: cache[name])])
     wrapped = nnsight.NNsight(model)
     with wrapped.trace(other):
-        found = at(wrapped, name).output.save()
+        found = nnsight.save(at(wrapped, name).output)
     with wrapped.trace(series):
         at(wrapped, name).output = found
-        logits = wrapped.output.save()
+        logits = nnsight.save(wrapped.output)
     assert torch.equal(logits, expected)
 
 
@@ -75,5 +81,13 @@ def test_gradients_are_those_of_a_backward_hook(model, series):
     with wrapped.trace(series):
         residual = wrapped.blocks[1].hook_resid_post.output
         with wrapped.output[:, 0].sum().backward():
-            grad = residual.grad.save()
+            grad = nnsight.save(residual.grad)
     torch.testing.assert_close(grad, found["grad"])
+
+
+def test_its_save_does_not_stand_in_for_ours():
+    code = (
+        "import nnsight; from tstlens import saes; "
+        "from tstlens.saes.dictionaries import save; assert saes.save is save"
+    )
+    subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True)

@@ -54,7 +54,7 @@ def test_the_page_of_a_trained_sae(trained, monkeypatch, capsys, tmp_path):
     page = tmp_path / "gunpoint-features.html"
     assert code == 0 and "gunpoint-features.html" in out
     text = page.read_text(encoding="utf-8")
-    assert '"latents":24' in text.replace(" ", "") and HOOK in text
+    assert '"rowCount":24' in text.replace(" ", "") and HOOK in text
 
 
 @pytest.mark.parametrize(

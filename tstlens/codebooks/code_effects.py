@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -14,7 +14,7 @@ from scipy import stats
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from tstlens.arguments import Count, Seed, check_fields, checked, one_per_row
+from tstlens.arguments import Count, Seed, check_fields, checked, configured, one_per_row
 from tstlens.data import TimeSeriesData
 from tstlens.data.labels import IndexNames, class_index
 from tstlens.errors import ArgumentError, HookError
@@ -166,6 +166,7 @@ class EffectsConfig:
 
 
 @checked
+@configured(EffectsConfig)
 @torch.no_grad()
 def effects(
     model: HookedTST,
@@ -225,7 +226,7 @@ def effects(
         ((2, 20), (4, 2, 20))
     """
     require_one_pass(model, "to measure what codes do")
-    config = replace(config or EffectsConfig(), **settings)
+    config = config or EffectsConfig()
     read, name = _measure(model, measure, label, model.cfg.class_names or data.class_names)
     asked = model.codes_by_group(codes, config.group, config.head)
     usage = _frequencies(model, reference or data, list(asked), config.batch_size)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -31,8 +32,9 @@ class CodeTable(TableResult):
 
     codes: tuple[Named, ...]
 
+    @abstractmethod
     def _numbers(self) -> dict[str, Any]:
-        raise NotImplementedError
+        """The numbers by name, one array per column."""
 
     def _rows(self) -> dict[str, Any]:
         names = zip(*self.codes, strict=True) if self.codes else [()] * 4

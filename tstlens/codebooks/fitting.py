@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -28,6 +28,7 @@ from tstlens.arguments import (
     Share,
     check_fields,
     checked,
+    configured,
     needs_gradients,
 )
 from tstlens.codebooks.codebook import Codebook, CodebookConfig, GradientMode, Similarity, Snap
@@ -634,6 +635,7 @@ class FittedCodebooks(dict[str, Codebook]):
 
 
 @checked
+@configured(FitConfig)
 @needs_gradients
 @torch.enable_grad()
 def fit(
@@ -696,7 +698,7 @@ def fit(
             f"codebooks are on the model already, at {', '.join(model.acts_to_codebooks)}; "
             "model.reset_codebooks() first"
         )
-    config = replace(config or FitConfig(), **settings)
+    config = config or FitConfig()
     if config.train_model and data.labels is None and target is None:
         raise ArgumentError("expected data with labels, or target= for a forecaster, got neither")
     if config.train_model and target is None:

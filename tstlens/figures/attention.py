@@ -217,7 +217,7 @@ def _received(
     n_channels, n_time = every.shape[1:]
     for panel, at in enumerate(chosen):
         row, column = panel // across + 1, panel % across + 1
-        place = {"row": row, "col": column}
+        place: dict[str, Any] = {"row": row, "col": column}
         said = lambda value: f"{number(value)} times uniform"  # noqa: E731
         shading = marks.shaded(ratio[at], result.time_cells, n_time, ends, said, signed=False)
         figure.add_trace(shading, **place)

@@ -451,7 +451,7 @@ def draw_faithfulness(result: Faithfulness, *, title: str | None = "") -> go.Fig
         curves = result.random_curves.double().cpu().numpy()
         for curve in curves:
             marks.curve(figure, percent, curve, style.FAINT, 1)
-        random = {"name": f"random edges ({len(curves)} orders)"}
+        random: dict[str, Any] = {"name": f"random edges ({len(curves)} orders)"}
         random["said"] = "%{x:.3g} % of edges at random<br>%{y:.3f}"
         marks.curve(figure, percent, curves.mean(0), style.MUTED, **random)
     curve = result.curve.double().cpu().numpy()

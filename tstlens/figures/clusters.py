@@ -148,7 +148,7 @@ def _windows(result: Clusters, title: str | None) -> go.Figure:
         horizontal_spacing=0.03,
     )
     for at, row in enumerate(rows):
-        place = {"row": at // across + 1, "col": at % across + 1}
+        place: dict[str, Any] = {"row": at // across + 1, "col": at % across + 1}
         _medoid(figure, result, row, place)
     figure.update_annotations(font={"size": 10, "color": style.INK})
     figure.update_xaxes(showgrid=False, zeroline=False, nticks=4)
@@ -167,7 +167,7 @@ def _windows(result: Clusters, title: str | None) -> go.Figure:
 
 
 def _medoid(
-    figure: go.Figure, result: Clusters, row: dict[str, Any], place: dict[str, int]
+    figure: go.Figure, result: Clusters, row: dict[str, Any], place: dict[str, Any]
 ) -> None:
     values = result.data.series[row["series"]].double().cpu().numpy()
     if result.data.mask is not None:

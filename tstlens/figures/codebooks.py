@@ -239,7 +239,7 @@ def draw_code_windows(
     x = np.arange(result.values.shape[2]) - int(np.round(np.mean(result.start - result.first)))
     gap = np.full((min(n, len(result)), 1), np.nan)
     for at, one in enumerate(wanted):
-        where = {"row": at // columns + 1, "col": at % columns + 1}
+        where: dict[str, Any] = {"row": at // columns + 1, "col": at % columns + 1}
         single = np.concatenate([result.values[:n, one], gap], axis=1).ravel()
         figure.add_scatter(
             x=np.tile(np.append(x, x[-1]), len(gap)), y=single, mode="lines", hoverinfo="skip",
@@ -321,7 +321,7 @@ def draw_code_effects(result: CodeEffects, *, title: str | None = "") -> go.Figu
         name = f"{len(controls)} random codes as frequent"
         group = {"legendgroup": "controls", "showlegend": at == 0}
         marks.curve(figure, x, control, style.FAINT, 1, name=name, said=said, dots=4, **group)
-    random = {"name": "their mean", "said": "mean of the random codes<br>%{y:+.3f}"}
+    random: dict[str, Any] = {"name": "their mean", "said": "mean of the random codes<br>%{y:+.3f}"}
     marks.curve(figure, x, controls.mean(0), style.MUTED, dash="dot", **random)
     hover = [
         f"<b>{_said(result.codes)}</b><br>{row['dose']} positions: {number(row['effect'], True)}"

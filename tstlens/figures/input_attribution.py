@@ -87,7 +87,11 @@ def draw_input_attribution(
         if base is not None:
             marks.curve(figure, time, base[channel], style.MUTED, 1, dash="dot", **place)
         marks.curve(figure, time, lines[channel], style.INK, 1.6, **place)
-        ticks = {"tickmode": "array", "tickvals": [sum(ends) / 2], "ticktext": [names[channel]]}
+        ticks: dict[str, Any] = {
+            "tickmode": "array",
+            "tickvals": [sum(ends) / 2],
+            "ticktext": [names[channel]],
+        }
         if len(shown) == 1 and n_channels == 1:
             ticks = {"nticks": 5}
         figure.update_yaxes(range=ends, showgrid=False, zeroline=False, **place, **ticks)

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import torch
 
-from tstlens.arguments import Count, Seed, check_fields
+from tstlens.arguments import Amount, Count, Positive, Seed, check_fields
 from tstlens.data.labels import as_names
 from tstlens.errors import ArgumentError, UnknownNameError
 from tstlens.family_index import part_kinds
@@ -22,9 +22,7 @@ from tstlens.model.parts import (
     FamilyPart,
     HeadConfig,
     LinearPatchesConfig,
-    one_of,
     part_class,
-    positive,
 )
 
 Positions = Literal["learned", "sinusoidal", "none"]
@@ -95,16 +93,16 @@ class HookedTSTConfig:
         ArgumentError: a value is not possible, naming it.
     """
 
-    n_layers: int
-    d_model: int
-    n_heads: int
-    d_mlp: int
+    n_layers: Count
+    d_model: Count
+    n_heads: Count
+    d_mlp: Count
     embed: EmbedConfig
     head: HeadConfig | CustomConfig | FamilyPart
-    d_head: int | None = None
-    n_channels: int | None = None
+    d_head: Count | None = None
+    n_channels: Count | None = None
     n_time: Count | None = None
-    n_ctx: int | None = None
+    n_ctx: Count | None = None
     positions: Positions = "none"
     act_fn: ActFn = "relu"
     norm_position: NormPosition = "pre"
@@ -112,8 +110,8 @@ class HookedTSTConfig:
     final_norm: bool = False
     norm_embed: bool = False
     last_norm: bool = True
-    eps: float = 1e-5
-    attn_scale: float | None = None
+    eps: Positive = 1e-5
+    attn_scale: Positive | None = None
     causal: bool = False
     attn_bias: bool = True
     mlp_bias: bool = True
@@ -121,14 +119,14 @@ class HookedTSTConfig:
     mlp_normalization_type: NormType | None = None
     final_normalization_type: NormType | None = None
     use_normalization_before_and_after: bool = False
-    position_buckets: int | None = None
-    position_max_distance: int = 128
-    rotary_base: float | None = None
+    position_buckets: Count | None = None
+    position_max_distance: Count = 128
+    rotary_base: Positive | None = None
     qk_norm: QKNorm = "none"
     query_scale: bool = False
     residual_attention: bool = False
     second_attention: SecondAttention = "none"
-    n_decoder_layers: int = 0
+    n_decoder_layers: Amount = 0
     class_names: tuple[str, ...] | None = None
     model_name: str = "HookedTST"
     seed: Seed = 0
@@ -145,13 +143,7 @@ class HookedTSTConfig:
     def __post_init__(self) -> None:
         if self.class_names is not None:
             self.class_names = as_names(self.class_names)
-        positive(
-            "HookedTSTConfig",
-            n_layers=self.n_layers,
-            d_model=self.d_model,
-            n_heads=self.n_heads,
-            d_mlp=self.d_mlp,
-        )
+        check_fields(self)
         if self.d_head is None:
             if self.d_model % self.n_heads:
                 raise ArgumentError(
@@ -159,23 +151,6 @@ class HookedTSTConfig:
                     "give d_head"
                 )
             self.d_head = self.d_model // self.n_heads
-        for name in ("d_head", "n_channels", "n_time", "n_ctx", "position_buckets"):
-            if getattr(self, name) is not None:
-                positive("HookedTSTConfig", **{name: getattr(self, name)})
-        for name in ("eps", "attn_scale", "rotary_base"):
-            value = getattr(self, name)
-            if value is not None and not (isinstance(value, float | int) and value > 0):
-                raise ArgumentError(f"{name} must be a positive number, got {value!r}")
-        check_fields(self)
-        one_of("positions", self.positions, ("learned", "sinusoidal", "none"))
-        one_of("act_fn", self.act_fn, ("relu", "gelu", "gelu_tanh", "silu"))
-        one_of("norm_position", self.norm_position, ("pre", "post"))
-        one_of("normalization_type", self.normalization_type, ("LN", "RMS", "BN"))
-        for name in ("mlp_normalization_type", "final_normalization_type"):
-            if getattr(self, name) is not None:
-                one_of(name, getattr(self, name), ("LN", "RMS", "BN"))
-        one_of("qk_norm", self.qk_norm, ("none", "before_rotary", "after_rotary"))
-        one_of("second_attention", self.second_attention, ("none", "channel", "cross"))
         if self.use_normalization_before_and_after and self.norm_position == "post":
             raise ArgumentError("use_normalization_before_and_after is for pre-norm blocks only")
         if not self.last_norm and (self.norm_position == "pre" or self.second_attention != "none"):
@@ -204,8 +179,7 @@ class HookedTSTConfig:
     def _check_stacks(self) -> None:
         """A decoder needs an encoder before it, and options that both can have."""
         n_decoder = self.n_decoder_layers
-        whole = isinstance(n_decoder, int) and not isinstance(n_decoder, bool)
-        if not whole or not 0 <= n_decoder < self.n_layers:
+        if n_decoder >= self.n_layers:
             raise ArgumentError(
                 f"expected n_decoder_layers of 0 to {self.n_layers - 1}, so that n_layers="
                 f"{self.n_layers} leaves an encoder, got {n_decoder!r}"

@@ -97,7 +97,10 @@ class SavedModel(nn.Module):
         """
         if device is not None:
             usable_device(device)
-        dtype = _dtype(torch_dtype if dtype is None else dtype)
+        dtype, also = _dtype(dtype), _dtype(torch_dtype)
+        if dtype and also and dtype != also:
+            raise ArgumentError(f"dtype and torch_dtype mean the same; got {dtype} and {also}")
+        dtype = dtype or also
         folder = find_checkpoint(name)
         if is_foreign(folder):
             return _convert(folder, device, dtype)

@@ -433,7 +433,7 @@ def attribution(
         torch.Size([6, 2, 4])
     """
     clean, corrupted = check_pairs(model, clean, corrupted, clean_mask, corrupted_mask)
-    config = config or AttributionConfig(**settings)
+    config = config or AttributionConfig()
     what = Swept.found(model, site, axes, config.n_slices)
     _check_options(what, steps, source, config)
     metric = as_metric(metric, len(clean))

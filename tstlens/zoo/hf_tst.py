@@ -231,12 +231,12 @@ def build(source: nn.Module | Mapping[str, Tensor], config: Any = None) -> Built
             state dict of one.
         config: the entries of its ``config.json`` (state dict only, needed there).
     """
-    source = live_or_rebuilt(source, config, rebuild)
-    own: Any = source.config
-    _refuse(source)
-    check_structure(source)
-    embed = _embed(source)
-    forecasts = dotted(source) == CLASSES[0]
+    whole = live_or_rebuilt(source, config, rebuild)
+    own: Any = whole.config
+    _refuse(whole)
+    check_structure(whole)
+    embed = _embed(whole)
+    forecasts = dotted(whole) == CLASSES[0]
     cfg = HookedTSTConfig(
         n_layers=own.encoder_layers + own.decoder_layers,
         n_decoder_layers=own.decoder_layers,
@@ -255,12 +255,12 @@ def build(source: nn.Module | Mapping[str, Tensor], config: Any = None) -> Built
         if forecasts
         else StepStreamConfig(),
         n_channels=embed.n_channels,
-        model_name=type(source).__qualname__,
+        model_name=type(whole).__qualname__,
     )
-    weight = inner(source).encoder.value_embedding.value_projection.weight
+    weight = inner(whole).encoder.value_embedding.value_projection.weight
     model = HookedTST(cfg).to(device=weight.device, dtype=weight.dtype)
-    _fill_model(model, source)
-    return Built(model, source, _trials(embed), dotted(source))
+    _fill_model(model, whole)
+    return Built(model, whole, _trials(embed), dotted(whole))
 
 
 def _refuse(source: Any) -> None:

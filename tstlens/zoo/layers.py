@@ -274,9 +274,11 @@ def second(seen: Any) -> Tensor:
     return seen[1]
 
 
-def _per_head(n_heads: int, d_head: int, layout: Callable[[Any], Tensor], seen: Any) -> Tensor:
+def _per_head(
+    n_heads: int, d_head: int | None, layout: Callable[[Any], Tensor], seen: Any
+) -> Tensor:
     """[row, pos, head, d_head]; keys and values that heads share are repeated for each."""
-    apart = layout(seen).unflatten(-1, (-1, d_head))
+    apart = layout(seen).unflatten(-1, (-1, d_head or 1))
     return apart.repeat_interleave(n_heads // apart.shape[-2], -2)
 
 

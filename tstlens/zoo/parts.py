@@ -10,6 +10,7 @@ location and scale of the observed samples; distributions that heads give the pa
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -27,12 +28,12 @@ from tstlens.points import Hook
 from tstlens.shapes import Mask, Output, Residual, Series
 
 
-class OwnCells:
+class OwnCells(ABC):
     """For configs of front ends: a position's cell in time is what it was embedded from."""
 
+    @abstractmethod
     def time_span(self, pos: int, n_time: int) -> slice:
         """Samples that position ``pos`` was embedded from."""
-        raise NotImplementedError
 
     def time_cell(self, pos: int, n_time: int) -> slice:
         """The same as :meth:`time_span`."""
@@ -560,6 +561,8 @@ class FlatHead(nn.Module):
         self.b_U = nn.Parameter(torch.zeros(*own, d_out), requires_grad=head.bias)
         if head.batch_norm:
             self.norm = BatchNorm(d_in, head.eps)
+            self.norm.hook_scale = Hook("row pooled")
+            self.norm.hook_normalized = Hook("row pooled")
         self.hook_pooled = Hook("row pooled")
         if head.denormalise:
             self.hook_scaled = Hook("row time")

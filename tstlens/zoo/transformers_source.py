@@ -40,14 +40,15 @@ def refuse_changed_parts(source: nn.Module, *packages: str) -> None:
 
 def live_or_rebuilt(
     source: nn.Module | Mapping[str, Tensor],
-    config: Mapping[str, Any] | None,
-    rebuild: Callable[[Mapping[str, Tensor], Mapping[str, Any]], nn.Module],
+    config: Any,
+    rebuild: Callable[[Mapping[str, Tensor], Any], nn.Module],
 ) -> Any:
     """The source: itself where it is live, else made from its weights and its config.
 
     Args:
         source: a module, or a state dict.
-        config: entries of its ``config.json``; needed with a state dict, refused without.
+        config: entries of its ``config.json``, or what ``rebuild`` takes for them; needed
+            with a state dict, refused without.
         rebuild: from both.
     """
     if not isinstance(source, Mapping):

@@ -567,6 +567,7 @@ def _fill(model: HookedTST, entries: Entries, options: TsaiOptions, head: str) -
     names = layer_names(options.kind, entries, f"{stack}0.")
     if cfg.norm_embed:
         fill(model.ln_embed, norm_entries(entries, f"{stack}0.{names['ln1']}", model.ln_embed))
+    block: Any
     for layer, block in enumerate(model.blocks):
         if options.pre_norm:  # the next norm of the stream ends ours, whichever layer holds it
             after = {"ln1": names["ln2"], "ln2": f"{stack}{layer + 1}.{names['ln1']}"}
