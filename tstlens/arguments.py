@@ -155,7 +155,7 @@ def configured(kind: type, rest: str | None = None) -> Callable[[Function], Func
                 )
             known = [field.name for field in fields(config) if field.init]
             if rest is not None:
-                others = {name: settings.pop(name) for name in settings.keys() - set(known)}
+                others = {name: settings.pop(name) for name in list(settings) if name not in known}
                 settings[rest] = {**settings.get(rest, getattr(config, rest)), **others}
             tests = _field_tests(type(config))
             for name in settings:

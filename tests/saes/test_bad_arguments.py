@@ -66,7 +66,7 @@ def test_rows_that_cannot_be_fitted(no_shape_checks, rows, message):
 def test_streams(model, data, tmp_path, no_shape_checks):
     for options, message in (
         ({"shard_mb": 0.0}, "shard_mb as a positive number"),
-        ({"series_per_pass": 0}, "series_per_pass as an integer of at least 1, got 0"),
+        ({"series_per_pass": 0}, "series_per_pass as an integer of at least 1 or None, got 0"),
     ):
         with pytest.raises(ArgumentError, match=message):
             saes.ActivationStream(model, data, HOOK, **options)
@@ -106,10 +106,10 @@ def test_readers(model, data, sae, no_shape_checks):
         "effect_series as an integer of at least 0, got -1": lambda: saes.features(
             model, sae, data, effect_series=-1
         ),
-        "max_series as an integer of at least 1, got 0": lambda: saes.ablate_latent(
+        "max_series as an integer of at least 1 or None, got 0": lambda: saes.ablate_latent(
             model, sae, data, 0, max_series=0
         ),
-        "max_series as an integer of at least 1, got -1": lambda: saes.steer_latent(
+        "max_series as an integer of at least 1 or None, got -1": lambda: saes.steer_latent(
             model, sae, data, 0, max_series=-1
         ),
         r"expected activations \[row, width=8\]": lambda: saes.random_dictionary(

@@ -248,6 +248,5 @@ def test_positions_are_those_asked_for(model, full, positions, expected):
     batch, places = next(stream), stream.last_places
     assert sorted(set(places[:, 2].tolist())) == expected
     torch.testing.assert_close(batch, cache[MLP_OUT][places[:, 0], places[:, 2]].detach())
-    stream = ActivationStream(model, full, "head.hook_pooled", positions=positions)
     with pytest.raises(ArgumentError, match="positions were given, but head.hook_pooled has none"):
-        next(stream)
+        next(ActivationStream(model, full, "head.hook_pooled", positions=positions))

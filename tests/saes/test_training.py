@@ -322,8 +322,8 @@ def test_trainer_options_do_what_the_trainer_of_sae_lens_does(given):
     torch.manual_seed(0)
     sae = get_sae_training_class("topk")[0](saes.training_config("topk", 8, k=2, normalize="none"))
     stream = saes.TensorStream(rows, 64, 0)
-    for _ in range(16):  # those that the input's scale would be read off
-        next(stream)
+    first = torch.cat([next(stream) for _ in range(16)])  # the decoder's bias starts at their mean
+    sae.b_dec.data.copy_(first.mean(0))
     expected = SAETrainer(theirs(**SCHEDULE), sae, stream).fit().eval()
     torch.testing.assert_close(made(rows), expected(rows))
 

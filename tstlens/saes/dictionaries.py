@@ -276,7 +276,7 @@ def make_sae(
             trained on, and none were given.
         StorageError: the folder cannot be written.
     """
-    config, folder = config or TrainConfig(**settings), Path(folder)
+    config, folder = config or TrainConfig(), Path(folder)
     if not overwrite and (folder / "cfg.json").exists():
         raise ArgumentError(
             f"{folder} holds an SAE already; choose another folder, or overwrite=True "

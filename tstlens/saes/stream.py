@@ -78,7 +78,8 @@ class ActivationRows:
             )
         if head not in ("joined", "each") and not 0 <= int(head) < model.cfg.n_heads:
             raise ArgumentError(f"expected a head in 0..{model.cfg.n_heads - 1}, got {head}")
-        self.hooks, self.head, self.positions = tuple(hooks), head, positions
+        self.hooks, self.positions = tuple(hooks), positions
+        self.head: Heads = head
 
     def __len__(self) -> int:
         return len(self.runs)
@@ -567,7 +568,7 @@ class ActivationStream(Stream):
             )
             return
         passes = torch.arange(len(self.rows)).split(self.series_per_pass)
-        parts = [self.rows(passes[0])]
+        parts: list[_Chunk] = [self.rows(passes[0])]
         if 2 * _bytes(parts[0]) * len(passes) <= self.memory_mb * 2**20:
             parts += [self.rows(index) for index in passes[1:]]
             self._held = _joined(parts)

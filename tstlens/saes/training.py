@@ -580,7 +580,7 @@ def train(
         >>> sae.cfg.architecture(), sae.cfg.metadata.hook_name
         ('topk', 'blocks.0.hook_mlp_out')
     """
-    config = config or TrainConfig(**settings)
+    config = config or TrainConfig()
     _check_told(config.options)
     if config.checkpoint is not None:
         storage.check_folder(Path(config.checkpoint), "a run's progress", replaced=False)
@@ -678,7 +678,7 @@ def fit(
     Returns:
         An ``sae_lens.SAE`` in eval mode.
     """
-    config = config or TrainConfig(**settings)
+    config = config or TrainConfig()
     if isinstance(activations, Tensor):
         stream: Any = TensorStream(activations, config.batch_size, config.seed)
         d_in = activations.shape[1]

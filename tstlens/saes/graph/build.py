@@ -135,7 +135,7 @@ def feature_graph(
         >>> graph.hooks
         ('blocks.0.hook_mlp_out', 'blocks.1.hook_normalized_resid_post')
     """
-    how = config or GraphConfig(**settings)
+    how = config or GraphConfig()
     series, mask = _series_of(model, data, mask)
     given = list(saes) if isinstance(saes, list | tuple) else [saes]
     _check(model, given, series, mask, metric, baseline)
