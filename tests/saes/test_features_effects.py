@@ -257,7 +257,7 @@ def test_errors_of_interventions(no_shape_checks):
             ablate_latent(model, dictionary, data, bad)
     with pytest.raises(ArgumentError, match="at least one finite dose, got"):
         steer_latent(model, dictionary, data, 0, doses=())
-    with pytest.raises(ArgumentError, match="n_controls of at least 0"):
+    with pytest.raises(ArgumentError, match="n_controls as an integer of at least 0"):
         ablate_latent(model, dictionary, data, 0, n_controls=-1)
     with pytest.raises(ArgumentError, match="expected a measure of"):
         ablate_latent(model, dictionary, data, 0).change("forecast")
