@@ -26,7 +26,7 @@ import types
 import typing
 import warnings
 from collections.abc import Callable, Iterable, Iterator, KeysView, Mapping, Sequence, ValuesView
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, fields, is_dataclass, replace
 from pathlib import PurePath
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
@@ -345,11 +345,14 @@ def _read(name: str, hint: Any, test: Test, value: Any) -> Any:
     """The value, or what says the same and is what the annotation says; else the error."""
     if isinstance(value, np.generic) and hint is not Any:
         value = value.item()
-    if test(value):
-        return value
-    for other in _readings(hint, value):
-        if test(other):
-            return other
+    # What cannot even be looked at (a sparse tensor's entries, a list 10,000 deep) does not fit.
+    with suppress(Exception):
+        if test(value):
+            return value
+    with suppress(Exception):
+        for other in _readings(hint, value):
+            if test(other):
+                return other
     raise _error(name, hint, value)
 
 
@@ -434,6 +437,8 @@ def _sequence_test(kind: type, inside: tuple[Any, ...]) -> Test:
             return True
         if fixed and len(value) != len(tests):
             return False
+        if isinstance(value, range):  # as good as its ends
+            value = [*value[:1], *value[-1:]]
         each = tests if fixed else tests * len(value)
         return all(test(entry) for test, entry in zip(each, value, strict=False))
 
@@ -550,13 +555,16 @@ _PLURALS = {Any: "", str: "names", int: "integers", float: "finite numbers"}
 
 def shown(value: Any) -> str:
     """A value as an error message says it: small ones whole, arrays by type and shape."""
-    if hasattr(value, "dtype") and hasattr(value, "shape"):
-        dtype = str(value.dtype).removeprefix("torch.")
-        return f"{type(value).__name__} {dtype} {list(value.shape)}"
-    plain = value is None or isinstance(
-        value, str | bool | int | float | list | tuple | dict | os.PathLike
-    )
-    text = repr(value) if plain else ""
+    try:
+        if hasattr(value, "dtype") and hasattr(value, "shape"):
+            dtype = str(value.dtype).removeprefix("torch.")
+            return f"{type(value).__name__} {dtype} {list(value.shape)}"
+        plain = value is None or isinstance(
+            value, str | bool | int | float | list | tuple | dict | os.PathLike
+        )
+        text = repr(value) if plain else ""
+    except Exception:  # too deep, too long a number, or a tensor without a shape
+        return _named(value)
     return text if plain and len(text) <= 60 else _named(value)
 
 
@@ -598,7 +606,7 @@ def _advice(name: str, hint: Any, value: Any) -> str:
             return _ADVICE[option.__name__]
     if any(get_origin(option) in _SEQUENCES for option in options):
         if isinstance(value, str):
-            return f"try {name}=({value!r},)"
+            return f"try {name}=({shown(value)},)"
         if isinstance(value, set | frozenset):
             return f"a set has no order, try sorted({name})"
     return ""

@@ -23,6 +23,7 @@ import stat
 import sys
 import tempfile
 import time
+import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from io import BytesIO
@@ -39,6 +40,8 @@ except ImportError:  # Windows: no locks, so nothing is cleared away and writers
 _AS_IT_WAS = "what was there is as it was"
 _DEEPEST = 64  # levels of nesting in JSON
 _MOST_JSON = 256 * 2**20  # bytes
+_MOST_UNPACKED = 64 * 2**20  # bytes that any archive may unpack to, and beyond them
+_MOST_PACKED = 100  # times its own size; deflate reaches 1,000 on zeros alone
 _LONGEST = 255  # bytes of a name, on every common file system
 _WAIT = 30.0  # seconds that a writer waits for another one of the same folder
 # What libraries raise on writing beside OSError: safetensors its own, torch a RuntimeError.
@@ -771,6 +774,25 @@ def read_tensors(path: Path) -> dict[str, Any]:
         return load_file(path)
 
 
+def check_packed(path: Path) -> None:
+    """Refuse an archive (``.npz``, ``.pt``) that claims to unpack to far more than its own size.
+
+    Raises:
+        CorruptFileError: nothing of it is unpacked then. A file that is no archive passes.
+    """
+    with path.open("rb") as file:
+        if not zipfile.is_zipfile(file):
+            return
+        with zipfile.ZipFile(file) as archive:
+            claimed = sum(entry.file_size for entry in archive.infolist())
+    most = _MOST_UNPACKED + _MOST_PACKED * path.stat().st_size
+    if claimed > most:
+        raise CorruptFileError(
+            f"{path} claims to unpack to {claimed:,} bytes, more than the {most:,} that are read "
+            "from an archive of its size; fetch or save it again"
+        )
+
+
 def read_torch(path: Path, what: str, advice: str) -> Any:
     """What ``torch.save`` wrote, tensors and plain values only.
 
@@ -783,6 +805,7 @@ def read_torch(path: Path, what: str, advice: str) -> Any:
     if not regular(path):
         raise StorageError(f"expected {what} at {path}, found no file")
     with reading(path, f"does not hold {what}", advice):
+        check_packed(path)
         return torch.load(path, weights_only=True, map_location="cpu")
 
 

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+import zipfile
 from contextlib import contextmanager
 
 import pytest
@@ -17,6 +18,7 @@ from tstlens.errors import CorruptFileError, StorageError, TstlensError
 from tstlens.patching.circuits.circuit import Circuit
 from tstlens.patching.circuits.graph import ComponentGraph
 from tstlens.report.card import model_card
+from tstlens.storage import check_packed, read_torch
 
 DEEP = "[" * 100_000 + "]" * 100_000
 
@@ -105,6 +107,28 @@ def test_a_damaged_run_is_an_error_in_words_or_starts_over(name, tmp_path):
     if name in ("train", "codebooks"):  # torch's own zip has sums only of what it packs
         known = type("Any", (), {"__eq__": lambda *_: True, "__hash__": None})()
     check_damaged(tmp_path / "whole", tmp_path / "work", RUNS[name], known)
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        lambda path: read_torch(path, "weights", "save them again"),
+        lambda path: convert(path, "conv_tst"),
+        check_packed,
+    ],
+)
+def test_an_archive_that_unpacks_to_far_more_than_its_size_is_not_unpacked(tmp_path, read):
+    path = tmp_path / "bomb.pt"
+    torch.save({"weights": torch.zeros(40 * 2**20)}, path)
+    check_packed(path)  # what torch writes is not packed at all
+    with (
+        zipfile.ZipFile(path) as stored,
+        zipfile.ZipFile(tmp_path / "packed.pt", "w", zipfile.ZIP_DEFLATED) as packed,
+    ):
+        for name in stored.namelist():
+            packed.writestr(name, stored.read(name))
+    with pytest.raises(CorruptFileError, match="claims to unpack to 167,[0-9,]* bytes, more than"):
+        read(tmp_path / "packed.pt")
 
 
 @pytest.fixture

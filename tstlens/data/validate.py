@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tstlens.arguments import shown
 from tstlens.errors import ArgumentError, RowIndexError, SeriesShapeError, SeriesValueError
 
 
@@ -206,7 +207,7 @@ def row_indices(index: Any, n: int) -> Tensor:
             return torch.tensor(range(n)[index], dtype=torch.int64)
         rows = np.asarray(index.cpu() if isinstance(index, Tensor) else index)
         kinds = {type(entry) for entry in index} if isinstance(index, list | tuple) else set()
-    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+    except (TypeError, ValueError, RuntimeError, OverflowError, MemoryError) as error:
         raise _refusal(index) from error
     mixed = bool(kinds & {bool, np.bool_}) and rows.dtype.kind != "b"  # numpy makes True a 1
     if rows.size == 0 and rows.ndim == 1 and rows.dtype.kind != "b":
@@ -218,7 +219,7 @@ def row_indices(index: Any, n: int) -> Tensor:
             raise RowIndexError(f"expected a bool index of length {n}, got {list(rows.shape)}")
         return torch.from_numpy(rows.nonzero()[0])
     if bool(((rows < -n) | (rows >= n)).any()):
-        raise RowIndexError(f"expected indices within {n} rows, got {index!r:.100}")
+        raise RowIndexError(f"expected indices within {n} rows, got {shown(index)}")
     rows = torch.from_numpy(np.atleast_1d(rows).astype(np.int64))
     return torch.where(rows < 0, rows + n, rows)
 
@@ -226,5 +227,5 @@ def row_indices(index: Any, n: int) -> Tensor:
 def _refusal(index: Any) -> RowIndexError:
     return RowIndexError(
         "expected an int, a slice, or a list of indices or booleans, got "
-        f"{index!r:.100}; an index picks rows only, for channels and samples use .series"
+        f"{shown(index)}; an index picks rows only, for channels and samples use .series"
     )

@@ -167,6 +167,8 @@ class CampaignFolder:
         path = self.path / _file(key)
         if not storage.regular(path):
             raise CorruptFileError(f"expected results at {path}, found no file; {_AGAIN}")
+        with storage.reading(path, "is damaged", _AGAIN):
+            storage.check_packed(path)
         with storage.reading(path, "is damaged", _AGAIN), np.load(path) as arrays:
             of = str(arrays["fingerprint"]) if "fingerprint" in arrays else None
             if of is None:

@@ -145,6 +145,7 @@ def _read_weights(path: Path) -> Mapping[str, Tensor]:
         if path.suffix == ".safetensors":
             weights: Any = load_file(path)
         else:
+            storage.check_packed(path)
             weights = torch.load(path, weights_only=True, map_location="cpu")
     for wrapped in ("state_dict", "model_state_dict", "model"):
         if isinstance(weights, Mapping) and isinstance(weights.get(wrapped), Mapping):
