@@ -86,6 +86,7 @@ def test_gradients_are_those_of_a_backward_hook(model, series):
 
 
 def test_its_save_does_not_stand_in_for_ours():
+    pytest.importorskip("sae_lens", reason="pip install 'tstlens[saes]'")
     code = (
         "import nnsight; from tstlens import saes; "
         "from tstlens.saes.dictionaries import save; assert saes.save is save"
