@@ -15,7 +15,13 @@ from tstlens.errors import ArgumentError, SeriesShapeError
 def windows() -> ForecastWindows:
     starts = ("2000-01-01", "2000-01-08", "2000-01-15")
     return ForecastWindows(
-        "made", "test", torch.randn(3, 2, 10), torch.randn(3, 2, 4), starts, 4, "K"
+        torch.randn(3, 2, 10),
+        future=torch.randn(3, 2, 4),
+        starts=starts,
+        period=4,
+        unit="K",
+        name="made",
+        split="test",
     )
 
 

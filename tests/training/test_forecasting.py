@@ -23,7 +23,9 @@ NAN = float("nan")
 
 def windows(series: torch.Tensor, future: torch.Tensor, period: int = 4) -> ForecastWindows:
     starts = ("2000-01-01",) * len(series)
-    return ForecastWindows("made", "test", series, future, starts, period, "K")
+    return ForecastWindows(
+        series, future=future, starts=starts, period=period, unit="K", name="made", split="test"
+    )
 
 
 def test_errors_count_recorded_values_only():

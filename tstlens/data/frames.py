@@ -20,7 +20,7 @@ from tstlens.errors import ArgumentError, LabelError, SeriesShapeError
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["series_of_frame"]
+__all__ = ["parsed_times", "refuse_missing", "require_column", "series_of_frame"]
 
 _JITTER = 0.25  # share of a step by which a clock may be off before a sample counts as missing
 _DATES = ("datetime64", "period", "timedelta64")
@@ -81,7 +81,7 @@ def _wide(frame: pd.DataFrame, label: Any) -> tuple[list[Any], list[Any] | None]
         )
     labels, whole = None, list(frame.columns)
     if label is not None:
-        _require(frame, label)
+        require_column(frame, label)
         column = frame[label]
         labels = (column.iloc[:, 0] if column.ndim == 2 else column).tolist()
         frame = frame.drop(columns=label)
@@ -142,19 +142,19 @@ def _long(
     frame = frame.reset_index(levels) if levels else frame
     frame = frame.reset_index(drop=True)
     for column in named:
-        _require(frame, column)
+        require_column(frame, column)
     if value is None:
         values = [column for column in frame.columns if column not in named]
     else:
         values = list(value) if isinstance(value, list | tuple) else [value]
     for column in values:
-        _require(frame, column)
+        require_column(frame, column)
     if not values or (channel is not None and len(values) != 1):
         need = "one value column beside channel=" if channel is not None else "a value column"
         raise ArgumentError(f"expected {need}, got {values}; name it with value=")
     for column in (series, channel):
         if column is not None:
-            _refuse_missing(frame[column], f"column {column!r}")
+            refuse_missing(frame[column], f"column {column!r}")
     clocks = [] if time is None else _clocks(frame[time], f"column {time!r}")
     if time is not None:
         frame[time] = clocks[0]
@@ -210,13 +210,13 @@ def _clocks(times: pd.Series, where: str) -> list[np.ndarray]:
     """
     import pandas as pd
 
-    _refuse_missing(times, where)
+    refuse_missing(times, where)
     kind = getattr(times.dtype, "kind", "O")
     if isinstance(times.dtype, pd.CategoricalDtype) or kind not in "iufMm":
         if isinstance(times.dtype, pd.PeriodDtype):
             return [times.astype("int64").to_numpy()]
         given = times.tolist()
-        parsed = _parsed(given)
+        parsed = parsed_times(given)
         if parsed is None:
             raise ArgumentError(
                 f"expected times in {where} as numbers or dates of one kind, got "
@@ -244,8 +244,8 @@ def _clocks(times: pd.Series, where: str) -> list[np.ndarray]:
     return found
 
 
-def _parsed(times: list[Any]) -> Any:
-    """Numbers as an array, dates as a pandas series; None for what is neither."""
+def parsed_times(times: list[Any]) -> Any:
+    """Times as written: numbers as an array, dates as a pandas series; None for what is neither."""
     import pandas as pd
 
     if all(isinstance(time, str) for time in times):
@@ -317,7 +317,7 @@ def _check_columns(columns: list[Any], whole: Sequence[Any] = ()) -> None:
         places = places[::-1] if places[0] > places[-1] and texts[0][0] else places
         clock: Any = np.array(places, dtype=object)
     else:
-        clock = _parsed(columns) if columns else None
+        clock = parsed_times(columns) if columns else None
     if clock is None:
         return
     clocks = _clocks(clock, "the columns") if isinstance(clock, pd.Series) else [clock]
@@ -366,7 +366,8 @@ def _holds_dates(index: Any) -> bool:
     return str(index.dtype).startswith(_DATES)
 
 
-def _refuse_missing(column: Any, where: str) -> None:
+def refuse_missing(column: Any, where: str) -> None:
+    """Raise :class:`ArgumentError` unless every row of the column has an entry."""
     missing = column.isna().to_numpy()
     if missing.any():
         raise ArgumentError(
@@ -375,7 +376,8 @@ def _refuse_missing(column: Any, where: str) -> None:
         )
 
 
-def _require(frame: pd.DataFrame, column: Any) -> None:
+def require_column(frame: pd.DataFrame, column: Any) -> None:
+    """Raise :class:`ArgumentError` unless the frame has one column of this name."""
     if not isinstance(column, Hashable) or column not in frame.columns:
         raise ArgumentError(f"expected a column {column!r}, got columns {list(frame.columns)[:20]}")
     if frame.columns.nlevels == 1 and list(frame.columns).count(column) > 1:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
@@ -62,10 +62,12 @@ class TimeSeriesData:
     split: str = ""
     scaling: Scaling | None = field(default=None, kw_only=True)
 
+    MISSING: ClassVar[bool] = False  # whether NaN stands for a missing value
+
     def __post_init__(self) -> None:
         check_series(self.series, finite=False)
         _set(self, "series", self.series.to(torch.float32))
-        check_series(self.series, mask=self.mask)
+        check_series(self.series, mask=self.mask, missing=self.MISSING)
         _set(self, "class_names", as_names(self.class_names))
         if self.mask is not None:
             _set(self, "mask", None if bool(self.mask.all()) else self.mask.to(self.series.device))
@@ -296,12 +298,15 @@ class TimeSeriesData:
 
     def __getitem__(self, index: Any) -> TimeSeriesData:
         rows = row_indices(index, len(self)).to(self.series.device)
-        return replace(
-            self,
-            series=self.series[rows],
-            labels=None if self.labels is None else self.labels[rows],
-            mask=None if self.mask is None else self.mask[rows],
-        )
+        return replace(self, **self._rows(rows))
+
+    def _rows(self, rows: Tensor) -> dict[str, Any]:
+        """The fields that have an entry per series, of these series."""
+        return {
+            "series": self.series[rows],
+            "labels": None if self.labels is None else self.labels[rows],
+            "mask": None if self.mask is None else self.mask[rows],
+        }
 
     def __iter__(self) -> Iterator[TimeSeriesData]:
         return (self[index] for index in range(len(self)))

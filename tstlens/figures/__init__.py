@@ -24,7 +24,8 @@ from tstlens.figures import (  # noqa: F401 (they join ``draw``)
 )
 from tstlens.figures.browser import page
 from tstlens.figures.drawing import draw, in_notebooks
-from tstlens.figures.lines import forecast, pair, series
+from tstlens.figures.forecasts import forecast
+from tstlens.figures.lines import pair, series
 from tstlens.figures.probes import confusion
 from tstlens.figures.statistics import ranking
 from tstlens.figures.style import TEMPLATE

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from tstlens.model.cache import TSTActivationCache
     from tstlens.model.config import HookedTSTConfig
     from tstlens.model.folders import describe_checkpoint, list_checkpoints
+    from tstlens.model.forecasting import Forecast
     from tstlens.model.hooked_tst import HookedTST
     from tstlens.model.parity import Parity
     from tstlens.model.parts import (
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 __all__ = [
     "ConvStemConfig",
     "CustomConfig",
+    "Forecast",
     "HeadConfig",
     "HookedTST",
     "HookedTSTConfig",

@@ -5,9 +5,9 @@ from __future__ import annotations
 import copy
 import dataclasses
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -32,6 +32,10 @@ from tstlens.model.weights import StackedWeights
 from tstlens.points import Hook, Index
 from tstlens.randomness import seeded
 from tstlens.shapes import Mask, Residual, Series
+
+if TYPE_CHECKING:
+    from tstlens.data.forecasting import ForecastWindows
+    from tstlens.model.forecasting import Forecast
 
 ReturnType = Literal["logits", "loss", "both"] | None
 
@@ -336,6 +340,70 @@ class HookedTST(Trunk, CodedModel, StackedWeights, SavedModel):
         """
         with self.hooks(fwd_hooks=pushing(self, direction, strength, pos)):
             yield self
+
+    def forecast(
+        self,
+        windows: ForecastWindows | Series,
+        horizon: int | None = None,
+        levels: Sequence[float] | None = None,
+        *,
+        n_samples: int | None = None,
+        covariates: Mapping[str, Tensor] | None = None,
+        recursive: bool = False,
+        seed: int = 0,
+        batch_size: int = 64,
+        progress: bool = False,
+    ) -> Forecast:
+        """What comes after each window: quantiles, mean and draws, in the series' units.
+
+        As the source's own pipeline says it. Hooks and dictionaries on the model take part:
+        inside ``with model.hooks(...)`` it is the forecast under an intervention.
+
+        Args:
+            windows: data, or series [batch, channel, time].
+            horizon: steps; None for the head's own.
+            levels: of the quantiles; None for the head's own, or 0.1 to 0.9 of a distribution.
+                Between levels of its own a head of quantiles is read linearly.
+            n_samples: draws of each window, where the head gives a distribution or is drawn step
+                by step (Chronos-T5, TimeSeriesTransformer; None there for the source's number).
+            covariates: of past and future, where the model takes some; see
+                :meth:`with_covariates`.
+            recursive: go beyond the head's horizon by feeding forecasts back: every quantile as a
+                path of its own in Chronos-Bolt (as its pipeline does), the median of what was
+                drawn in Chronos-T5, the point forecast elsewhere.
+            seed: of the draws.
+            batch_size: windows per forward pass.
+            progress: show a progress bar.
+
+        Returns:
+            A :class:`~tstlens.model.Forecast` with ``median``, ``mean``, ``quantile(level)``,
+            ``samples``, a frame and a figure.
+
+        Raises:
+            ArgumentError: the model is no forecaster, a horizon or level that it does not reach,
+                or draws from a head that has none.
+            SeriesShapeError, SeriesValueError: windows that the model does not take.
+
+        Example:
+            >>> from tstlens.data import load_forecasting
+            >>> windows = load_forecasting("co2")
+            >>> HookedTST.from_pretrained("co2").forecast(windows[-3:]).median.shape
+            torch.Size([3, 1, 52])
+        """
+        from tstlens.model.forecasting import forecast
+
+        return forecast(
+            self,
+            windows,
+            horizon,
+            levels,
+            n_samples=n_samples,
+            covariates=covariates,
+            recursive=recursive,
+            seed=seed,
+            batch_size=batch_size,
+            progress=progress,
+        )
 
     def check_series(self, series: Series, mask: Mask | None = None) -> None:
         """Raise the error that says what is wrong with a series for this model."""

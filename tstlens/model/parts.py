@@ -237,7 +237,8 @@ class FamilyPart(Protocol):
     special tokens) and ``channel_independent``; ``takes_missing`` where NaN stands for a missing
     value, ``check(n_time)`` where not every length is possible, and ``join(series, covariates)``
     where further inputs come as channels (see ``covariates.py``). A head's config has
-    ``n_classes`` and ``horizon``, one of them None, and ``pooling``.
+    ``n_classes`` and ``horizon``, one of them None, and ``pooling``; a forecaster's whose output is
+    more than a value per step has ``reading``, and one that is drawn step by step has ``sample``.
     """
 
     @property

@@ -389,16 +389,7 @@ def _cut(windows: ForecastWindows, fraction: float) -> tuple[ForecastWindows, Fo
             f"held_out={fraction} leaves no window on one side of {n} windows of "
             f"{windows.future.shape[2]} targets"
         )
-    return _part(windows, slice(0, trained)), _part(windows, slice(first, n))
-
-
-def _part(windows: ForecastWindows, index: slice) -> ForecastWindows:
-    return replace(
-        windows,
-        series=windows.series[index],
-        future=windows.future[index],
-        starts=windows.starts[index],
-    )
+    return windows[:trained], windows[first:]
 
 
 FORECAST_RECIPES: dict[str, ForecastRecipe] = {

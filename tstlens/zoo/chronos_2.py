@@ -31,8 +31,9 @@ something else there (it lets it attend to the whole batch).
 Refused: ``use_reg_token=False`` (fails upstream); series longer than the context (the source cuts
 them without a word); subclasses and changed parts. Future covariates are an argument of the
 source's ``forward`` which is not offered here (a hook at ``embed.hook_patches`` and
-``embed.hook_observed`` can write scaled values into the patches of the horizon); horizons beyond
-``num_output_patches`` are the pipeline's, which feeds quantiles back.
+``embed.hook_observed`` can write scaled values into the patches of the horizon).
+``model.forecast`` takes any horizon up to the pipeline's ``max_output_patches``; beyond it the
+pipeline feeds weighted quantiles back.
 
 Front end and head of Chronos-2: patches with their times and masks in, quantiles of patches out.
 
@@ -62,6 +63,7 @@ from tstlens.errors import ArgumentError, UnsupportedSourceError
 from tstlens.model import HookedTST, HookedTSTConfig
 from tstlens.model.norms import watched
 from tstlens.model.parts import ActFn, one_of, positive
+from tstlens.model.reading import Quantiles, Reading
 from tstlens.model.state import TrunkState
 from tstlens.points import Hook
 from tstlens.shapes import Mask, Output, Residual, Series
@@ -131,6 +133,7 @@ class Chronos2HeadConfig:
         d_hidden: hidden units.
         act_fn: their activation.
         arcsinh: whether scaled values were squashed.
+        most_patches: patches of the horizon that its pipeline forecasts in one go.
     """
 
     horizon: int
@@ -139,6 +142,7 @@ class Chronos2HeadConfig:
     d_hidden: int
     act_fn: ActFn = "relu"
     arcsinh: bool = False
+    most_patches: int = 64
     n_classes: None = None
     pooling: str = "last"
     kind: str = "chronos-2-quantiles"
@@ -158,6 +162,33 @@ class Chronos2HeadConfig:
                 f"horizon={self.horizon} is no whole number of patches of {self.patch_len} steps"
             )
         one_of("Chronos2HeadConfig.act_fn", self.act_fn, ("relu", "gelu", "gelu_tanh", "silu"))
+
+    @property
+    def reading(self) -> Reading:
+        """How forecasts are read off the output."""
+        return Quantiles(self.quantiles)
+
+    @contextmanager
+    def reaching(self, model: Any, horizon: int) -> Iterator[None]:
+        """The model with as many patches of horizon as these steps take, for a while.
+
+        Raises:
+            ArgumentError: more patches than the source forecasts in one go.
+        """
+        n_patches = -(-horizon // self.patch_len)
+        if n_patches > self.most_patches:
+            raise ArgumentError(
+                f"the model forecasts {self.most_patches * self.patch_len} steps in one go, got "
+                f"horizon={horizon}; beyond them its pipeline weighs paths, which is not offered"
+            )
+        before = model.cfg.embed, model.cfg.head
+        try:
+            model.cfg.embed = model.embed.cfg = replace(before[0], n_future=n_patches)
+            model.cfg.head = model.head.cfg = replace(self, horizon=n_patches * self.patch_len)
+            yield
+        finally:
+            model.cfg.embed = model.embed.cfg = before[0]
+            model.cfg.head = model.head.cfg = before[1]
 
     def build(self, cfg: Any) -> nn.Module:
         """The head, with new weights."""
@@ -315,6 +346,7 @@ def build(
             horizon=num_output_patches * own.output_patch_size,
             patch_len=own.output_patch_size,
             quantiles=tuple(own.quantiles),
+            most_patches=own.max_output_patches,
             d_hidden=core.d_ff,
             act_fn=act_fn,
             arcsinh=arcsinh,

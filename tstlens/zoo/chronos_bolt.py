@@ -51,6 +51,7 @@ from tstlens.errors import ArgumentError, UnsupportedSourceError
 from tstlens.model import HookedTST, HookedTSTConfig
 from tstlens.model.norms import watched
 from tstlens.model.parts import ActFn, one_of, positive
+from tstlens.model.reading import Quantiles, Reading
 from tstlens.model.state import TrunkState
 from tstlens.points import Hook
 from tstlens.shapes import Mask, Output, Residual, Series
@@ -165,6 +166,11 @@ class BoltHeadConfig:
         if not self.quantiles or not all(0 < level < 1 for level in self.quantiles):
             raise ArgumentError(f"quantiles must lie between 0 and 1, got {self.quantiles}")
         one_of("BoltHeadConfig.act_fn", self.act_fn, ("relu", "gelu", "gelu_tanh", "silu"))
+
+    @property
+    def reading(self) -> Reading:
+        """How forecasts are read off the output."""
+        return Quantiles(self.quantiles, unrolls=True)
 
     def build(self, cfg: Any) -> nn.Module:
         """The head, with new weights."""

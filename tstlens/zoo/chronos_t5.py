@@ -13,7 +13,8 @@
 
 Covered: tied and untied output weights, with and without end token, missing values, several
 decoder steps (``decoder_steps=``: the last samples of a series are what the decoder has already
-seen). Output: logits [batch, channel, step, token]; drawing samples from them is the source's.
+seen). Output: logits [batch, channel, step, token]; ``model.forecast`` draws paths from them as the
+source does.
 
 Not differentiable before ``hook_embed``: samples are sorted into bins.
 
@@ -50,6 +51,7 @@ from torch import Tensor, nn
 from tstlens.errors import ArgumentError, SeriesShapeError, UnsupportedSourceError
 from tstlens.model import HookedTST, HookedTSTConfig
 from tstlens.model.parts import positive
+from tstlens.model.reading import Reading, Unreadable
 from tstlens.model.state import TrunkState
 from tstlens.points import Hook
 from tstlens.shapes import Mask, Output, Residual, Series
@@ -154,6 +156,12 @@ class TokenLogitsConfig:
         n_tokens: tokens.
         horizon: positions of the decoder.
         scale: the stream is multiplied by it first (T5: ``d_model ** -0.5``).
+        temperature: what logits are divided by before a token is drawn.
+        top_k: the most likely tokens that are drawn from; None for all.
+        top_p: tokens are drawn from the most likely ones that have this probability together.
+        n_samples: paths that are drawn where nobody says how many.
+        reach: steps that are drawn before the encoder sees what was drawn.
+        eos_token: the token that ends a path, which none does before the others.
     """
 
     n_tokens: int
@@ -161,10 +169,62 @@ class TokenLogitsConfig:
     scale: float = 1.0
     n_classes: None = None
     pooling: None = None
+    temperature: float = 1.0
+    top_k: int | None = 50
+    top_p: float = 1.0
+    n_samples: int = 20
+    reach: int = 64
+    eos_token: int | None = 1
     kind: str = "chronos-t5-logits"
 
     def __post_init__(self) -> None:
         positive("TokenLogitsConfig", n_tokens=self.n_tokens, horizon=self.horizon)
+
+    @property
+    def reading(self) -> Reading:
+        """Logits of tokens are no values: forecasts are drawn."""
+        return Unreadable(
+            self.n_tokens, "logits of tokens, in multiples of the series' own scale; model.forecast"
+        )
+
+    def sample(
+        self,
+        model: Any,
+        series: Tensor,
+        covariates: Any,
+        horizon: int,
+        n_samples: int | None,
+        seed: int,
+    ) -> Float[Tensor, "batch sample channel horizon"]:
+        """Paths drawn token by token, as the source draws them (the same ones under one seed).
+
+        After ``reach`` steps the encoder sees the median of what was drawn.
+
+        Args:
+            model: the model.
+            series: [batch, channel, time].
+            covariates: none are taken.
+            horizon: steps.
+            n_samples: paths of every series.
+            seed: of the draws.
+        """
+        if covariates is not None:
+            raise ArgumentError("this model takes no covariates; leave covariates= out")
+        n = n_samples or self.n_samples
+        generator = torch.Generator(model.device).manual_seed(seed)
+        seen = model.cfg.embed.decoder_steps
+        pieces: list[Tensor] = []
+        with_decoder_steps(model, 0)
+        try:
+            model.check_series(series[..., -model.cfg.embed.context_length :])
+            while (left := horizon - sum(piece.shape[3] for piece in pieces)) > 0:
+                context = series[..., -model.cfg.embed.context_length :].to(model.device)
+                drawn = _paths(model, context, min(left, self.reach), n, generator)
+                pieces.append(drawn)
+                series = torch.cat([series, drawn.median(1).values.to(series)], 2)
+        finally:
+            with_decoder_steps(model, seen)
+        return torch.cat(pieces, 3)
 
     def build(self, cfg: Any) -> nn.Module:
         """The head, with new weights."""
@@ -253,6 +313,43 @@ class TokenLogits(nn.Module):
         return logits.unflatten(0, (-1, state.n_series_channels))
 
 
+def _paths(
+    model: Any, context: Tensor, n_steps: int, n: int, generator: torch.Generator
+) -> Float[Tensor, "batch sample channel step"]:
+    """Paths of values drawn after a context [batch, channel, time]."""
+    head, embed, first = model.cfg.head, model.embed, model.cfg.n_encoder_layers
+    residual, state = model.embed_series(context)
+    left = model.run_layers(residual, state, 0, first)[0]  # what leaves the encoder's layers
+    state = replace(state, n_series_channels=1)  # every row on its own
+    rows = torch.arange(len(left), device=left.device).repeat_interleave(n)
+    left, state = left[rows], state.rows(rows)
+    tokens = torch.full((len(left), 1), embed.cfg.start_token, device=left.device)
+    for _ in range(n_steps):
+        after = replace(state, decoder_embedded=embed.W_E[tokens])
+        stream, after = model.run_layers(left, after, first, model.cfg.n_layers)
+        logits = model.unembed(stream[:, -1:], after)[:, 0, 0]  # [row, token]
+        if head.eos_token is not None:
+            logits[:, head.eos_token] = -torch.inf
+        chosen = torch.multinomial(_likely(logits, head), 1, generator=generator)
+        tokens = torch.cat([tokens, chosen], 1)
+    values = embed.values(tokens[:, 1:], state.statistics["scale"])
+    return values.unflatten(0, (len(context), -1, n)).transpose(1, 2)
+
+
+def _likely(logits: Float[Tensor, "row token"], head: TokenLogitsConfig) -> Tensor:
+    """Probabilities that tokens are drawn with: tempered, then of the likely ones only."""
+    logits = logits / head.temperature
+    if head.top_k is not None:
+        least = logits.topk(min(head.top_k, logits.shape[1])).values[:, -1:]
+        logits = logits.masked_fill(logits < least, -torch.inf)
+    if head.top_p < 1.0:
+        ordered, places = logits.sort()
+        unlikely = ordered.softmax(-1).cumsum(-1) <= 1 - head.top_p
+        unlikely[:, -1] = False
+        logits = logits.masked_fill(unlikely.scatter(1, places, unlikely), -torch.inf)
+    return logits.softmax(-1)
+
+
 def with_decoder_steps(model: Any, steps: int) -> Any:
     """Let the decoder of a converted Chronos-T5 take the last ``steps`` samples from now on.
 
@@ -314,6 +411,12 @@ def build(
         head=TokenLogitsConfig(
             n_tokens=len(t5.lm_head.weight),
             horizon=decoder_steps + 1,
+            temperature=own.temperature,
+            top_k=own.top_k or None,
+            top_p=own.top_p,
+            n_samples=own.num_samples,
+            reach=own.prediction_length,
+            eos_token=own.eos_token_id,
             scale=t5.config.d_model**-0.5 if scaled else 1.0,
         ),
         n_channels=n_channels,

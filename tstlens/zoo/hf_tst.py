@@ -27,9 +27,10 @@
 
 The decoder's pass is the one of ``forward`` with ``future_values``: step h reads the true values up
 to step h - 1 (teacher forcing). It says the same as step h of ``generate`` where that has drawn
-these values; with a future of one step (NaN will do) it is the first step of ``generate``. Samples
-are drawn by the source only. Output: parameters [batch, target, step, parameter] in the series'
-units (of a ``TimeSeriesTransformerModel``: the decoder's stream [batch, step, d_model]).
+these values; with a future of one step (NaN will do) it is the first step of ``generate``.
+``model.forecast`` draws as ``generate`` does, step by step. Output: parameters
+[batch, target, step, parameter] in the series' units (of a ``TimeSeriesTransformerModel``: the
+decoder's stream [batch, step, d_model]).
 
 ``model(series, covariates={"past_time_features": …, "future_time_features": …, …})`` takes the
 source's tensors as they are; ``model.with_covariates(series, covariates)`` is the same with the

@@ -45,6 +45,7 @@ from tstlens.errors import ArgumentError, StateDictError, UnsupportedSourceError
 from tstlens.model import HookedTST, HookedTSTConfig
 from tstlens.model.mlp import ACTIVATIONS
 from tstlens.model.parts import ActFn, one_of, positive
+from tstlens.model.reading import Points, Reading, Unreadable
 from tstlens.model.state import TrunkState
 from tstlens.points import Hook
 from tstlens.shapes import Mask, Output, Residual, Series
@@ -193,6 +194,11 @@ class PositionHeadConfig:
     def n_classes(self) -> None:
         """None: this is no classifier."""
         return None
+
+    @property
+    def reading(self) -> Reading:
+        """How forecasts are read off the output."""
+        return Points() if self.n_quantiles is None else Unreadable(self.n_quantiles)
 
     def build(self, cfg: Any) -> nn.Module:
         """The module, with new weights."""

@@ -20,6 +20,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -28,17 +29,21 @@ from tstlens.errors import ArgumentError, SeriesShapeError, SeriesValueError
 from tstlens.model.embed import sinusoids
 from tstlens.model.norms import LayerNorm, watched
 from tstlens.model.parts import one_of, positive
+from tstlens.model.reading import Reading
 from tstlens.model.state import TrunkState
 from tstlens.points import Hook
+from tstlens.run import Runs
 from tstlens.shapes import Mask, Output, Residual, Series
 from tstlens.zoo.parts import (
     PARAMETERS,
     Distribution,
+    Parameters,
     check_observed,
     domain,
     fill_missing,
     mean_and_std,
     mean_size,
+    read_parameters,
     rescale,
 )
 
@@ -389,6 +394,46 @@ class StepParametersConfig:
     def parameters(self) -> tuple[str, ...]:
         """Names of the distribution's parameters."""
         return PARAMETERS[self.distribution]
+
+    @property
+    def reading(self) -> Reading:
+        """How forecasts are read off the output."""
+        return read_parameters(self.distribution)
+
+    @property
+    def reach(self) -> int:
+        """Steps that :meth:`sample` draws at most."""
+        return self.horizon
+
+    def sample(
+        self,
+        model: Any,
+        series: Tensor,
+        covariates: Mapping[str, Tensor] | None,
+        horizon: int,
+        n_samples: int | None,
+        seed: int,
+    ) -> Float[Tensor, "batch sample channel horizon"]:
+        """Draws step by step, each step seeing what was drawn before it, as ``generate`` does.
+
+        Args:
+            model: the model.
+            series: [batch, target, time], the past.
+            covariates: of past and future; see ``HookedTST.with_covariates``.
+            horizon: steps.
+            n_samples: draws of every series; 100 where None.
+            seed: of the draws.
+        """
+        n = n_samples or 100
+        rng = np.random.default_rng(seed)
+        past = series.shape[2]
+        whole = nn.functional.pad(series, (0, horizon), value=torch.nan)
+        rows = model.with_covariates(whole, covariates).repeat_interleave(n, 0)
+        for step in range(horizon):
+            output = Runs(model, rows, title="forecasting").outputs()  # [row, target, step, ...]
+            drawn = Parameters(self.distribution).draw(output[:, :, step], 1, rng)[0]
+            rows[:, : self.n_targets, past + step] = drawn.to(rows)
+        return rows[:, : self.n_targets, past:].unflatten(0, (-1, n))
 
     def build(self, cfg: Any) -> nn.Module:
         """The head, with new weights."""

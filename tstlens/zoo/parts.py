@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
@@ -23,6 +24,7 @@ from tstlens.errors import ArgumentError, SeriesShapeError, SeriesValueError
 from tstlens.model.mlp import ACTIVATIONS
 from tstlens.model.norms import BatchNorm, watched
 from tstlens.model.parts import ActFn, check_padding, one_of, positive
+from tstlens.model.reading import Levels, Points, Reading, Unreadable
 from tstlens.model.state import TrunkState
 from tstlens.points import Hook
 from tstlens.shapes import Mask, Output, Residual, Series
@@ -434,10 +436,62 @@ def rescale(
     return torch.stack([*before, at, width], -1)
 
 
+@dataclass(frozen=True)
+class Parameters(Reading):
+    """The parameters of a distribution per step."""
+
+    kind: Distribution
+
+    @property
+    def n_entries(self) -> int:
+        """Parameters per step."""
+        return len(PARAMETERS[self.kind])
+
+    def quantiles(self, output: Tensor, levels: Levels) -> Float[Tensor, "*step level"]:
+        """Quantiles of the distribution; those of counts have no gradient."""
+        return quantiles_of(self.kind, output, levels)
+
+    def mean(self, output: Tensor) -> Float[Tensor, "*step"]:
+        """The distribution's mean."""
+        if self.kind == "negative_binomial":
+            count, logits = output.unbind(-1)
+            return count * logits.exp()
+        return output[..., -2]
+
+    def draw(self, output: Tensor, n: int, rng: np.random.Generator) -> Tensor:
+        """Independent draws [sample, *step] for every step of an output [*step, parameter]."""
+        parts = [part.double().cpu().numpy() for part in output.unbind(-1)]
+        of = _frozen(self.kind, parts)
+        drawn = of.rvs(size=(n, *output.shape[:-1]), random_state=rng)
+        return torch.as_tensor(drawn).to(output)
+
+
+def read_parameters(kind: Distribution | None) -> Reading:
+    """How an output is read that is the parameters of a distribution, or without one a value."""
+    return Points() if kind is None else Parameters(kind)
+
+
+def _frozen(kind: Distribution, parts: Sequence[np.ndarray]) -> Any:
+    """SciPy's distribution of these parameters."""
+    from scipy import stats
+    from scipy.special import expit
+
+    if kind == "negative_binomial":
+        count, logits = parts
+        return stats.nbinom(count, expit(-logits))
+    if kind == "normal":
+        return stats.norm(*parts)
+    return stats.t(*parts)
+
+
 def quantiles_of(
     kind: Distribution, parameters: _Parameters, levels: Sequence[float]
 ) -> Float[Tensor, "*output quantile"]:
-    """Quantiles of a normal or Student's t distribution, with gradients for all parameters."""
+    """Quantiles of a distribution; with gradients for its parameters, but for those of counts."""
+    if kind == "negative_binomial":
+        by_parameter = parameters.detach().double().cpu()[..., None, :].unbind(-1)
+        parts = [part.numpy() for part in by_parameter]
+        return torch.as_tensor(_frozen(kind, parts).ppf(np.asarray(levels))).to(parameters)
     *_, loc, scale = parameters.unbind(-1)
     level = torch.tensor(levels, dtype=parameters.dtype, device=parameters.device)
     if kind == "normal":
@@ -530,6 +584,11 @@ class FlatHeadConfig:
                 raise ArgumentError(f"FlatHeadConfig.{name} is for forecasters: set horizon")
         if self.output_range is not None:
             object.__setattr__(self, "output_range", tuple(self.output_range))
+
+    @property
+    def reading(self) -> Reading:
+        """How forecasts are read off the output."""
+        return Points() if self.n_quantiles is None else Unreadable(self.n_quantiles)
 
     def build(self, cfg: Any) -> nn.Module:
         """The module, with new weights."""

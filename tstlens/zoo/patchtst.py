@@ -56,6 +56,7 @@ from tstlens.model import HeadConfig, HookedTST, HookedTSTConfig
 from tstlens.model.heads import pool
 from tstlens.model.norms import watched
 from tstlens.model.parts import one_of, positive
+from tstlens.model.reading import Reading
 from tstlens.model.state import TrunkState
 from tstlens.points import Hook
 from tstlens.shapes import Mask, Output, Residual, Series
@@ -70,6 +71,7 @@ from tstlens.zoo.parts import (
     fill_missing,
     mean_and_std,
     mean_size,
+    read_parameters,
     rescale,
 )
 from tstlens.zoo.patchtst_source import (
@@ -479,6 +481,11 @@ class PatchTSTForecastConfig:
     def parameters(self) -> tuple[str, ...]:
         """Names of the distribution's parameters; empty without one."""
         return PARAMETERS[self.distribution] if self.distribution else ()
+
+    @property
+    def reading(self) -> Reading:
+        """How forecasts are read off the output."""
+        return read_parameters(self.distribution)
 
     def build(self, cfg: Any) -> nn.Module:
         """The module, with new weights."""

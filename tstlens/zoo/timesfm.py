@@ -61,6 +61,7 @@ from tstlens.errors import ArgumentError, SeriesValueError, UnsupportedSourceErr
 from tstlens.model import HookedTST, HookedTSTConfig
 from tstlens.model.norms import watched
 from tstlens.model.parts import ActFn, one_of, positive
+from tstlens.model.reading import Points, Quantiles, Reading
 from tstlens.model.state import TrunkState
 from tstlens.points import Hook
 from tstlens.shapes import Mask, Output, Residual, Series
@@ -160,9 +161,19 @@ class TimesFMHeadConfig:
         object.__setattr__(self, "quantiles", tuple(self.quantiles))
         check_levels(self.quantiles, self.output)
 
+    @property
+    def reading(self) -> Reading:
+        """How forecasts are read off the output."""
+        return read_columns(self.quantiles, self.output)
+
     def build(self, cfg: Any) -> nn.Module:
         """The head, with new weights."""
         return TimesFMHead(self, cfg.d_model)
+
+
+def read_columns(quantiles: tuple[float, ...], output: str) -> Reading:
+    """How a forecast of one of :data:`OUTPUTS` is read."""
+    return Points() if output == "point" else Quantiles(quantiles, mean_first=output == "both")
 
 
 def check_levels(quantiles: tuple[float, ...], output: str) -> None:

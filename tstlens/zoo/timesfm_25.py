@@ -81,6 +81,7 @@ from torch import Tensor, nn
 from tstlens.errors import ArgumentError, SeriesValueError, UnsupportedSourceError
 from tstlens.model import HookedTST, HookedTSTConfig
 from tstlens.model.parts import ActFn, positive
+from tstlens.model.reading import Reading
 from tstlens.model.state import TrunkState
 from tstlens.points import Hook
 from tstlens.shapes import Mask, Output, Residual, Series
@@ -97,7 +98,7 @@ from tstlens.zoo.parts import (
 )
 from tstlens.zoo.registry import Built, register_classes
 from tstlens.zoo.t5 import activation, dotted
-from tstlens.zoo.timesfm import check_levels, chosen_output
+from tstlens.zoo.timesfm import check_levels, chosen_output, read_columns
 from tstlens.zoo.transformers_source import (
     ATTENTION,
     as_compared,
@@ -199,6 +200,11 @@ class TimesFM25HeadConfig:
         n_columns = 1 + len(self.quantiles)
         kinds = {"quantiles": range(1, n_columns), "point": (self.point,), "both": range(n_columns)}
         return list(kinds[self.output])
+
+    @property
+    def reading(self) -> Reading:
+        """How forecasts are read off the output."""
+        return read_columns(self.quantiles, self.output)
 
     def build(self, cfg: Any) -> nn.Module:
         """The head, with new weights."""
