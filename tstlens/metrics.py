@@ -108,6 +108,14 @@ class Metric:
         check_finite(values, self.name, None)
         return values
 
+    def for_model(self, model: Any) -> Metric:
+        """The metric as it reads this model's output; itself where the model makes no difference.
+
+        Analyses do this. Call it before you apply a metric of forecasts to an output yourself.
+        """
+        bound = getattr(self.measure, "bound", None)
+        return self if bound is None else replace(self, measure=bound(model))
+
     @checked
     def of_pairs(self, index: slice) -> Metric:
         """The same metric for some of the pairs."""

@@ -275,6 +275,7 @@ class Runs:
             ArgumentError: not one finite number per series.
         """
         parts = []
+        metric = metric.for_model(self.model) if isinstance(metric, Metric) else metric
         for one, index in zip(self.passes(edits), self.parts(), strict=True):
             output = self._output(one)
             if isinstance(metric, Metric) and metric.targets:

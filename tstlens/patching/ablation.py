@@ -123,7 +123,7 @@ def ablate(
     model.check_series(series, mask)
     series = blanked(series, mask)
     what = _what(model, site, axes, n_slices)
-    metric = as_metric(metric, len(series))
+    metric = as_metric(metric, len(series), model)
     named = Site(site) if isinstance(site, str) else site
     replacing = Replacement(
         model,

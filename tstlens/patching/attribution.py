@@ -40,7 +40,7 @@ from tstlens.arguments import (
 from tstlens.errors import ArgumentError
 from tstlens.metrics import Metric
 from tstlens.model import HookedTST
-from tstlens.patching.checks import check_pairs
+from tstlens.patching.checks import PairData, check_pairs, times_of
 from tstlens.patching.grids import Grid, make_grids
 from tstlens.patching.metrics import MeasureOutput, as_metric, pair_blocks, read_metric, read_runs
 from tstlens.patching.outputs import Swept, assembled, rows_that_fit
@@ -59,7 +59,7 @@ from tstlens.patching.sources import (
     sources,
 )
 from tstlens.patching.worlds import CorruptedRun, run_corrupted, start_of
-from tstlens.shapes import PairMask, PairSeries
+from tstlens.shapes import PairMask
 
 
 @dataclass(frozen=True)
@@ -364,8 +364,8 @@ def _pattern(
 @needs_gradients
 def attribution(
     model: HookedTST,
-    clean: PairSeries,
-    corrupted: PairSeries,
+    clean: PairData,
+    corrupted: PairData,
     site: str | Site,
     axes: Sequence[str],
     metric: MeasureOutput,
@@ -432,11 +432,12 @@ def attribution(
         >>> approximate.effect().shape
         torch.Size([6, 2, 4])
     """
+    times = times_of(clean)
     clean, corrupted = check_pairs(model, clean, corrupted, clean_mask, corrupted_mask)
     config = config or AttributionConfig()
     what = Swept.found(model, site, axes, config.n_slices)
     _check_options(what, steps, source, config)
-    metric = as_metric(metric, len(clean))
+    metric = as_metric(metric, len(clean), model)
     pieces, coords = [], {}
     with tqdm(total=len(clean), desc="attribution", unit="pair", disable=not progress) as bar:
         for block in pair_blocks(len(clean), metric):
@@ -462,6 +463,7 @@ def attribution(
         place=what.place,
         effects=True,
         exact=False,
+        times=times,
         method="attribution",
         steps=steps,
         path=config.path if steps else None,

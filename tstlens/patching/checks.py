@@ -2,17 +2,77 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import Tensor
 
+from tstlens.data.forecasting import ForecastWindows
 from tstlens.data.validate import blanked
 from tstlens.errors import ArgumentError, SeriesShapeError
 from tstlens.model import HookedTST
+from tstlens.shapes import PairSeries
+
+PairData = PairSeries | ForecastWindows  # one pair may come without the pair axis
+
+
+def series_of(given: Tensor | ForecastWindows) -> Tensor:
+    """The series themselves."""
+    return given.series if isinstance(given, ForecastWindows) else given
+
+
+def times_of(given: Tensor | ForecastWindows) -> tuple[str, ...] | None:
+    """When the samples of these series were taken; None where that is not known, or not one time.
+
+    Args:
+        given: series, or windows; several windows are of several times.
+    """
+    if not isinstance(given, ForecastWindows) or len(given) != 1 or given.freq is None:
+        return None
+    return tuple(map(str, given.times()[: given.n_time]))
+
+
+def spans_of(
+    given: Tensor | ForecastWindows, slices: str | int | Sequence[tuple[int, int]]
+) -> dict[str, tuple[int, int]]:
+    """Runs of samples by name.
+
+    Args:
+        given: series, or windows with their times.
+        slices: a unit of the calendar, samples of each run (counted back from the end), or first
+            and one-past-last samples.
+
+    Raises:
+        ArgumentError: a unit without times, or runs that the series do not have.
+    """
+    if isinstance(given, ForecastWindows) and isinstance(slices, str | int):
+        return given.spans(slices)
+    n_time = given.shape[-1] if isinstance(given, Tensor) else given.n_time
+    if isinstance(slices, str):
+        raise ArgumentError(
+            f"slices={slices!r} is a unit of the calendar, and a tensor has no times: give "
+            "ForecastWindows, or a number of samples"
+        )
+    if isinstance(slices, int):
+        if not 1 <= slices <= n_time:
+            raise ArgumentError(f"expected slices in 1..{n_time} samples, got {slices}")
+        found = [(max(0, stop - slices), stop) for stop in range(n_time, 0, -slices)][::-1]
+    else:
+        found = [(int(start), int(stop)) for start, stop in slices]
+    if not found or not all(0 <= start < stop <= n_time for start, stop in found):
+        raise ArgumentError(
+            f"expected slices as (first, one past last) samples within 0..{n_time}, got {found}"
+        )
+    times = times_of(given)
+    return {
+        f"{times[start]} to {times[stop - 1]}" if times else f"{start} to {stop - 1}": (start, stop)
+        for start, stop in found
+    }
 
 
 def check_pairs(
     model: HookedTST,
-    clean: Tensor,
-    corrupted: Tensor,
+    clean: Tensor | ForecastWindows,
+    corrupted: Tensor | ForecastWindows,
     clean_mask: Tensor | None = None,
     corrupted_mask: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
@@ -24,6 +84,7 @@ def check_pairs(
         SeriesShapeError: they differ in shape, or do not fit the model.
         SeriesValueError: NaN, infinity or integers.
     """
+    clean, corrupted = series_of(clean), series_of(corrupted)
     if clean.shape != corrupted.shape:
         raise SeriesShapeError(
             "clean and corrupted must have the same shape, got "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -43,8 +43,11 @@ class Grid:
         return condition
 
 
+Slices = int | Mapping[str, tuple[int, int]]  # how many runs of features; samples by name
+
+
 def check_axes(
-    place: Place, site: Site, axes: Sequence[str], n_slices: int | None
+    place: Place, site: Site, axes: Sequence[str], n_slices: Slices | None
 ) -> tuple[str, ...]:
     """The axes of a sweep under their own names.
 
@@ -55,7 +58,7 @@ def check_axes(
     if isinstance(axes, str):
         raise ArgumentError(f"axes must be a sequence of names, try axes=({axes!r},)")
     known = [*(["layer"] if place.layered else []), *place.axes]
-    if "feature" in place.axes:
+    if "feature" in place.axes or "time" in place.axes:
         known.append("slice")
     own = [axis if axis in ("layer", "slice") else axis_of(place, axis) for axis in axes]
     for axis, name in zip(axes, own, strict=True):
@@ -64,7 +67,7 @@ def check_axes(
             if axis == "channel":
                 advice += "; its trunk mixes channels: sweep site 'series' for the input's channels"
             raise UnknownAxisError(axis, known, advice)
-    targets = ["feature" if name == "slice" else name for name in own]
+    targets = [axis_of(place, name) for name in own]
     if len(set(targets)) != len(targets):
         raise ArgumentError(f"an axis is swept once, got axes={tuple(axes)}")
     if place.layered and "layer" not in axes:
@@ -82,7 +85,7 @@ def make_grid(
     site: Site,
     axes: tuple[str, ...],
     sizes: Sequence[int],
-    n_slices: int | None,
+    n_slices: Slices | None,
     device: torch.device,
 ) -> tuple[Grid, dict[str, tuple[Any, ...]]]:
     """The worlds of one layer in the order of ``axes``, and what each axis' entries are."""
@@ -95,8 +98,9 @@ def make_grid(
         target = axis_of(place, axis)
         size = size_of[target]
         if axis == "slice":
-            rows[target] = _slices(size, n_slices, place)
-            coords[axis] = tuple(range(len(rows[target])))
+            rows[target] = _slices(size, n_slices, place) & fixed[target]
+            named = n_slices if isinstance(n_slices, Mapping) else range(len(rows[target]))
+            coords[axis] = tuple(named)
         else:
             entries = fixed[target].nonzero().flatten()
             rows[target] = torch.nn.functional.one_hot(entries, size).bool()
@@ -123,7 +127,7 @@ def make_grids(
     site: Site,
     axes: tuple[str, ...],
     acts: Sequence[Tensor],
-    n_slices: int | None,
+    n_slices: Slices | None,
 ) -> tuple[list[Grid], dict[str, tuple[Any, ...]]]:
     """The worlds of every layer, from one activation of each, and what each axis' entries are.
 
@@ -175,7 +179,13 @@ def grid_of_rows(
     return Grid(tuple(masks), n_worlds, None if pos is None else pos.to(device))
 
 
-def _slices(size: int, n_slices: int | None, place: Place) -> Tensor:
+def _slices(size: int, n_slices: Slices | None, place: Place) -> Tensor:
+    if isinstance(n_slices, Mapping):
+        at = torch.arange(size)
+        spans = torch.tensor(list(n_slices.values()))
+        return (at >= spans[:, :1]) & (at < spans[:, 1:])
+    if "time" in place.axes:
+        raise ArgumentError("axis 'slice' of the series needs slices=: samples of each, or spans")
     if n_slices is None or n_slices < 1 or size % n_slices:
         raise ArgumentError(
             f"axis 'slice' needs n_slices that divides the last axis of {place.template} "

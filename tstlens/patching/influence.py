@@ -18,14 +18,14 @@ from tstlens.arguments import Positive, checked
 from tstlens.effects import Labelled
 from tstlens.errors import ArgumentError
 from tstlens.model import HookedTST
-from tstlens.patching.checks import check_pairs, require_two_writers
+from tstlens.patching.checks import PairData, check_pairs, require_two_writers
 from tstlens.patching.grids import Grid, make_grid
 from tstlens.patching.metrics import PAIRS_PER_BLOCK
 from tstlens.patching.outputs import Swept, rows_that_fit
 from tstlens.patching.sites import Site, locate
 from tstlens.patching.sources import Rows, record, rows_of, sources
 from tstlens.patching.worlds import CorruptedRun, run_corrupted
-from tstlens.shapes import PairMask, PairSeries
+from tstlens.shapes import PairMask
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -108,8 +108,8 @@ class Influence(Labelled):
 @torch.no_grad()
 def head_influence(
     model: HookedTST,
-    clean: PairSeries,
-    corrupted: PairSeries,
+    clean: PairData,
+    corrupted: PairData,
     *,
     n_slices: int | None = None,
     site: str = "z",

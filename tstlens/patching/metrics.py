@@ -12,19 +12,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from tstlens.arguments import Share, check_finite, check_slice, checked, numbers_of_rows
+from tstlens.data.forecasting import ForecastWindows
 from tstlens.data.labels import IndexNames, class_index
 from tstlens.errors import ArgumentError, LabelError, SeriesShapeError, SeriesValueError
 from tstlens.metrics import Metric, OfClass, check_targets, of_class
 from tstlens.model import HeadConfig, HookedTST
-from tstlens.zoo.parts import PARAMETERS, Distribution, quantiles_of
+from tstlens.model.forecasting import LEVELS
+from tstlens.model.reading import Points, Quantiles, Reading, reading_of
+from tstlens.zoo.parts import Distribution, Parameters
 
 
 @checked
@@ -78,39 +81,98 @@ def logit_diff(target: Int[Tensor, " pair"], other: Int[Tensor, " pair"]) -> Met
     return Metric("logit difference", "logit", _logit_difference, (target, other), "higher")
 
 
+Part = slice | int | None
+
+
 @checked
 def mse(
-    reference: Float[Tensor, "pair channel horizon"],
-    horizon: slice | int | None = None,
-    channel: slice | int | None = None,
+    reference: Float[Tensor, "pair channel horizon"] | ForecastWindows,
+    horizon: Part = None,
+    channel: Part = None,
 ) -> Metric:
     """Mean squared error of a forecast, in squared units of the output (lower is better).
 
+    What is compared is what the source calls its mean: the point forecast of heads that give one.
+
     Args:
-        reference: what the forecast is compared with, [pair, channel, horizon]: true values, or
-            the clean run's forecast.
-        horizon: steps that count; None for all.
+        reference: what the forecast is compared with, [pair, channel, horizon]: true values (of
+            windows, their future), or the clean run's forecast. It may be shorter than the
+            forecast; NaN is not counted.
+        horizon: steps that count; None for all that the reference has.
         channel: channels that count; None for all.
 
     Raises:
         SeriesShapeError: the reference has other axes than a forecast.
+        SeriesValueError: it has infinity, or nothing that counts for a pair.
     """
-    _check_reference(reference)
-    steps = _as_slice(horizon, reference.shape[2], "horizon")
-    channels = _as_slice(channel, reference.shape[1], "channel")
-
-    measure = _SquaredError(channels, steps)
+    measure, known = _compared(reference, horizon, channel, _squared)
     return Metric(
-        "mean squared error", "squared units", measure, (reference,), "lower", (0.0, math.inf)
+        "mean squared error", "squared units", measure, (known,), "lower", (0.0, math.inf)
     )
 
 
 @checked
+def mae(
+    reference: Float[Tensor, "pair channel horizon"] | ForecastWindows,
+    horizon: Part = None,
+    channel: Part = None,
+) -> Metric:
+    """Mean absolute error of a forecast's median, in units of the output (lower is better).
+
+    Args:
+        reference: as for :func:`mse`.
+        horizon: steps that count; None for all that the reference has.
+        channel: channels that count; None for all.
+
+    Raises:
+        SeriesShapeError, SeriesValueError: as for :func:`mse`.
+    """
+    measure, known = _compared(reference, horizon, channel, _absolute)
+    return Metric("mean absolute error", "units", measure, (known,), "lower", (0.0, math.inf))
+
+
+@checked
+def mase(windows: ForecastWindows, horizon: Part = None, channel: Part = None) -> Metric:
+    """Mean absolute error in multiples of what repeating the last season missed in the past.
+
+    The median's error, divided channel by channel by the mean absolute difference of the samples
+    seen to those one season (``windows.period``) before them.
+
+    Args:
+        windows: with what came, and more than a season seen.
+        horizon: steps that count; None for all that came.
+        channel: channels that count; None for all.
+
+    Raises:
+        SeriesShapeError, SeriesValueError: as for :func:`mse`; also a past that does not change
+            from season to season, so that there is nothing to divide by.
+
+    Source: Hyndman and Koehler 2006, "Another look at measures of forecast accuracy".
+    """
+    seen, period = windows.series, windows.period
+    if seen.shape[2] <= period:
+        raise SeriesShapeError(
+            f"expected windows of more than one season ({period} samples), got {seen.shape[2]}"
+        )
+    scale = (seen[..., period:] - seen[..., :-period]).abs().nanmean(2)
+    if not bool((scale > 0).all()):
+        raise SeriesValueError(
+            "expected a past that changes from season to season, got one that does not in window "
+            f"{int((~(scale > 0)).nonzero()[0, 0])}; take patching.mae"
+        )
+    measure, known = _compared(windows, horizon, channel, _scaled)
+    return Metric(
+        "mean absolute scaled error", "seasonal errors", measure, (known, scale), "lower",
+        (0.0, math.inf),
+    )  # fmt: skip
+
+
+@checked
 def quantile_loss(
-    reference: Float[Tensor, "pair channel horizon"],
-    levels: Sequence[float],
-    horizon: slice | int | None = None,
-    channel: slice | int | None = None,
+    reference: Float[Tensor, "pair channel horizon"] | ForecastWindows,
+    levels: Sequence[float] | None = None,
+    horizon: Part = None,
+    channel: Part = None,
     level: Share | None = None,
     distribution: Distribution | None = None,
 ) -> Metric:
@@ -121,14 +183,16 @@ def quantile_loss(
     half the absolute error. It says nothing about levels that are not given.
 
     Args:
-        reference: true values, [pair, channel, horizon].
+        reference: true values, [pair, channel, horizon], or windows; as for :func:`mse`.
         levels: of the output's quantiles, in the order of its last axis (of a model that gives
-            quantiles), or those to take from its distribution.
-        horizon: steps that count; None for all.
+            quantiles), or those to take from its distribution; None for the model's own (0.1 to
+            0.9 of a distribution).
+        horizon: steps that count; None for all that the reference has.
         channel: channels that count; None for all.
-        level: the one of ``levels`` that counts; None for the mean over all.
+        level: the one that counts; None for the mean over all.
         distribution: ``"normal"`` or ``"student_t"`` where the output is a distribution's
-            parameters [pair, channel, horizon, parameter]; None where it is quantiles.
+            parameters [pair, channel, horizon, parameter]; None where it is quantiles. The model
+            says so itself where ``levels`` is None.
 
     Raises:
         SeriesShapeError: the reference has other axes than a forecast, or the output others than
@@ -144,77 +208,217 @@ def quantile_loss(
         >>> metric(torch.tensor([[[[-1.0, 1.0], [-1.0, 2.0]]]]))
         tensor([0.1250])
     """
-    _check_reference(reference)
-    steps = _as_slice(horizon, reference.shape[2], "horizon")
-    channels = _as_slice(channel, reference.shape[1], "channel")
-    levels = tuple(levels)
-    if not levels or not all(0 < entry < 1 for entry in levels):
-        raise ArgumentError(f"levels must lie between 0 and 1, at least one, got {levels}")
-    if level is not None and level not in levels:
-        raise ArgumentError(f"level must be one of {levels}, got {level}")
-    if distribution is not None and distribution not in ("normal", "student_t"):
-        raise ArgumentError(
-            f"quantiles are taken from a normal or student_t distribution, got {distribution!r}"
-        )
-    measure = _Pinball(channels, steps, levels, level, distribution)
-    name = "quantile loss" if level is None else f"quantile loss at level {level:g}"
-    return Metric(name, "units", measure, (reference,), "lower", (0.0, math.inf))
-
-
-@dataclass(frozen=True)
-class _SquaredError:
-    """Mean squared error [*world, pair] over some channels and steps."""
-
-    channels: slice
-    steps: slice
-
-    def __call__(self, output: Tensor, reference: Tensor) -> Tensor:
-        if output.shape[-3:] != reference.shape:
-            raise SeriesShapeError(
-                f"expected forecasts like the reference {list(reference.shape)}, "
-                f"got {list(output.shape[-3:])}"
+    reading: Reading | None = None
+    if levels is None:
+        if distribution is not None:
+            raise ArgumentError("distribution= is for levels= of your own; the model knows both")
+    else:
+        levels = tuple(levels)
+        if not levels or not all(0 < entry < 1 for entry in levels):
+            raise ArgumentError(f"levels must lie between 0 and 1, at least one, got {levels}")
+        if level is not None and level not in levels:
+            raise ArgumentError(f"level must be one of {levels}, got {level}")
+        if distribution is not None and distribution not in ("normal", "student_t"):
+            raise ArgumentError(
+                f"quantiles are taken from a normal or student_t distribution, got {distribution!r}"
             )
-        error = (output - reference.to(output)) ** 2
-        return error[..., self.channels, self.steps].flatten(-2).mean(-1)
+        reading = Parameters(distribution) if distribution else Quantiles(levels)
+    wanted = (level,) if level is not None else levels
+    measure, known = _compared(reference, horizon, channel, _Pinball(wanted), reading)
+    name = "quantile loss" if level is None else f"quantile loss at level {level:g}"
+    return Metric(name, "units", measure, (known,), "lower", (0.0, math.inf))
+
+
+@checked
+def crps(
+    reference: Float[Tensor, "pair channel horizon"] | ForecastWindows,
+    horizon: Part = None,
+    channel: Part = None,
+) -> Metric:
+    """Continuous ranked probability score, from the model's quantiles (lower is better).
+
+    Twice the mean pinball loss over the model's levels (0.1 to 0.9 of a distribution), in units of
+    the output: what forecasting libraries report. Few levels make it an approximation, which
+    leaves out what happens beyond the outermost.
+
+    Args:
+        reference: as for :func:`mse`.
+        horizon: steps that count; None for all that the reference has.
+        channel: channels that count; None for all.
+
+    Raises:
+        SeriesShapeError, SeriesValueError: as for :func:`mse`.
+
+    Source: Gneiting and Raftery 2007, "Strictly proper scoring rules".
+    """
+    measure, known = _compared(reference, horizon, channel, _Pinball(None, 2.0))
+    return Metric("CRPS", "units", measure, (known,), "lower", (0.0, math.inf))
+
+
+@checked
+def forecast(
+    step: int | slice | Literal["peak", "trough", "mean", "total"] = "mean",
+    level: Share | None = 0.5,
+    channel: Part = None,
+) -> Metric:
+    """What is forecast: one step, or the peak, trough, mean or sum over steps, in its units.
+
+    Neither direction is an improvement. The levels are the model's own: it says how its output is
+    read.
+
+    Args:
+        step: one step (negative from the end) or a slice of them, whose mean it is; ``"peak"`` and
+            ``"trough"`` are the largest and smallest over the horizon, ``"total"`` the sum.
+        level: of the quantile that is read; None for what the source calls its mean. A head that
+            gives one value per step has that one.
+        channel: channels that count, as their mean; None for all.
+
+    Raises:
+        ArgumentError: in an analysis, where the model is no forecaster, has no such level, step or
+            channel.
+
+    Example:
+        >>> from tstlens import HookedTST, patching
+        >>> from tstlens.data import load_forecasting
+        >>> model, windows = HookedTST.from_pretrained("co2"), load_forecasting("co2")[:2]
+        >>> metric = patching.forecast("peak").for_model(model)
+        >>> bool((metric(model(windows.series)) == model(windows.series).amax((1, 2))).all())
+        True
+    """
+    if isinstance(step, str):
+        name = f"{step} of the forecast"
+    else:
+        at = step if isinstance(step, int) else f"{step.start or 0} to {step.stop}"
+        name = f"forecast at step {at}"
+    name += "" if level in (0.5, None) else f" (level {level:g})"
+    return Metric(name, "units", _Forecast(step, level, channel))
+
+
+def _squared(reading: Reading, output: Tensor, truth: Tensor) -> Tensor:
+    return (reading.mean(output) - truth) ** 2
+
+
+def _absolute(reading: Reading, output: Tensor, truth: Tensor) -> Tensor:
+    return (reading.median(output) - truth).abs()
+
+
+def _scaled(reading: Reading, output: Tensor, truth: Tensor, scale: Tensor) -> Tensor:
+    return _absolute(reading, output, truth) / scale[..., None].to(output)
 
 
 @dataclass(frozen=True)
 class _Pinball:
-    """Mean pinball loss [*world, pair] over some channels, steps and levels."""
+    """``factor`` times the mean pinball loss over levels; None for the model's own."""
+
+    levels: tuple[float, ...] | None
+    factor: float = 1.0
+
+    def __call__(self, reading: Reading, output: Tensor, truth: Tensor) -> Tensor:
+        levels = self.levels or reading.levels or LEVELS
+        at = torch.tensor(levels).to(output)
+        error = truth[..., None] - reading.quantiles(output, levels)
+        return self.factor * torch.maximum(at * error, (at - 1) * error).mean(-1)
+
+
+@dataclass(frozen=True)
+class _Read:
+    """What reads a forecast off an output: as the model says, else as one value per step."""
+
+    reading: Reading | None = field(default=None, kw_only=True)
+
+    def bound(self, model: Any) -> Any:
+        """The same for a model's output."""
+        return self if self.reading is not None else replace(self, reading=reading_of(model.cfg))
+
+
+@dataclass(frozen=True)
+class _Error(_Read):
+    """Mean error [*world, pair] over some channels and steps, of what is known of the truth."""
 
     channels: slice
     steps: slice
-    levels: tuple[float, ...]
-    level: float | None
-    distribution: Distribution | None
+    error: Callable[..., Tensor]
 
-    def __call__(self, output: Tensor, reference: Tensor) -> Tensor:
-        of = self.distribution
-        n_last = len(PARAMETERS[of]) if of else len(self.levels)
-        expected = (*reference.shape, n_last)
-        if output.shape[-4:] != expected:
+    def __call__(self, output: Tensor, reference: Tensor, *beside: Tensor) -> Tensor:
+        reading = self.reading or Points()
+        entries = 0 if reading.n_entries is None else 1
+        axes = output.shape[output.ndim - 3 - entries : output.ndim - entries]
+        n_steps = reference.shape[2]
+        last = [] if reading.n_entries is None else [reading.n_entries]
+        if (
+            output.ndim < 3 + entries
+            or axes[:2] != reference.shape[:2]
+            or axes[2] < n_steps
+            or (entries and output.shape[-1] != reading.n_entries)
+        ):
+            kind = {0: "forecasts", 1: "parameters"}[entries]
+            kind = "quantiles" if reading.levels else kind
+            words = ", ".join(["pair", "channel", "horizon", *map(str, last)])
             raise SeriesShapeError(
-                f"expected {'parameters' if of else 'quantiles'} [pair, channel, horizon, "
-                f"{n_last}] = {list(expected)}, got {list(output.shape[-4:])}"
+                f"expected {kind} [{words}] = {[*reference.shape, *last]}, got "
+                f"{list(output.shape[-3 - entries :])}"
             )
-        output = output[..., self.channels, self.steps, :]
-        quantiles = quantiles_of(of, output, self.levels) if of else output
-        error = reference[:, self.channels, self.steps, None].to(output) - quantiles
-        at = torch.tensor(self.levels).to(output)
-        loss = torch.maximum(at * error, (at - 1) * error)
-        loss = loss if self.level is None else loss[..., [self.levels.index(self.level)]]
-        return loss.flatten(-3).mean(-1)
+        index = (..., self.channels, self.steps, *([slice(None)] * entries))
+        truth = reference[:, self.channels, self.steps].to(output)
+        known = ~truth.isnan()
+        read = output[..., :n_steps, :] if entries else output[..., :n_steps]
+        kept = [part[:, self.channels] for part in beside]
+        error = self.error(reading, read[index], truth.nan_to_num(), *kept) * known
+        return error.flatten(-2).sum(-1) / known.flatten(1).sum(1)
 
 
-def _check_reference(reference: Tensor) -> None:
-    if reference.ndim != 3:
+@dataclass(frozen=True)
+class _Forecast(_Read):
+    """A number [*world, pair] of what is forecast."""
+
+    step: int | slice | str
+    level: float | None
+    channel: Part
+
+    def __call__(self, output: Tensor) -> Tensor:
+        if self.reading is None:
+            raise ArgumentError(
+                "what is forecast is read as the model says: give the metric to an analysis, or "
+                "bind it, patching.forecast(...).for_model(model)"
+            )
+        reading = self.reading
+        reading.check(output)
+        if self.level is None:
+            values = reading.mean(output)
+        else:
+            values = reading.quantiles(output, (self.level,))[..., 0]
+        values = values[..., _as_slice(self.channel, values.shape[-2], "channel"), :]
+        if isinstance(self.step, str):
+            values = values.mean(-2)
+            of = {"peak": values.amax, "trough": values.amin, "mean": values.mean}
+            return of.get(self.step, values.sum)(-1)
+        return values[..., _as_slice(self.step, values.shape[-1], "step")].flatten(-2).mean(-1)
+
+
+def _compared(
+    reference: Tensor | ForecastWindows,
+    horizon: Part,
+    channel: Part,
+    error: Callable[..., Tensor],
+    reading: Reading | None = None,
+) -> tuple[_Error, Tensor]:
+    """What measures an error, and the truth [pair, channel, horizon] that it is compared with."""
+    known = reference.future if isinstance(reference, ForecastWindows) else reference
+    if known.ndim != 3:
         raise SeriesShapeError(
-            f"expected a reference [pair, channel, horizon], got {list(reference.shape)}"
+            f"expected a reference [pair, channel, horizon], got {list(known.shape)}"
         )
-    if not bool(reference.isfinite().all()):
+    if bool(known.isinf().any()):
+        raise SeriesValueError("expected a finite reference, got infinity")
+    steps = _as_slice(horizon, known.shape[2], "horizon")
+    channels = _as_slice(channel, known.shape[1], "channel")
+    nothing = known[:, channels, steps].isnan().flatten(1).all(1)
+    if bool(nothing.any()):
         raise SeriesValueError(
-            "expected a finite reference, got NaN or infinity; choose the horizon that is known"
+            f"expected a value to compare with for every pair, got only NaN for pair "
+            f"{int(nothing.nonzero()[0, 0])}; leave it out, or choose other steps"
         )
+    return _Error(channels, steps, error, reading=reading), known
 
 
 def _as_slice(index: slice | int | None, size: int, axis: str) -> slice:
@@ -362,8 +566,11 @@ PAIRS_PER_BLOCK = 128  # pairs whose activations are held at once
 ROUNDINGS = 8.0
 
 
-def as_metric(metric: MeasureOutput, n_pairs: int) -> Metric:
-    """The metric, a function of the user's own with its name; raise unless it fits the pairs."""
+def as_metric(metric: MeasureOutput, n_pairs: int, model: Any = None) -> Metric:
+    """The metric as it reads the model's output; raise unless it fits the pairs.
+
+    A function of the user's own gets its name.
+    """
     if not callable(metric):
         raise ArgumentError(
             f"metric must be patching.log_prob(target) or another function of the output, "
@@ -374,7 +581,7 @@ def as_metric(metric: MeasureOutput, n_pairs: int) -> Metric:
         raise SeriesShapeError(
             f"the metric has targets for {metric.n_pairs} pairs, the series are {n_pairs} pairs"
         )
-    return metric
+    return metric if model is None else metric.for_model(model)
 
 
 def read_metric(metric: Metric, output: Tensor) -> Tensor:

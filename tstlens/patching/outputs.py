@@ -15,7 +15,7 @@ from torch import Tensor
 
 from tstlens.metrics import Metric
 from tstlens.model import HookedTST
-from tstlens.patching.grids import check_axes, make_grids
+from tstlens.patching.grids import Slices, check_axes, make_grids
 from tstlens.patching.metrics import described, joined, read_metric
 from tstlens.patching.result import SweepResult
 from tstlens.patching.sites import Place, Site, locate
@@ -34,18 +34,18 @@ class Swept:
         place: the site as found in the model.
         axes: what is swept, checked by :func:`tstlens.patching.grids.check_axes`.
         layers: layers that are swept, ``(None,)`` for a place outside the blocks.
-        n_slices: runs of axis ``slice``.
+        n_slices: runs of axis ``slice``; of the series, their samples by name.
     """
 
     site: Site
     place: Place
     axes: tuple[str, ...]
     layers: tuple[int | None, ...]
-    n_slices: int | None = None
+    n_slices: Slices | None = None
 
     @classmethod
     def found(
-        cls, model: HookedTST, site: str | Site, axes: Sequence[str], n_slices: int | None
+        cls, model: HookedTST, site: str | Site, axes: Sequence[str], n_slices: Slices | None
     ) -> Swept:
         """The worlds of a sweep over all layers of a model, or over the site's own.
 
@@ -149,6 +149,7 @@ def assembled(
     place: Place | None = None,
     effects: bool = False,
     exact: bool = True,
+    times: tuple[str, ...] | None = None,
     **made: Any,
 ) -> Kind:
     """The result of an analysis, from what it found for blocks of pairs.
@@ -164,6 +165,7 @@ def assembled(
         source: what replaced it.
         place: whose positions the axis ``pos`` counts.
         effects: whether pieces hold effects in place of values.
+        times: when each sample was taken, where all pairs share that.
         exact: whether they are differences of runs, which have a rounding; a gradient's estimate
             is as exact as its own size.
         **made: how.
@@ -186,6 +188,7 @@ def assembled(
         time_cells=time_cells(model, n_time, place),
         positions_are=model.cfg.positions_are,
         n_pairs=len(found),
+        times=times,
         made={"model": model.cfg.model_name, **made},
     )
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from tstlens.arguments import checked, shown
 from tstlens.errors import ArgumentError
 from tstlens.model import HookedTST
-from tstlens.patching.checks import check_pairs
+from tstlens.patching.checks import PairData, check_pairs
 from tstlens.patching.sites import AXIS_ALIASES, Place, Site, axis_of, chosen, locate
 from tstlens.patching.sources import (
     Reference,
@@ -25,15 +25,15 @@ from tstlens.patching.sources import (
     found_sources,
     record,
 )
-from tstlens.shapes import Output, PairMask, PairSeries
+from tstlens.shapes import Output, PairMask
 
 
 @checked
 @torch.no_grad()
 def patch(
     model: HookedTST,
-    clean: PairSeries,
-    corrupted: PairSeries,
+    clean: PairData,
+    corrupted: PairData,
     sites: Sequence[Site] | Site,
     source: Source | Tensor = "clean",
     *,

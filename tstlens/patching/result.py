@@ -45,6 +45,7 @@ class SweepResult(Labelled):
             where effects are as exact as their own size.
         better: which direction of the metric is an improvement; None where that is not known.
         range: smallest and largest value that the metric can have.
+        times: when each sample was taken, where all pairs share that (one window with dates).
     """
 
     values: Float[Tensor, "*axes"]
@@ -64,6 +65,7 @@ class SweepResult(Labelled):
     rounding: Float[Tensor, "*pair"] | None = None
     better: Better | None = None
     range: tuple[float, float] = ANY
+    times: tuple[str, ...] | None = None
 
     ALONG: ClassVar = {
         "values": None,

@@ -268,10 +268,10 @@ def _template(model: HookedTST, site: Site) -> tuple[str, int | None, tuple[int 
 
 
 def axis_of(place: Place, axis: str) -> str:
-    """An axis' own name at a place: aliases resolved, ``slice`` as feature, pos on a pattern."""
+    """An axis' own name at a place: aliases resolved, what ``slice`` cuts, pos on a pattern."""
     axis = AXIS_ALIASES.get(axis, axis)
     if axis == "slice":
-        return "feature"
+        return "time" if "time" in place.axes else "feature"
     return "query" if axis == "pos" and "pos" not in place.axes and "query" in place.axes else axis
 
 

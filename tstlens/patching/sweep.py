@@ -12,6 +12,7 @@ activations inside a corrupted run are combinations that no real series may prod
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -19,9 +20,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from tstlens.arguments import Positive, checked
+from tstlens.errors import ArgumentError
 from tstlens.metrics import Metric
 from tstlens.model import HookedTST
-from tstlens.patching.checks import check_pairs
+from tstlens.patching.checks import PairData, check_pairs, spans_of, times_of
 from tstlens.patching.metrics import MeasureOutput, as_metric, pair_blocks, read_runs
 from tstlens.patching.outputs import Piece, Swept, assembled, measured
 from tstlens.patching.result import SweepResult
@@ -36,21 +38,22 @@ from tstlens.patching.sources import (
     sources,
 )
 from tstlens.patching.worlds import run_corrupted
-from tstlens.shapes import PairMask, PairSeries
+from tstlens.shapes import PairMask
 
 
 @checked
 @torch.no_grad()
 def sweep(
     model: HookedTST,
-    clean: PairSeries,
-    corrupted: PairSeries,
+    clean: PairData,
+    corrupted: PairData,
     site: str | Site,
     axes: Sequence[str],
     metric: MeasureOutput,
     source: Source | Tensor = "clean",
     *,
     n_slices: int | None = None,
+    slices: str | int | Sequence[tuple[int, int]] | None = None,
     reference: Reference | None = None,
     reference_mask: ReferenceMask | None = None,
     clean_mask: PairMask | None = None,
@@ -62,7 +65,7 @@ def sweep(
 
     Args:
         model: the model.
-        clean: series [pair, channel, time] (one pair may come without the pair axis).
+        clean: series [pair, channel, time] (one pair may come without the pair axis), or windows.
         corrupted: series of the same shape.
         site: what is replaced: ``"z"``, ``"resid_post"``, ``"mlp_out"``, ``"pattern"`` …, a full
             hook name, or a :class:`Site` that fixes some axes. See :mod:`tstlens.patching.sites`.
@@ -75,7 +78,10 @@ def sweep(
         source: what replaces: ``"clean"`` (the clean run), ``"zero"``, ``"mean"`` (over
             ``reference``, per position) or other series [pair, channel, time], under
             ``clean_mask``.
-        n_slices: runs that axis ``"slice"`` cuts the last axis into.
+        n_slices: runs that axis ``"slice"`` cuts the last axis of an activation into.
+        slices: runs of samples that axis ``"slice"`` cuts the series into (site ``"series"``): a
+            unit of the calendar ("1D", "6h", "W") where ``clean`` are windows with dates, a number
+            of samples, or (first, one past last) samples.
         reference: series [batch, channel, time] for ``source="mean"``.
         reference_mask: bool [batch, time] of these; padding and missing values stay out of means.
         clean_mask: bool [pair, time] of the clean series.
@@ -105,9 +111,13 @@ def sweep(
         >>> result.effect().shape
         torch.Size([6, 2, 4])
     """
+    times = times_of(clean)
+    spans = None if slices is None else spans_of(clean, slices)
     clean, corrupted = check_pairs(model, clean, corrupted, clean_mask, corrupted_mask)
-    what = Swept.found(model, site, axes, n_slices)
-    metric = as_metric(metric, len(clean))
+    if spans is not None and (n_slices is not None or "slice" not in axes):
+        raise ArgumentError("slices= cuts the series along axis 'slice', and excludes n_slices=")
+    what = Swept.found(model, site, axes, n_slices if spans is None else spans)
+    metric = as_metric(metric, len(clean), model)
     with tqdm(total=0, desc=f"patching {what.site.name}", unit="run", disable=not progress) as bar:
         (result,) = swept_pairs(
             model,
@@ -120,7 +130,9 @@ def sweep(
             (reference, reference_mask),
             bar,
         )
-    return result
+    if spans is not None:
+        result.made.update(slices=slices, spans=spans)
+    return replace(result, times=times)
 
 
 def swept_pairs(

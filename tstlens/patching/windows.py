@@ -21,7 +21,7 @@ from tstlens.arguments import Positive, checked
 from tstlens.errors import ArgumentError
 from tstlens.metrics import Metric
 from tstlens.model import HookedTST
-from tstlens.patching.checks import check_pairs
+from tstlens.patching.checks import PairData, check_pairs, times_of
 from tstlens.patching.metrics import (
     MeasureOutput,
     as_metric,
@@ -32,7 +32,8 @@ from tstlens.patching.metrics import (
 from tstlens.patching.outputs import assembled, rows_that_fit
 from tstlens.patching.result import SweepResult
 from tstlens.patching.sources import rows_of
-from tstlens.shapes import PairMask, PairSeries
+from tstlens.patching.sweep import sweep
+from tstlens.shapes import PairMask
 
 LENGTHS = (1, 2, 4, 8, 16)
 RIDGE = 2.0
@@ -42,12 +43,13 @@ RIDGE = 2.0
 @torch.no_grad()
 def window_sweep(
     model: HookedTST,
-    clean: PairSeries,
-    corrupted: PairSeries,
+    clean: PairData,
+    corrupted: PairData,
     metric: MeasureOutput,
     *,
     lengths: Sequence[int] | None = None,
     ridge: float = RIDGE,
+    unit: str | int | None = None,
     clean_mask: PairMask | None = None,
     corrupted_mask: PairMask | None = None,
     memory_mb: Positive | None = None,
@@ -78,6 +80,9 @@ def window_sweep(
         ridge: strength of the regression, as a multiple of the windows that hold a sample. The
             default was chosen on planted tasks of seeds that no table of ours is made with; there
             the mean AUPRC stayed between 0.78 and 0.80 from a third to nearly three times as much.
+        unit: replace whole units, exactly and one at a time, in place of windows and shares: "1D"
+            (windows with dates), or a number of samples; all channels together. The same as
+            ``sweep`` of site ``"series"`` along ``("slice",)`` with ``slices=unit``.
         clean_mask: bool [pair, time] of the clean series. A sample that is padding (or missing)
             in either series is never replaced, and its effect is 0.
         corrupted_mask: bool [pair, time] of the corrupted series.
@@ -85,11 +90,13 @@ def window_sweep(
         progress: show a progress bar.
 
     Returns:
-        Values [pair, channel, time] with baseline, clean value, effect, frame and figure.
+        Values [pair, channel, time] ([pair, slice] with ``unit``) with baseline, clean value,
+        effect, frame and figure.
 
     Raises:
         SeriesShapeError: clean and corrupted differ in shape, or do not fit the model.
-        ArgumentError: lengths below 1 or beyond the series, or a ridge of 0 or less.
+        ArgumentError: a unit beside lengths or without dates, lengths below 1 or beyond the
+            series, or a ridge of 0 or less.
 
     Example:
         >>> import torch
@@ -102,11 +109,28 @@ def window_sweep(
         >>> result.effect().shape
         torch.Size([3, 1, 150])
     """
+    if unit is not None:
+        if lengths is not None or ridge != RIDGE:
+            raise ArgumentError("unit= replaces units exactly; leave out lengths= and ridge=")
+        return sweep(
+            model,
+            clean,
+            corrupted,
+            "series",
+            ("slice",),
+            metric,
+            slices=unit,
+            clean_mask=clean_mask,
+            corrupted_mask=corrupted_mask,
+            memory_mb=memory_mb,
+            progress=progress,
+        )
+    times = times_of(clean)
     clean, corrupted = check_pairs(model, clean, corrupted, clean_mask, corrupted_mask)
     n_time = clean.shape[2]
     if ridge <= 0:
         raise ArgumentError(f"ridge: expected more than 0, got {ridge}")
-    metric = as_metric(metric, len(clean))
+    metric = as_metric(metric, len(clean), model)
     inside = window_places(n_time, lengths)
     n_channels = clean.shape[1]
     total = len(clean) * len(inside) * n_channels
@@ -128,6 +152,7 @@ def window_sweep(
         [(effect, runs) for effect, _, runs in parts],
         n_time,
         site="series",
+        times=times,
         effects=True,
         method="exact windows, shared out by ridge regression",
         lengths=None if lengths is None else [int(length) for length in lengths],

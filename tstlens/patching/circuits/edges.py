@@ -49,7 +49,7 @@ from tstlens.errors import ArgumentError, SeriesShapeError
 from tstlens.metrics import Metric
 from tstlens.model import HookedTST
 from tstlens.patching.attribution import delta
-from tstlens.patching.checks import check_pairs
+from tstlens.patching.checks import PairData, check_pairs
 from tstlens.patching.circuits.graph import PARTS, ComponentGraph, Edge, component_graph
 from tstlens.patching.circuits.streams import (
     Recorded,
@@ -70,7 +70,7 @@ from tstlens.patching.metrics import MeasureOutput, as_metric, read_metric, read
 from tstlens.patching.outputs import Kind, assembled, rows_that_fit
 from tstlens.patching.result import SweepResult
 from tstlens.patching.sources import rows_of
-from tstlens.shapes import PairMask, PairSeries
+from tstlens.shapes import PairMask
 
 Answer = tuple[Tensor, Tensor, Tensor]  # senders [world], receivers [world], outputs
 
@@ -238,8 +238,8 @@ class EdgeEffects(SweepResult):
 @torch.no_grad()
 def edge_sweep(
     model: HookedTST,
-    clean: PairSeries,
-    corrupted: PairSeries,
+    clean: PairData,
+    corrupted: PairData,
     metric: MeasureOutput,
     *,
     edges: Sequence[str | Edge] | None = None,
@@ -291,7 +291,7 @@ def edge_sweep(
         torch.Size([6, 2])
     """
     clean, corrupted = check_pairs(model, clean, corrupted, clean_mask, corrupted_mask)
-    metric = as_metric(metric, len(clean))
+    metric = as_metric(metric, len(clean), model)
     graph = component_graph(model, clean.shape[2], positions=positions, channels=channels)
     if edges is not None and not len(edges):
         raise ArgumentError("expected at least one edge to patch, got none; leave out for all")
@@ -386,8 +386,8 @@ def recorded_pairs(
 @needs_gradients
 def edge_attribution(
     model: HookedTST,
-    clean: PairSeries,
-    corrupted: PairSeries,
+    clean: PairData,
+    corrupted: PairData,
     metric: MeasureOutput,
     steps: Amount = 0,
     *,
@@ -442,7 +442,7 @@ def edge_attribution(
         torch.Size([6, 331])
     """
     clean, corrupted = check_pairs(model, clean, corrupted, clean_mask, corrupted_mask)
-    metric = as_metric(metric, len(clean))
+    metric = as_metric(metric, len(clean), model)
     graph = component_graph(model, clean.shape[2], positions=positions, channels=channels)
     shares = [(step + 0.5) / steps for step in range(steps)] or [0.0]
     with tqdm(total=len(clean) * len(shares), unit="run", disable=not progress) as bar:

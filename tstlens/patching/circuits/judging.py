@@ -268,7 +268,7 @@ def keep_edges(
     """
     check_pairs(model, pairs.clean, pairs.corrupted, pairs.clean_mask, pairs.corrupted_mask)
     metric = circuit.metric_of(pairs) if metric is None else metric
-    metric = as_metric(metric, len(pairs))
+    metric = as_metric(metric, len(pairs), model)
     graph = circuit.components
     check_graph(model, graph, pairs.clean.shape[2])
     masks = torch.stack([graph.mask(kept.nonzero()[:, 0]) for kept in sets])

@@ -26,7 +26,7 @@ from tstlens.arguments import Positive, checked
 from tstlens.errors import ArgumentError, UnknownSiteError
 from tstlens.metrics import Metric
 from tstlens.model import HookedTST
-from tstlens.patching.checks import check_pairs
+from tstlens.patching.checks import PairData, check_pairs
 from tstlens.patching.circuits.edges import over_pairs
 from tstlens.patching.circuits.graph import PARTS, ComponentGraph, Node, component_graph
 from tstlens.patching.circuits.streams import (
@@ -44,15 +44,15 @@ from tstlens.patching.circuits.streams import (
 )
 from tstlens.patching.metrics import MeasureOutput, as_metric, read_metric
 from tstlens.patching.result import SweepResult
-from tstlens.shapes import PairMask, PairSeries
+from tstlens.shapes import PairMask
 
 
 @checked
 @torch.no_grad()
 def path_patch(
     model: HookedTST,
-    clean: PairSeries,
-    corrupted: PairSeries,
+    clean: PairData,
+    corrupted: PairData,
     receivers: str | Sequence[str],
     metric: MeasureOutput,
     *,
@@ -108,7 +108,7 @@ def path_patch(
         ('embed', 'L0H0', 'L0H1', 'L0MLP')
     """
     clean, corrupted = check_pairs(model, clean, corrupted, clean_mask, corrupted_mask)
-    metric = as_metric(metric, len(clean))
+    metric = as_metric(metric, len(clean), model)
     graph = component_graph(model, clean.shape[2], positions=positions)
     asked = [receivers] if isinstance(receivers, str) else list(receivers)
     ports = sorted({port for name in asked for port in graph.ports(name)})
@@ -148,8 +148,8 @@ def path_patch(
 @torch.no_grad()
 def follow_paths(
     model: HookedTST,
-    clean: PairSeries,
-    corrupted: PairSeries,
+    clean: PairData,
+    corrupted: PairData,
     paths: Sequence[str],
     metric: MeasureOutput,
     *,
@@ -198,7 +198,7 @@ def follow_paths(
         torch.Size([6, 1])
     """
     clean, corrupted = check_pairs(model, clean, corrupted, clean_mask, corrupted_mask)
-    metric = as_metric(metric, len(clean))
+    metric = as_metric(metric, len(clean), model)
     graph = component_graph(model, clean.shape[2], positions=positions)
     if isinstance(paths, str) or not paths:
         raise ArgumentError(f"expected a sequence of paths, got {paths!r}")
