@@ -7,7 +7,7 @@ an error, and filled only where the caller says how.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -337,7 +337,7 @@ def _numeric(column: Any) -> bool:
     return is_numeric_dtype(column)
 
 
-def _some(times: Sequence[Any]) -> str:
+def _some(times: Any) -> str:
     """The first few times, and how many more there are."""
     said = ", ".join(str(time) for time in times[:_SHOWN])
     return said if len(times) <= _SHOWN else f"{said} and {len(times) - _SHOWN} more"

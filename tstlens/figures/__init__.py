@@ -23,6 +23,7 @@ from tstlens.figures import (  # noqa: F401 (they join ``draw``)
     sweeps,
 )
 from tstlens.figures.browser import page
+from tstlens.figures.calendar import calendar
 from tstlens.figures.drawing import draw, in_notebooks
 from tstlens.figures.forecasts import forecast
 from tstlens.figures.lines import pair, series
@@ -33,6 +34,7 @@ from tstlens.lazy import lazy
 
 __all__ = [
     "TEMPLATE",
+    "calendar",
     "confusion",
     "draw",
     "forecast",

@@ -309,13 +309,17 @@ def bars(
         beside = marks.spread(len(each))[:, None] * width[None]
         look = {"opacity": 0.45, "line": {"color": style.PAPER, "width": 0.5}}
         marks.dots(figure, (x[None] + beside).ravel(), each.ravel(), style.INK, 5, look=look)
-    layout = ticks.layout()
+    layout, below = ticks.layout(), {}
     if ticks.edges is None:
         layout |= {"type": "linear", "range": [-0.6, len(values) - 0.4], "zeroline": False}
+        shown = layout["ticktext"]
+        if len(shown) * max(map(len, shown), default=0) > 90:  # they do not fit side by side
+            layout |= {"tickangle": -90, "title": {"text": ""}}
+            below["below"] = style.room_for(shown)
     figure.update_xaxes(layout)
     shown = (scale.low, scale.high)
     if each is not None and len(each) > 1:
         shown = ends_of_axis(each, *(end for end in (low, high) if end is not None))
     figure.update_yaxes(zeroline=True, zerolinewidth=1.5, range=shown, nticks=6)
     above = style.label_above(figure, scale.label)
-    return style.finish(figure, title, subtitle, plot_height=230, above=above)
+    return style.finish(figure, title, subtitle, plot_height=230, above=above, **below)

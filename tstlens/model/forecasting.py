@@ -19,14 +19,12 @@ from torch import Tensor
 from tstlens.arguments import Count, Seed, checked
 from tstlens.data.forecasting import ForecastWindows
 from tstlens.errors import ArgumentError, SeriesShapeError
-from tstlens.model.reading import Reading, reading_of
+from tstlens.model.reading import DECILES, Reading, reading_of
 from tstlens.results import Result
 from tstlens.run import Runs, evaluating
 
 if TYPE_CHECKING:
     import pandas as pd
-
-LEVELS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -185,9 +183,7 @@ def forecast(
 
 def _levels(levels: Any, reading: Reading, drawn: bool) -> tuple[float, ...]:
     if levels is None:
-        if reading.levels:
-            return tuple(sorted(reading.levels))
-        return LEVELS if drawn or hasattr(reading, "draw") else (0.5,)
+        return DECILES if drawn else reading.usual_levels
     found = tuple(levels) if isinstance(levels, list | tuple | np.ndarray) else (levels,)
     found = tuple(float(level) for level in found)
     if not found or not all(0 < level < 1 for level in found) or len(set(found)) < len(found):

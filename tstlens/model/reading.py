@@ -19,6 +19,7 @@ from torch import Tensor
 from tstlens.errors import ArgumentError, SeriesShapeError
 
 Levels = Sequence[float]
+DECILES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 
 
 class Reading(ABC):
@@ -37,6 +38,11 @@ class Reading(ABC):
     @abstractmethod
     def n_entries(self) -> int | None:
         """Entries per step; None where there is no such axis."""
+
+    @property
+    def usual_levels(self) -> tuple[float, ...]:
+        """Levels that are read where nobody says which."""
+        return tuple(sorted(self.levels)) or (0.5,)
 
     @abstractmethod
     def quantiles(self, output: Tensor, levels: Levels) -> Float[Tensor, "*step level"]:

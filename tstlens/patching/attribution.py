@@ -40,7 +40,7 @@ from tstlens.arguments import (
 from tstlens.errors import ArgumentError
 from tstlens.metrics import Metric
 from tstlens.model import HookedTST
-from tstlens.patching.checks import PairData, check_pairs, times_of
+from tstlens.patching.checks import PairData, check_pairs, described_by
 from tstlens.patching.grids import Grid, make_grids
 from tstlens.patching.metrics import MeasureOutput, as_metric, pair_blocks, read_metric, read_runs
 from tstlens.patching.outputs import Swept, assembled, rows_that_fit
@@ -432,7 +432,7 @@ def attribution(
         >>> approximate.effect().shape
         torch.Size([6, 2, 4])
     """
-    times = times_of(clean)
+    words = described_by(clean, metric)
     clean, corrupted = check_pairs(model, clean, corrupted, clean_mask, corrupted_mask)
     config = config or AttributionConfig()
     what = Swept.found(model, site, axes, config.n_slices)
@@ -451,7 +451,7 @@ def attribution(
             )
             pieces.append(piece)
             bar.update(block.stop - block.start)
-    return assembled(
+    found = assembled(
         SweepResult,
         model,
         metric,
@@ -463,13 +463,13 @@ def attribution(
         place=what.place,
         effects=True,
         exact=False,
-        times=times,
         method="attribution",
         steps=steps,
         path=config.path if steps else None,
         qk_correction=config.qk_correction,
         n_slices=config.n_slices,
     )
+    return replace(found, **words)
 
 
 def _check_options(

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from torch import Tensor
 
 from tstlens.data.forecasting import ForecastWindows
 from tstlens.data.validate import blanked
 from tstlens.errors import ArgumentError, SeriesShapeError
+from tstlens.metrics import Metric
 from tstlens.model import HookedTST
 from tstlens.shapes import PairSeries
 
@@ -20,12 +22,25 @@ def series_of(given: Tensor | ForecastWindows) -> Tensor:
     return given.series if isinstance(given, ForecastWindows) else given
 
 
-def times_of(given: Tensor | ForecastWindows) -> tuple[str, ...] | None:
-    """When the samples of these series were taken; None where that is not known, or not one time.
+def described_by(
+    given: Tensor | ForecastWindows, metric: Metric | Callable[..., Any]
+) -> dict[str, Any]:
+    """What a result takes over from windows: when samples were taken, and the unit of the values.
 
     Args:
         given: series, or windows; several windows are of several times.
+        metric: what is measured.
     """
+    if not isinstance(given, ForecastWindows):
+        return {}
+    found: dict[str, Any] = {"times": _times(given)}
+    own = {"units": given.unit, "squared units": f"{given.unit}²"}
+    if given.unit and getattr(metric, "unit", None) in own:
+        found["unit"] = own[getattr(metric, "unit", "")]
+    return found
+
+
+def _times(given: Tensor | ForecastWindows) -> tuple[str, ...] | None:
     if not isinstance(given, ForecastWindows) or len(given) != 1 or given.freq is None:
         return None
     return tuple(map(str, given.times()[: given.n_time]))
@@ -62,7 +77,7 @@ def spans_of(
         raise ArgumentError(
             f"expected slices as (first, one past last) samples within 0..{n_time}, got {found}"
         )
-    times = times_of(given)
+    times = _times(given)
     return {
         f"{times[start]} to {times[stop - 1]}" if times else f"{start} to {stop - 1}": (start, stop)
         for start, stop in found

@@ -25,7 +25,6 @@ from tstlens.data.labels import IndexNames, class_index
 from tstlens.errors import ArgumentError, LabelError, SeriesShapeError, SeriesValueError
 from tstlens.metrics import Metric, OfClass, check_targets, of_class
 from tstlens.model import HeadConfig, HookedTST
-from tstlens.model.forecasting import LEVELS
 from tstlens.model.reading import Points, Quantiles, Reading, reading_of
 from tstlens.zoo.parts import Distribution, Parameters
 
@@ -239,7 +238,7 @@ def crps(
 
     Twice the mean pinball loss over the model's levels (0.1 to 0.9 of a distribution), in units of
     the output: what forecasting libraries report. Few levels make it an approximation, which
-    leaves out what happens beyond the outermost.
+    leaves out what happens beyond the outermost. Of one value per step it is the absolute error.
 
     Args:
         reference: as for :func:`mse`.
@@ -314,7 +313,7 @@ class _Pinball:
     factor: float = 1.0
 
     def __call__(self, reading: Reading, output: Tensor, truth: Tensor) -> Tensor:
-        levels = self.levels or reading.levels or LEVELS
+        levels = self.levels or reading.usual_levels
         at = torch.tensor(levels).to(output)
         error = truth[..., None] - reading.quantiles(output, levels)
         return self.factor * torch.maximum(at * error, (at - 1) * error).mean(-1)

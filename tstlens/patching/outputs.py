@@ -149,7 +149,6 @@ def assembled(
     place: Place | None = None,
     effects: bool = False,
     exact: bool = True,
-    times: tuple[str, ...] | None = None,
     **made: Any,
 ) -> Kind:
     """The result of an analysis, from what it found for blocks of pairs.
@@ -165,7 +164,6 @@ def assembled(
         source: what replaced it.
         place: whose positions the axis ``pos`` counts.
         effects: whether pieces hold effects in place of values.
-        times: when each sample was taken, where all pairs share that.
         exact: whether they are differences of runs, which have a rounding; a gradient's estimate
             is as exact as its own size.
         **made: how.
@@ -188,7 +186,6 @@ def assembled(
         time_cells=time_cells(model, n_time, place),
         positions_are=model.cfg.positions_are,
         n_pairs=len(found),
-        times=times,
         made={"model": model.cfg.model_name, **made},
     )
 

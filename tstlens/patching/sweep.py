@@ -23,7 +23,7 @@ from tstlens.arguments import Positive, checked
 from tstlens.errors import ArgumentError
 from tstlens.metrics import Metric
 from tstlens.model import HookedTST
-from tstlens.patching.checks import PairData, check_pairs, spans_of, times_of
+from tstlens.patching.checks import PairData, check_pairs, described_by, spans_of
 from tstlens.patching.metrics import MeasureOutput, as_metric, pair_blocks, read_runs
 from tstlens.patching.outputs import Piece, Swept, assembled, measured
 from tstlens.patching.result import SweepResult
@@ -111,7 +111,7 @@ def sweep(
         >>> result.effect().shape
         torch.Size([6, 2, 4])
     """
-    times = times_of(clean)
+    words = described_by(clean, metric)
     spans = None if slices is None else spans_of(clean, slices)
     clean, corrupted = check_pairs(model, clean, corrupted, clean_mask, corrupted_mask)
     if spans is not None and (n_slices is not None or "slice" not in axes):
@@ -132,7 +132,7 @@ def sweep(
         )
     if spans is not None:
         result.made.update(slices=slices, spans=spans)
-    return replace(result, times=times)
+    return replace(result, **words)
 
 
 def swept_pairs(

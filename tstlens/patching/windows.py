@@ -9,7 +9,7 @@ what one sample does alone stays with it.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -21,7 +21,7 @@ from tstlens.arguments import Positive, checked
 from tstlens.errors import ArgumentError
 from tstlens.metrics import Metric
 from tstlens.model import HookedTST
-from tstlens.patching.checks import PairData, check_pairs, times_of
+from tstlens.patching.checks import PairData, check_pairs, described_by
 from tstlens.patching.metrics import (
     MeasureOutput,
     as_metric,
@@ -125,7 +125,7 @@ def window_sweep(
             memory_mb=memory_mb,
             progress=progress,
         )
-    times = times_of(clean)
+    words = described_by(clean, metric)
     clean, corrupted = check_pairs(model, clean, corrupted, clean_mask, corrupted_mask)
     n_time = clean.shape[2]
     if ridge <= 0:
@@ -144,7 +144,7 @@ def window_sweep(
                 *rows_of(corrupted, corrupted_mask, block),
             )
             parts.append(_explained(run, inside, ridge, memory_mb, bar))
-    return assembled(
+    found = assembled(
         SweepResult,
         model,
         metric,
@@ -152,7 +152,6 @@ def window_sweep(
         [(effect, runs) for effect, _, runs in parts],
         n_time,
         site="series",
-        times=times,
         effects=True,
         method="exact windows, shared out by ridge regression",
         lengths=None if lengths is None else [int(length) for length in lengths],
@@ -160,6 +159,7 @@ def window_sweep(
         ridge=ridge,
         r2=torch.cat([r2 for _, r2, _ in parts]).tolist(),
     )
+    return replace(found, **words)
 
 
 def window_places(n_time: int, lengths: Sequence[int] | None = None) -> Bool[Tensor, "window time"]:

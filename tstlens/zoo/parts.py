@@ -24,7 +24,7 @@ from tstlens.errors import ArgumentError, SeriesShapeError, SeriesValueError
 from tstlens.model.mlp import ACTIVATIONS
 from tstlens.model.norms import BatchNorm, watched
 from tstlens.model.parts import ActFn, check_padding, one_of, positive
-from tstlens.model.reading import Levels, Points, Reading, Unreadable
+from tstlens.model.reading import DECILES, Levels, Points, Reading, Unreadable
 from tstlens.model.state import TrunkState
 from tstlens.points import Hook
 from tstlens.shapes import Mask, Output, Residual, Series
@@ -446,6 +446,11 @@ class Parameters(Reading):
     def n_entries(self) -> int:
         """Parameters per step."""
         return len(PARAMETERS[self.kind])
+
+    @property
+    def usual_levels(self) -> tuple[float, ...]:
+        """0.1 to 0.9."""
+        return DECILES
 
     def quantiles(self, output: Tensor, levels: Levels) -> Float[Tensor, "*step level"]:
         """Quantiles of the distribution; those of counts have no gradient."""
