@@ -163,6 +163,10 @@ class World:
         return dataclasses.replace(known, config=sizes, training=chosen)
 
     @cached_property
+    def forecaster_model(self) -> Any:
+        return tstlens.HookedTST.from_pretrained("co2")
+
+    @cached_property
     def forecast_recipe(self) -> Any:
         pytest.importorskip("statsmodels")
         return dataclasses.replace(training.FORECAST_RECIPES["co2"], epochs=1, batch_size=512)
@@ -342,6 +346,18 @@ CALLS: dict[str, Callable[[World], Any]] = {
         noise(4, 2)
     ),
     "patching.make_df_from_ranges": lambda w: patching.make_df_from_ranges([2, 3], ["a", "b"]),
+    "patching.crps": lambda w: patching.crps(w.windows).for_model(w.forecaster_model)(
+        w.forecaster_model(w.windows.series)
+    ),
+    "patching.forecast": lambda w: patching.forecast("peak").for_model(w.forecaster_model)(
+        w.forecaster_model(w.windows.series)
+    ),
+    "patching.mae": lambda w: patching.mae(w.windows).for_model(w.forecaster_model)(
+        w.forecaster_model(w.windows.series)
+    ),
+    "patching.mase": lambda w: patching.mase(w.windows).for_model(w.forecaster_model)(
+        w.forecaster_model(w.windows.series)
+    ),
     "patching.mse": lambda w: patching.mse(noise(4, 1, 3))(torch.zeros(4, 1, 3)),
     "patching.null_map": lambda w: patching.null_map(
         w.model, w.pairs, "z", ("layer", "head"), **QUIET
@@ -453,6 +469,12 @@ CALLS: dict[str, Callable[[World], Any]] = {
     "truth.draw_truth": lambda w: truth.draw_truth(w.of("truth.truth").tables[0]),
     "figures.forecast": lambda w: figures.forecast(
         w.windows, 0, {"zero": torch.zeros_like(w.windows.future)}
+    ),
+    "figures.calendar": lambda w: figures.calendar(
+        patching.window_sweep(
+            w.forecaster_model, *w.windows.pair(-1, to="mean season"), patching.forecast("peak"),
+            unit=26, **QUIET,
+        )
     ),
     "figures.in_notebooks": lambda w: in_notebooks(),
     "patching.over_pairs": lambda w: patching.over_pairs(w.of("patching.sweep")),

@@ -512,7 +512,7 @@ REPORT: dict[str, Callable[[World], Any]] = {"build": made_report}
 NO_SERIES = {  # public functions that take no series of the user's, by room
     patching: (
         "agreement campaign_grids component_graph load_campaign log_prob logit logit_diff prob mse "
-        "quantile_loss make_df_from_ranges over_pairs site_names split_half summary "
+        "quantile_loss crps forecast mae mase make_df_from_ranges over_pairs site_names split_half summary "
         # TransformerLens' own signatures, which know no mask
         "generic_activation_patch get_act_patch_.*"
     ),
