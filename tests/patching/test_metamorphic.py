@@ -89,9 +89,9 @@ def _series(room: Any, model: HookedTST) -> Tensor:
         return room.series(model, N)
     sizes = {"n_channels": model.cfg.n_channels, "n_time": model.cfg.n_time}
     if hasattr(room, "series"):
-        with contextlib.suppress(TypeError):
-            known = {name: size for name, size in sizes.items() if size is not None}
-            return room.series(batch=N, **known).double()
+        known = {name: size for name, size in sizes.items() if size is not None}
+        most = getattr(model.cfg.embed, "context_length", 99)
+        return room.series(batch=N, **known).double()[..., -most:]
     return 3 * torch.randn(N, sizes["n_channels"], sizes["n_time"] or room.TIME).double() + 2
 
 
@@ -126,7 +126,11 @@ FAMILIES: dict[str, Callable[[int], tuple[HookedTST, Callable[[], Tensor]]]] = {
     ),
     "mvts": _converted("mvts", lambda room, o: room.restated(*o)),
     "patchtst": _converted("patchtst", lambda room, o: room.a_source(o[0], **o[1])),
-    "patchtst-original": _converted("patchtst_original", _pair),
+    "patchtst-original": _converted(
+        "patchtst_original",
+        _pair,
+        n_channels=lambda source, entry: 3 if entry[0] == "library" else None,
+    ),
     "timesfm": _converted("timesfm", lambda room, o: room.make(**o), n_channels=2),
     "timesfm-2.5": _converted("timesfm_25", lambda room, o: room.make(**o), n_channels=2),
     "tsai": _converted("tsai", _pair),
@@ -174,7 +178,7 @@ def grids(draw: Any, world: World, least: int = 0) -> tuple[Site, tuple[str, ...
     site = Site(draw(st.sampled_from(live)))
     place = locate(model, site)
     axes = draw(st.permutations(place.axes))[: draw(st.integers(least, 2))]
-    if draw(st.booleans()) or "query" in axes and "key" in axes:
+    if draw(st.booleans()) or {"query", "key"} <= {*axes}:
         axes = [axis for axis in axes if axis != "feature"]
     axes = draw(st.permutations(["layer", *axes])) if place.layered else axes
     note(f"{site}, {axes}")
@@ -267,7 +271,7 @@ def itself(draw: Any, world: World) -> None:
     world, grid = replace(_padded(draw, world), clean=world.corrupted), draw(grids(world))
     names = {"sweep", "edges", "windows", *ESTIMATES, "edge attribution"}
     name = draw(st.sampled_from(sorted(names)), label="analysis")
-    values, baseline, *_, effect = found(name, world, grid)
+    _, baseline, *_, effect = found(name, world, grid)
     scale = max(1.0, float(baseline.abs().max()))
     assert float(effect.abs().max()) <= 1e-9 * scale if effect.numel() else True
 
@@ -359,6 +363,30 @@ def sums(draw: Any, world: World) -> None:
     assert float((summed - coarse).abs().max()) <= 1e-9 * scale
 
 
+def slopes(draw: Any, world: World) -> None:
+    """An estimate without steps is the derivative of moving the site, by finite differences."""
+    model, (site, _) = world.model, draw(grids(world))
+    place = locate(model, site)
+    layer = draw(st.sampled_from(place.layers), label="layer")
+    name = place.hook_name(layer if place.layered else None)
+    effect = found("attribution", world, (Site(name), ()))[3]
+    _, clean = model.run_with_cache(world.clean, names_filter=[name])
+
+    def moved(share: float) -> Tensor:
+        def mix(activation: Tensor, hook: Any) -> Tensor:
+            way = torch.where(activation == clean[name], 0.0, clean[name] - activation)
+            return activation + share * way
+
+        with torch.no_grad():
+            return world.metric(model.run_with_hooks(world.corrupted, fwd_hooks=[(name, mix)]))
+
+    near, far = ((moved(s) - moved(-s)) / (2 * s) for s in (1e-6, 2e-6))
+    if float((near - far).abs().max()) > 1e-4 * float(near.abs().max()):
+        event("no derivative here")  # a kink, a bin, a maximum
+        assume(False)
+    same([effect], [near], 1e-3)
+
+
 def everything(draw: Any, world: World) -> None:
     """The series, or all that goes on in front of the head, patched: the clean run."""
     model = world.model
@@ -368,7 +396,9 @@ def everything(draw: Any, world: World) -> None:
         for name in model.hook_dict
         if model.why_silent(name) is None and name != "hook_series" and "head." not in name
     ]
-    sites = [[Site("series")], [Site(name) for name in before if model.point(name).layout]]
+    sites = [[Site("series")]]
+    if not getattr(model.cfg.head, "not_negative", False):  # which goes by the series itself
+        sites.append([Site(name) for name in before if model.point(name).layout])
     for chosen in sites:
         try:
             patched = patching.patch(*world.args, chosen)
@@ -428,8 +458,9 @@ def channels(draw: Any, world: World) -> None:
     axes = ("channel", "time") if name == "windows" else grid[1]
     moved = {"channel"} | ({"pos", "query", "key"} if _channels_are_positions(model) else set())
     for number, axis in enumerate(axes):
-        if axis in moved and here.shape[1 + number] == n:
-            here = here.index_select(1 + number, torch.tensor(order))
+        if axis in moved and here.shape[1 + number] in (n, 2 * n):  # a second pass comes after
+            both = [*order, *(n + old for old in order)][: here.shape[1 + number]]
+            here = here.index_select(1 + number, torch.tensor(both))
     same([here], [there], 1e-8)
 
 
@@ -441,7 +472,12 @@ def units(draw: Any, world: World) -> None:
     """Where the model takes out level and size, effects on a forecast are in the series' units."""
     a, b = draw(st.sampled_from([(4.0, 0.0), (1.0, -50.0), (0.5, 3.0)]), label="a, b")
     model = world.model
-    out, other = model(world.corrupted), model(a * world.corrupted + b)
+    try:
+        out, other = model(world.corrupted), model(a * world.corrupted + b)
+    except TstlensError as error:  # categories are among the channels
+        note(str(error))
+        assume(False)
+        raise
     size = float(out.abs().max())
     gaps = {
         c: float((other - c * out - d).abs().max()) / size for c, d in ((a, b), (a, 0.0), (1.0, 0))
@@ -476,7 +512,7 @@ def reference(draw: Any, world: World) -> None:
 
 
 RELATIONS = (
-    rows, itself, scaled, padding, parts, sums, everything, dead, channels, units, reference
+    rows, itself, scaled, padding, parts, sums, slopes, everything, dead, channels, units, reference
 )  # fmt: skip
 
 
