@@ -1,4 +1,4 @@
-"""What the tests of faults share: no waiting for the disk, and a count of what was done."""
+"""What the tests of faults share: how they run, and a count of what was done."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from tests.faults.injector import TALLY
 
 
 @pytest.fixture(autouse=True)
-def no_waiting_for_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a process has written outlives it without a sync, and power is not cut here."""
+def as_users_run_it(monkeypatch: pytest.MonkeyPatch, no_shape_checks: None) -> None:
+    """No checks that users lack; no waiting either, as what is written outlives its process."""
     monkeypatch.setattr(os, "fsync", lambda handle: None)
 
 

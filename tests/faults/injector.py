@@ -13,10 +13,12 @@ import pickle
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
+
+from tstlens.errors import TstlensError
 
 _CHANGING = {"os.rename", "os.mkdir", "os.link", "os.remove", "os.rmdir", "os.symlink", "os.chmod"}
 _GROWING = {"open", "os.mkdir", "os.link"}
@@ -121,16 +123,25 @@ def read_only(root: Path, number: int) -> Iterator[None]:
 
 def as_nobody(work: Callable[[], object]) -> BaseException | None:
     """Do the work in a fork of an ordinary user, whom permissions hold; what it raised."""
+
+    def humbly() -> None:
+        if os.getuid() == 0:
+            os.setgroups([])
+            os.setgid(65534)
+            os.setuid(65534)
+        work()
+
+    return forked(humbly)
+
+
+def forked(work: Callable[[], object]) -> BaseException | None:
+    """Do the work in a fork of this process; what it raised."""
     near, far = os.pipe()
     child = os.fork()
     if child == 0:
         found: BaseException | None = None
         try:
             torch.set_num_threads(1)
-            if os.getuid() == 0:
-                os.setgroups([])
-                os.setgid(65534)
-                os.setuid(65534)
             work()
         except BaseException as error:
             found = error
@@ -141,6 +152,25 @@ def as_nobody(work: Callable[[], object]) -> BaseException | None:
         found = pickle.loads(answer.read())
     os.waitpid(child, 0)
     return found
+
+
+def peak(work: Callable[[], object]) -> int:
+    """Most memory, in bytes, that a piece of work takes beyond what is taken before it."""
+
+    def kilobytes(name: str) -> int:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) for line in lines if line.startswith(name))
+
+    def measured() -> None:
+        Path("/proc/self/clear_refs").write_text("5")  # sets the high-water mark anew
+        before = kilobytes("VmRSS")
+        with suppress(TstlensError):
+            work()
+        raise MemoryError(1024 * (kilobytes("VmHWM") - before))
+
+    found = forked(measured)
+    assert isinstance(found, MemoryError), found
+    return found.args[0]
 
 
 def chosen(n_steps: int) -> list[int]:

@@ -365,26 +365,44 @@ def sums(draw: Any, world: World) -> None:
 
 def slopes(draw: Any, world: World) -> None:
     """An estimate without steps is the derivative of moving the site, by finite differences."""
-    model, (site, _) = world.model, draw(grids(world))
-    place = locate(model, site)
+    site, _ = draw(grids(world))
+    place = locate(world.model, site)
     layer = draw(st.sampled_from(place.layers), label="layer")
     name = place.hook_name(layer if place.layered else None)
     effect = found("attribution", world, (Site(name), ()))[3]
-    _, clean = model.run_with_cache(world.clean, names_filter=[name])
+    near, far = (_slope(world, name, step) for step in (1e-6, 2e-6))
+    if float((near - far).abs().max()) > 1e-4 * float(near.abs().max()):
+        event("no derivative here")  # a kink, a bin, a maximum
+        assume(False)
+    same([effect], [near], 1e-3)
+
+
+@torch.no_grad()
+def _slope(world: World, name: str, step: float) -> Tensor:
+    _, clean = world.model.run_with_cache(world.clean, names_filter=[name])
 
     def moved(share: float) -> Tensor:
         def mix(activation: Tensor, hook: Any) -> Tensor:
             way = torch.where(activation == clean[name], 0.0, clean[name] - activation)
             return activation + share * way
 
-        with torch.no_grad():
-            return world.metric(model.run_with_hooks(world.corrupted, fwd_hooks=[(name, mix)]))
+        return world.metric(world.model.run_with_hooks(world.corrupted, fwd_hooks=[(name, mix)]))
 
-    near, far = ((moved(s) - moved(-s)) / (2 * s) for s in (1e-6, 2e-6))
-    if float((near - far).abs().max()) > 1e-4 * float(near.abs().max()):
-        event("no derivative here")  # a kink, a bin, a maximum
-        assume(False)
-    same([effect], [near], 1e-3)
+    return (moved(step) - moved(-step)) / (2 * step)
+
+
+def test_what_the_embedding_does_not_reach_has_a_slope_too():
+    """A decoder's first layer, where it starts from what it is given and not from the series."""
+    torch.manual_seed(0)
+    model = own.made({"n_layers": 3, "n_decoder_layers": 2, "positions": "none", "seed": 0})
+    clean, corrupted = 2 * torch.randn(2, N, 3, 12).double()
+    world = World(model.double(), clean, corrupted, torch.randn(3, 4, 12).double())
+    for name in ("decoder.0.hook_resid_pre", "decoder.0.attn.hook_q", "encoder.0.attn.hook_q"):
+        effect = ANALYSES["attribution"](world, (Site(name), ()))[3]
+        assert float(effect.abs().max()) > 1e-3
+        same([effect], [_slope(world, name, 1e-6)], 1e-4)
+        path = ANALYSES["path of the input"](world, (Site(name), ()))[3]
+        assert bool(path.isfinite().all()) and float(path.abs().max()) > 1e-3
 
 
 def everything(draw: Any, world: World) -> None:
