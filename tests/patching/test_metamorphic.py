@@ -247,6 +247,7 @@ def found(name: str, world: World, grid: Grid) -> list[Tensor]:
 
 
 def same(left: list[Tensor], right: list[Tensor], tolerance: float = 1e-9) -> None:
+    left, right = ([part.detach() for part in parts] for parts in (left, right))
     for one, other in zip(left, right, strict=True):
         assert one.shape == other.shape
         scale = max(1e-3, *(float(part.nan_to_num().abs().max()) for part in left if part.numel()))
