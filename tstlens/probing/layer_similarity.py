@@ -21,7 +21,7 @@ from tstlens.data import TimeSeriesData
 from tstlens.errors import ArgumentError, HookError, SeriesShapeError
 from tstlens.metrics import Better, Metric, name_of
 from tstlens.model import HookedTST
-from tstlens.probing.extraction import Activations, Pool, activations, layer_of
+from tstlens.model.activations import Activations, Pool, activations, layer_of
 from tstlens.probing.measures import MeasureOutput, check_task, score
 from tstlens.results import Result
 from tstlens.run import Runs

@@ -15,7 +15,7 @@ from tstlens.arguments import Count, Seed, checked
 from tstlens.data import TimeSeriesData
 from tstlens.errors import ArgumentError
 from tstlens.model import HookedTST
-from tstlens.probing.extraction import activations
+from tstlens.model.activations import activations
 from tstlens.probing.steering import as_data
 from tstlens.randomness import seeded
 from tstlens.results import Result

@@ -25,8 +25,8 @@ from tstlens.data import TimeSeriesData
 from tstlens.data.validate import blanked, check_series
 from tstlens.errors import ArgumentError, HookError, SeriesShapeError
 from tstlens.model import HookedTST
+from tstlens.model.activations import Activations, activations
 from tstlens.model.hooking import require_one_pass
-from tstlens.probing.extraction import Activations, activations
 from tstlens.probing.measures import measured
 from tstlens.randomness import seeded
 from tstlens.results import Result
