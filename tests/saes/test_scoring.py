@@ -263,7 +263,8 @@ def test_shrinkage_and_cosine_of_a_dictionary_that_scales_what_it_reads(model, d
     np.testing.assert_allclose(row.encoder_decoder_cosine, 1.0, rtol=1e-6)
 
 
-def test_a_dictionary_that_gives_nothing_has_no_direction(model, data, sae):
+def test_a_dictionary_that_gives_nothing_has_no_direction(model, data):
+    sae = saes.train(model, data, MLP_OUT, "standard", **{**QUICK, "k": None, "steps": 1})
     with torch.no_grad():
         for part in (sae.W_dec, sae.b_dec):
             part.zero_()
