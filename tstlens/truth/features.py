@@ -10,8 +10,6 @@ from torch import Tensor
 
 from tstlens.errors import ArgumentError
 
-__all__ = ["PlantedFeatures", "planted_features"]
-
 
 @dataclass(frozen=True, eq=False)
 class PlantedFeatures:

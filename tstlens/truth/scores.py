@@ -1,15 +1,11 @@
-"""Scores against a planted answer: which samples, which states, which features.
+"""Scores against a planted answer: which samples, which states, which features; tables of them.
 
 Every score comes with what a method would get that knows nothing, on the same series.
-
-Scores of discrete codes against true states, and of activations against true features.
-
-A table of methods scored against known answers, with intervals over seeds.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -19,9 +15,10 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from tstlens.arguments import Seed, Share, checked
+from tstlens.effects import Labelled
 from tstlens.errors import ArgumentError, SeriesShapeError, UnknownNameError
 from tstlens.randomness import seeded
-from tstlens.results import Result
+from tstlens.results import TableResult
 from tstlens.stats import mean_interval, percentile_interval
 
 if TYPE_CHECKING:
@@ -29,10 +26,11 @@ if TYPE_CHECKING:
 
 
 SIGNS = ("given", "absolute", "positive")
+_OF_SERIES = ("auprc", "random", "density", "precision", "recall")
 
 
-@dataclass(frozen=True)
-class WhereScore(Result):
+@dataclass(frozen=True, eq=False)
+class WhereScore(Labelled):
     """How well an attribution finds the samples that decide, beside random order.
 
     Args:
@@ -65,13 +63,13 @@ class WhereScore(Result):
     unit: str
     made: dict[str, Any] = field(default_factory=dict)
 
-    def to_dataframe(self) -> pd.DataFrame:
-        """One row per series: auprc, random, density, precision, recall."""
-        import pandas as pd
+    def entries(self) -> dict[str, Sequence[int]]:
+        """The series."""
+        return {"series": range(len(self.auprc))}
 
-        names = ("auprc", "random", "density", "precision", "recall")
-        frame = pd.DataFrame({name: getattr(self, name) for name in names})
-        return frame.rename_axis("series").reset_index()
+    def columns(self) -> dict[str, np.ndarray]:
+        """Auprc, random, density, precision, recall."""
+        return {name: getattr(self, name) for name in _OF_SERIES}
 
     def __repr__(self) -> str:
         return (
@@ -197,8 +195,7 @@ def _laid_out(
 def _per_series(scores: np.ndarray, truth: np.ndarray, top: float | None) -> dict[str, np.ndarray]:
     from sklearn.metrics import average_precision_score
 
-    names = ("auprc", "random", "density", "precision", "recall")
-    values = {name: np.full(len(scores), np.nan) for name in names}
+    values = {name: np.full(len(scores), np.nan) for name in _OF_SERIES}
     values["density"] = truth.mean(1)
     for row, (score, decides) in enumerate(zip(scores, truth, strict=True)):
         n_true = int(decides.sum())
@@ -229,8 +226,8 @@ def _found(score: np.ndarray, decides: np.ndarray, k: int) -> float:
     return float(decides[above].sum() + room * decides[at].sum())
 
 
-@dataclass(frozen=True)
-class StateScore(Result):
+@dataclass(frozen=True, eq=False)
+class StateScore(Labelled):
     """How well codes tell states apart, beside shuffled codes.
 
     Args:
@@ -262,19 +259,14 @@ class StateScore(Result):
     n: int
     made: dict[str, Any] = field(default_factory=dict)
 
-    def to_dataframe(self) -> pd.DataFrame:
-        """One row per code that occurs: code, state, precision, recall, support."""
-        import pandas as pd
+    def entries(self) -> dict[str, Any]:
+        """The codes that occur."""
+        return {"code": self.codes}
 
-        return pd.DataFrame(
-            {
-                "code": self.codes,
-                "state": self.stands_for,
-                "precision": self.precision,
-                "recall": self.recall,
-                "support": self.support,
-            }
-        )
+    def columns(self) -> dict[str, np.ndarray]:
+        """State, precision, recall, support."""
+        names = ("precision", "recall", "support")
+        return {"state": self.stands_for} | {name: getattr(self, name) for name in names}
 
     def __repr__(self) -> str:
         return (
@@ -388,8 +380,8 @@ def _counts(code: np.ndarray, state: np.ndarray, n_codes: int, n_states: int) ->
     return flat.reshape(n_codes, n_states)
 
 
-@dataclass(frozen=True)
-class FeatureScore(Result):
+@dataclass(frozen=True, eq=False, repr=False)
+class FeatureScore(Labelled):
     """How well activations match true features one to one, beside shuffled rows.
 
     Args:
@@ -409,12 +401,13 @@ class FeatureScore(Result):
     n_latents: int
     made: dict[str, Any] = field(default_factory=dict)
 
-    def to_dataframe(self) -> pd.DataFrame:
-        """One row per feature: feature, latent, correlation."""
-        import pandas as pd
+    def entries(self) -> dict[str, Sequence[int]]:
+        """The planted features."""
+        return {"feature": range(len(self.latent))}
 
-        frame = pd.DataFrame({"latent": self.latent, "correlation": self.correlation})
-        return frame.rename_axis("feature").reset_index()
+    def columns(self) -> dict[str, np.ndarray]:
+        """Latent and correlation."""
+        return {"latent": self.latent, "correlation": self.correlation}
 
 
 @checked
@@ -497,6 +490,13 @@ def _matched(latents: np.ndarray, features: np.ndarray) -> tuple[np.ndarray, np.
 
 
 KINDS = ("method", "trivial", "random", "answer")
+TITLES = {  # question -> in words
+    "where": "Which samples decide?",
+    "component": "Which component does it?",
+    "feature": "Which feature is there?",
+    "state": "Which state is it in?",
+    "coverage": "Do intervals cover?",
+}
 
 
 class Score(NamedTuple):
@@ -521,12 +521,12 @@ class Score(NamedTuple):
 
 
 @dataclass(frozen=True)
-class TruthTable(Result):
+class TruthTable(TableResult):
     """How near each method comes to a planted answer, task by task and over all tasks.
 
     Args:
-        question: ``"where"``, ``"component"``, ``"feature"`` or ``"state"``.
-        scores: every number that was measured.
+        question: ``"where"``, ``"component"``, ``"feature"``, ``"state"`` or ``"coverage"``.
+        scores: every number that was measured, the rows of the frame.
         notes: what to know when reading it: where each method misleads.
         checks: what was checked before any method was scored (a model's accuracy, a graph under
             interchange interventions) -> the lowest value over tasks and seeds.
@@ -608,13 +608,8 @@ class TruthTable(Result):
                 rows.append(row)
         return pd.DataFrame(rows)
 
-    def to_dataframe(self) -> pd.DataFrame:
-        """One row per number: question, task, method, kind, measure, seed, value."""
-        import pandas as pd
-
-        frame = pd.DataFrame(self.scores, columns=list(Score._fields))
-        frame.insert(0, "question", self.question)
-        return frame
+    def _rows(self) -> list[dict[str, Any]]:
+        return [{"question": self.question, **score._asdict()} for score in self.scores]
 
     def to_markdown(self, task: str | None = None) -> str:
         """A Markdown table, one row per method and one column per measure.
@@ -647,13 +642,6 @@ def interval(values: Sequence[float] | np.ndarray, level: float = 0.95) -> tuple
     values = np.asarray(values, dtype=float)
     low, high = percentile_interval(values[:, None], level, 5000)
     return float(low[0]), float(high[0])
-
-
-def joined(tables: Iterable[TruthTable]) -> pd.DataFrame:
-    """The numbers of several tables, one under the other."""
-    import pandas as pd
-
-    return pd.concat([table.to_dataframe() for table in tables], ignore_index=True)
 
 
 def _named(method: str, kind: str) -> str:

@@ -24,9 +24,9 @@ patch alone 0.482, 0.496, 0.461), from position 5 on 0.987 to 0.988 (best possib
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -36,31 +36,18 @@ from torch.nn import functional as F
 from tqdm.auto import tqdm
 
 from tstlens.arguments import Count, Positive, Seed, checked, needs_gradients
-from tstlens.errors import ArgumentError, SeriesShapeError, UnknownNameError
+from tstlens.effects import Labelled
+from tstlens.errors import SeriesShapeError, UnknownNameError
 from tstlens.randomness import seeded
-from tstlens.results import Result
 from tstlens.training.conv_tst import ConvTST, ConvTSTConfig
 from tstlens.training.evaluation import Evaluation, device_of, evaluate
 from tstlens.training.loop import LastGood, TrainingResult, train
 from tstlens.truth.regime import RegimeMachine, RegimeSeries
 from tstlens.truth.tasks import PlantedTask, planted
 
-if TYPE_CHECKING:
-    import pandas as pd
-
-__all__ = [
-    "PLANTED_RECIPES",
-    "NextPatchHead",
-    "NextPatchScore",
-    "PlantedRecipe",
-    "fit_next_patch",
-    "fit_planted",
-    "score_next_patch",
-]
-
 TARGETS = ("patch", "prototype")
 _BLOCK = 50  # batches drawn at once
-_TRAINING_SEEDS = 2**32  # training series take seeds from here on; smaller ones stay for tests
+TRAINING_SEEDS = 2**32  # training series take seeds from here on; smaller ones stay for tests
 
 
 @dataclass(frozen=True)
@@ -181,9 +168,9 @@ def fit_next_patch(
     model: nn.Module,
     machine: RegimeMachine,
     *,
-    n_pos: int = 16,
+    n_pos: Count = 16,
     target: str = "patch",
-    steps: int = 4000,
+    steps: Count = 4000,
     batch_size: Count = 64,
     lr: Positive = 2e-2,
     seed: Seed = 0,
@@ -231,25 +218,56 @@ def fit_next_patch(
     """
     if target not in TARGETS:
         raise UnknownNameError(target, TARGETS, "this names what fit_next_patch predicts")
-    for name, value in (("steps", steps), ("batch_size", batch_size), ("n_pos", n_pos)):
-        if value < 1:
-            raise ArgumentError(f"{name}: expected at least 1, got {value}")
     device = device_of(model) or torch.device("cpu")
+    block = machine.sample(1, n_pos)
+    model.train()
+
+    def loss_at(step: int) -> Tensor:
+        nonlocal block
+        at = step % _BLOCK
+        if at == 0:
+            n = batch_size * min(_BLOCK, steps - step)
+            drawn_with = TRAINING_SEEDS * (seed + 1) + step
+            block = machine.sample(n, n_pos + 1, seed=drawn_with).to(device)
+        return _loss(model, machine, block[at * batch_size : (at + 1) * batch_size], target)
+
+    return descend(model, loss_at, steps, lr, "next patch", progress)
+
+
+def descend(
+    model: nn.Module,
+    loss_at: Callable[[int], Tensor],
+    steps: int,
+    lr: float,
+    title: str,
+    progress: bool,
+) -> Float[np.ndarray, " step"]:
+    """AdamW on a one-cycle schedule, in place; the model is in eval mode afterwards.
+
+    Args:
+        model: what is trained.
+        loss_at: the loss of a step, from its number.
+        steps: how many.
+        lr: peak of the schedule.
+        title: of the bar.
+        progress: whether to show it.
+
+    Returns:
+        The loss of every step.
+
+    Raises:
+        ArgumentError: a loss or weights that are no longer finite; the last ones that were are put
+            back.
+    """
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.98), weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, max_lr=lr, total_steps=steps + 1, pct_start=0.1, cycle_momentum=False
     )
     losses, good = np.empty(steps), LastGood(model, lr)
-    model.train()
-    block = machine.sample(1, n_pos)
-    for step in tqdm(range(steps), desc="next patch", disable=not progress):
-        at = step % _BLOCK
-        if at == 0:
-            n = batch_size * min(_BLOCK, steps - step)
-            drawn_with = _TRAINING_SEEDS * (seed + 1) + step
-            block = machine.sample(n, n_pos + 1, seed=drawn_with).to(device)
+    for step in tqdm(range(steps), desc=title, disable=not progress):
+        if step % _BLOCK == 0:
             good.keep(f"at step {step}")
-        loss = _loss(model, machine, block[at * batch_size : (at + 1) * batch_size], target)
+        loss = loss_at(step)
         losses[step] = loss.item()
         good.check_loss(losses[step], f"at step {step}")
         optimizer.zero_grad()
@@ -286,8 +304,8 @@ def _output(
     return output
 
 
-@dataclass(frozen=True)
-class NextPatchScore(Result):
+@dataclass(frozen=True, eq=False)
+class NextPatchScore(Labelled):
     """How well a model forecasts a `RegimeMachine`, between chance and the best possible.
 
     Args:
@@ -309,13 +327,14 @@ class NextPatchScore(Result):
     n_series: int
     made: dict[str, Any] = field(default_factory=dict)
 
-    def to_dataframe(self) -> pd.DataFrame:
-        """One row per position: valid_mass, best, patch_only, chance, valid_choice."""
-        import pandas as pd
+    def entries(self) -> dict[str, Sequence[int]]:
+        """The positions."""
+        return {"pos": range(len(self.valid_mass))}
 
-        names = ("valid_mass", "best", "patch_only", "valid_choice")
-        frame = pd.DataFrame({name: getattr(self, name) for name in names})
-        return frame.assign(chance=self.chance).rename_axis("pos").reset_index()
+    def columns(self) -> dict[str, Any]:
+        """Masses of the model, the best, and the patch alone, right choices, chance."""
+        names = ("valid_mass", "best", "patch_only", "valid_choice", "chance")
+        return {name: getattr(self, name) for name in names}
 
     def __repr__(self) -> str:
         means = (self.valid_mass.mean(), self.best.mean(), self.patch_only.mean())
