@@ -39,6 +39,7 @@ from tstlens.arguments import Count, Positive, Seed, checked, needs_gradients
 from tstlens.effects import Labelled
 from tstlens.errors import SeriesShapeError, UnknownNameError
 from tstlens.randomness import seeded
+from tstlens.run import Runs
 from tstlens.training.conv_tst import ConvTST, ConvTSTConfig
 from tstlens.training.evaluation import Evaluation, device_of, evaluate
 from tstlens.training.loop import LastGood, TrainingResult, train
@@ -283,19 +284,17 @@ def descend(
 def _loss(
     model: Callable[..., Tensor], machine: RegimeMachine, data: RegimeSeries, target: str
 ) -> Tensor:
-    output = _output(model, machine, data.inputs, target)
+    output = _checked(model(data.inputs.series), machine, data.inputs.states.shape, target)
     if target == "patch":
         return F.mse_loss(output, data.next_patches)
     following = machine.prototype_of.to(data.states.device)[data.states[:, 1:]]
     return F.cross_entropy(output.flatten(0, 1), following.flatten())
 
 
-def _output(
-    model: Callable[..., Tensor], machine: RegimeMachine, data: RegimeSeries, target: str
-) -> Tensor:
-    output = model(data.series)
-    width = machine.patch_len if target == "patch" else machine.n_prototypes
-    expected = (*data.states.shape, width)
+def _checked(
+    output: Any, machine: RegimeMachine, shape: Sequence[int], target: str
+) -> Float[Tensor, "batch pos d_out"]:
+    expected = (*shape, machine.patch_len if target == "patch" else machine.n_prototypes)
     if output.shape != expected:
         raise SeriesShapeError(
             f"expected the model to give [batch, pos, {target}] {list(expected)}, "
@@ -373,12 +372,10 @@ def score_next_patch(
     """
     if target not in TARGETS:
         raise UnknownNameError(target, TARGETS, "this names what score_next_patch reads")
-    here = device_of(model) or data.series.device
+    read = machine.prototype_shares if target == "patch" else _softmax
     parts = []
-    for start in range(0, len(data), batch_size):
-        part = data[start : start + batch_size].to(here)
-        output = _output(model, machine, part, target)
-        read = machine.prototype_shares if target == "patch" else _softmax
+    for one in Runs(model, data, batch_size=batch_size).passes():
+        output = _checked(one.output, machine, (len(one), data.states.shape[1]), target)
         parts.append(read(output).cpu().double())
     forecast, states = torch.cat(parts), data.states.cpu()
 
