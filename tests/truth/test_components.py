@@ -162,11 +162,11 @@ def test_interchange_training_moves_the_variables_where_they_belong():
 def test_errors_say_what_there_is():
     with pytest.raises(UnknownNameError, match="did you mean 'same-trend'"):
         component_task("same-trends")
-    with pytest.raises(ArgumentError, match="seed: expected 0 or more"):
+    with pytest.raises(ArgumentError, match="expected seed as an integer of at least 0"):
         component_task("same-trend", -1)
-    with pytest.raises(ArgumentError, match="expected n of at least 1"):
+    with pytest.raises(ArgumentError, match="expected n as an integer of at least 1"):
         component_task("same-trend").sample(0)
     model = component_task("same-trend").model
-    with pytest.raises(ArgumentError, match="steps and batch_size of at least 1"):
+    with pytest.raises(ArgumentError, match="expected steps as an integer of at least 1"):
         fit_interchange(model, BOTH, draw_both, steps=0)
     assert len(component_names()) >= 4

@@ -22,6 +22,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
+from tstlens.arguments import Count, Positive, Seed, checked
 from tstlens.data import Pairs
 from tstlens.effects import Labelled
 from tstlens.errors import ArgumentError, UnknownNameError
@@ -173,15 +174,16 @@ _MOST_CYCLES = 4  # of training, until the circuit holds
 _N_ASKED, _ENOUGH = 1000, 0.998  # a margin above what is required on other series
 
 
+@checked
 def fit_interchange(
     model: HookedTST,
     program: Program,
     draw: Callable[[int, torch.Generator], Drawn],
     *,
-    steps: int,
-    batch_size: int = 128,
-    lr: float = 6e-3,
-    seed: int = 0,
+    steps: Count,
+    batch_size: Count = 128,
+    lr: Positive = 6e-3,
+    seed: Seed = 0,
     progress: bool = True,
 ) -> Float[np.ndarray, " step"]:
     """Train a model in place to do what a program does, component by component.
@@ -200,12 +202,8 @@ def fit_interchange(
         The loss of every step (nats). The model is in eval mode.
 
     Raises:
-        ArgumentError: fewer than one step, or a loss that is no longer finite.
+        ArgumentError: a loss that is no longer finite.
     """
-    if steps < 1 or batch_size < 1:
-        raise ArgumentError(
-            f"expected steps and batch_size of at least 1, got {steps}, {batch_size}"
-        )
     generator = torch.Generator().manual_seed(TRAINING_SEEDS + seed)
     inside = (*program.factors, *program.nodes)
     outside = [node for node in component_nodes(model) if node not in program.nodes]
@@ -434,18 +432,14 @@ class ComponentTask:
     draw: Callable[[int, torch.Generator], Drawn]
     made: dict[str, Any] = field(default_factory=dict)
 
-    def sample(self, n: int, seed: int = 0) -> ComponentSample:
-        """Fresh series; those with a seed below 2**32 were never trained on.
-
-        Raises:
-            ArgumentError: fewer than one, or a negative seed.
-        """
-        if n < 1 or seed < 0:
-            raise ArgumentError(f"expected n of at least 1 and a seed from 0 on, got {n}, {seed}")
+    @checked
+    def sample(self, n: Count, seed: Seed = 0) -> ComponentSample:
+        """Fresh series; those with a seed below 2**32 were never trained on."""
         series, factors = self.draw(n, torch.Generator().manual_seed(seed))
         return ComponentSample(series, self.program.run(factors), factors)
 
-    def pairs(self, n: int, seed: int = 0) -> Pairs:
+    @checked
+    def pairs(self, n: Count, seed: Seed = 0) -> Pairs:
         """Clean series, each with a corrupted one of another class; the target is the clean class.
 
         Args:
@@ -467,7 +461,8 @@ class ComponentTask:
         made = {"how": "another class", "task": self.name, "seed": seed}
         return Pairs(clean.series, corrupted, clean.labels, predicted=predicted, made=made)
 
-    def verify(self, n: int = 500, seed: int = 0) -> Verification:
+    @checked
+    def verify(self, n: Count = 500, seed: Seed = 0) -> Verification:
         """Does the graph hold under interchange interventions on series of this seed?
 
         A method that is scored on a task whose graph does not hold is scored against nothing, so
@@ -522,7 +517,8 @@ def component_names() -> list[str]:
     return list(_RECIPES)
 
 
-def component_task(name: str, seed: int = 0, *, progress: bool = True) -> ComponentTask:
+@checked
+def component_task(name: str, seed: Seed = 0, *, progress: bool = True) -> ComponentTask:
     """A transformer whose circuit is known.
 
     It answers whether a method that says *which component* does the work is right. What can
@@ -541,7 +537,6 @@ def component_task(name: str, seed: int = 0, *, progress: bool = True) -> Compon
 
     Raises:
         UnknownNameError: no task of this name.
-        ArgumentError: a negative seed.
 
     Source: Gupta et al. 2024, InterpBench (arXiv 2407.14494), for the trained ones.
 
@@ -554,8 +549,6 @@ def component_task(name: str, seed: int = 0, *, progress: bool = True) -> Compon
     """
     if name not in _RECIPES:
         raise UnknownNameError(name, _RECIPES, "this names a task with a known circuit")
-    if seed < 0:
-        raise ArgumentError(f"seed: expected 0 or more, got {seed}")
     recipe = _RECIPES[name]
     program = recipe.program
     nodes = (*(f"pos{pos}" for pos in sorted(program.positions)), *program.nodes)

@@ -47,12 +47,12 @@ def planted_series(task: PlantedTask, index: int = 0, *, title: str | None = "")
     for channel, (values, decides) in enumerate(zip(series, mask, strict=True)):
         place: dict[str, Any] = {"row": channel + 1, "col": 1, "showlegend": channel == 0}
         said = f"channel {channel}, sample %{{x}}: %{{y:.2f}}"
-        for name, drawn, *look in (
+        for name, drawn, color, width in (
             ("background", values, style.FAINT, 1.5),
             ("decides", np.where(decides, values, np.nan), style.BLUE, 2.5),
         ):
             options = {"name": name, "legendgroup": name, "said": said, **place}
-            marks.curve(figure, np.arange(n_time), drawn, *look, **options)
+            marks.curve(figure, np.arange(n_time), drawn, color, width, **options)
         label = "value (SD)" if n_channels == 1 else f"ch {channel}"
         figure.update_yaxes(title={"text": label}, zeroline=False, row=channel + 1, col=1)
     figure.update_xaxes(title={"text": "sample"}, row=n_channels, col=1)
@@ -79,8 +79,9 @@ def draw_where(result: WhereScore, *, title: str | None = "") -> go.Figure:
     scored = np.flatnonzero(~np.isnan(result.auprc))
     series = scored[np.argsort(-result.auprc[scored], kind="stable")]
     rank = 100 * (np.arange(len(series)) + 0.5) / max(1, len(series))
-    random = {"name": "random order", "said": "random order: %{y:.3f}"}
-    found = {"name": "attribution", "said": "series %{customdata}: %{y:.3f}", "customdata": series}
+    random: dict[str, Any] = {"name": "random order", "said": "random order: %{y:.3f}"}
+    found: dict[str, Any] = {"name": "attribution", "customdata": series}
+    found["said"] = "series %{customdata}: %{y:.3f}"
     figure = go.Figure()
     marks.curve(figure, rank, result.random[series], style.MUTED, 1.5, **random)
     marks.curve(figure, rank, result.auprc[series], style.BLUE, 2.5, **found)
@@ -169,12 +170,11 @@ def draw_next_patch(result: NextPatchScore, *, title: str | None = "") -> go.Fig
         title: "" for one with the means, None for none.
     """
     figure = go.Figure()
-    for name, values, *look in (
+    for name, values, color, width, dash in (
         ("best possible", result.best, style.INK, 1.5, "dash"),
         ("patch alone", result.patch_only, style.MUTED, 1.5, None),
         ("model", result.valid_mass, style.BLUE, 2.5, None),
     ):
-        color, width, dash = look
         said = f"{name}, pos %{{x}}: %{{y:.3f}}"
         pos = np.arange(len(values))
         marks.curve(figure, pos, values, color, width, name=name, said=said, dash=dash)
@@ -213,10 +213,10 @@ def draw_truth(result: TruthTable, *, task: str | None = None, title: str | None
     """
     summary = result.summary(task)
     rows = [method for method in result.methods if method in set(summary["method"])][::-1]
-    panels = {"rows": 1, "cols": len(result.measures), "horizontal_spacing": 0.04}
+    panels: dict[str, Any] = {"rows": 1, "cols": len(result.measures), "horizontal_spacing": 0.04}
     figure = make_subplots(shared_yaxes=True, **panels)
     for column, measure in enumerate(result.measures, start=1):
-        place = {"row": 1, "col": column}
+        place: dict[str, Any] = {"row": 1, "col": column}
         for kind, (colour, name) in _KINDS.items():
             part = summary[(summary["measure"] == measure) & (summary["kind"] == kind)]
             if not len(part):
@@ -226,8 +226,9 @@ def draw_truth(result: TruthTable, *, task: str | None = None, title: str | None
                 for method in part["method"]
                 for value in result.values(method, measure, task)
             ]
-            faint: dict[str, Any] = {"look": {"opacity": 0.35}, **place}
-            marks.dots(figure, *zip(*seeds, strict=True), colour, 5, **faint)
+            faint = {"look": {"opacity": 0.35}, **place}
+            x, y = zip(*seeds, strict=True)
+            marks.dots(figure, x, y, colour, 5, **faint)
             mean, low, high = (np.asarray(part[name], float) for name in ("mean", "low", "high"))
             low, high = np.where(np.isnan(low), mean, low), np.where(np.isnan(high), mean, high)
             marks.dots(

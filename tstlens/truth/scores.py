@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from tstlens.arguments import Seed, Share, checked
+from tstlens.arguments import Count, Seed, Share, checked
 from tstlens.effects import Labelled
 from tstlens.errors import ArgumentError, SeriesShapeError, UnknownNameError
 from tstlens.randomness import seeded
@@ -85,7 +85,7 @@ def score_where(
     *,
     cells: Sequence[tuple[int, int]] | None = None,
     sign: str = "absolute",
-    top: float | None = None,
+    top: Share | None = None,
     level: Share = 0.95,
     seed: Seed = 0,
 ) -> WhereScore:
@@ -116,7 +116,7 @@ def score_where(
 
     Raises:
         SeriesShapeError: shapes that do not belong together.
-        ArgumentError: NaN in the attribution, no series to score, or a share that is none.
+        ArgumentError: NaN in the attribution, or no series to score.
         UnknownNameError: a sign that does not exist.
 
     Source: the explanation scores of Queen et al. 2023, arXiv 2306.02109;
@@ -130,9 +130,6 @@ def score_where(
     """
     if sign not in SIGNS:
         raise UnknownNameError(sign, SIGNS, "this names what score_where does with signs")
-    for name, share in (("top", top), ("level", level)):
-        if share is not None and not 0 < share < 1:
-            raise ArgumentError(f"{name}: expected a share between 0 and 1, got {share}")
     scores, truth, unit = _laid_out(attribution, mask, cells)
     if not bool(scores.isfinite().all()):
         raise ArgumentError("attribution: expected finite scores, got NaN or infinity")
@@ -284,7 +281,7 @@ def score_states(
     *,
     chosen_on: tuple[Tensor, Tensor] | None = None,
     observed: Bool[Tensor, "*place"] | None = None,
-    n_shuffles: int = 10,
+    n_shuffles: Count = 10,
     seed: Seed = 0,
 ) -> StateScore:
     """Whether discrete codes (or clusters) are the states of the machine behind the series.
@@ -321,8 +318,6 @@ def score_states(
     """
     from sklearn.metrics import normalized_mutual_info_score
 
-    if n_shuffles < 1:
-        raise ArgumentError(f"n_shuffles: expected at least 1, got {n_shuffles}")
     code, state = _flat(ids, states, observed)
     pair = (code, state) if chosen_on is None else _flat(*chosen_on, None)
     n_states = int(max(state.max(), pair[1].max())) + 1
@@ -415,7 +410,7 @@ def score_features(
     activations: Float[Tensor, "row latent"],
     truth: Float[Tensor, "row feature"],
     *,
-    n_shuffles: int = 10,
+    n_shuffles: Count = 10,
     seed: Seed = 0,
 ) -> FeatureScore:
     """Whether single latents follow the features that were planted.
@@ -449,10 +444,8 @@ def score_features(
             "expected activations [row, latent] and truth [row, feature] with the same rows, "
             f"got {list(activations.shape)} and {list(truth.shape)}"
         )
-    if len(truth) < 2 or n_shuffles < 1:
-        raise ArgumentError(
-            f"expected at least 2 rows and 1 shuffle, got {len(truth)} and {n_shuffles}"
-        )
+    if len(truth) < 2:
+        raise ArgumentError(f"expected at least 2 rows, got {len(truth)}")
     latents = _standard(activations.detach().cpu().double().numpy())
     features = _standard(truth.detach().cpu().double().numpy())
     correlation, latent = _matched(latents, features)
