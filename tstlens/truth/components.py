@@ -110,7 +110,8 @@ def verify(
     places = [pos for pos in range(n_pos) if pos not in program.positions]
 
     def right(swapped: dict[str, Tensor]) -> float:
-        return correct(model, program, base, source, swapped).float().mean().item()
+        wanted, logits = run_both(model, program, base, source, swapped)
+        return (logits.argmax(1) == wanted).float().mean().item()
 
     accuracy = {"none": right({})}
     accuracy |= {name: right({name: whole}) for name in inside}
@@ -124,18 +125,6 @@ def verify(
     )
     names = ("none", *inside, "any of the circuit")
     return Verification(accuracy, names, n, {"model": model.cfg.model_name, "seed": seed})
-
-
-def correct(
-    model: HookedTST,
-    program: Program,
-    base: tuple[Series, Values],
-    source: tuple[Series, Values],
-    swapped: dict[str, Tensor],
-) -> Tensor:
-    """bool [series], where the model's answer is the program's under the same swaps."""
-    wanted, logits = run_both(model, program, base, source, swapped)
-    return logits.argmax(1) == wanted
 
 
 def run_both(

@@ -40,7 +40,7 @@ from tstlens.truth.features import PlantedFeatures, planted_features
 from tstlens.truth.regime import RegimeMachine, RegimeSeries
 from tstlens.truth.scores import Score, score_features, score_states, score_where
 from tstlens.truth.tasks import PlantedTask
-from tstlens.truth.training import fit_next_patch, fit_planted, score_next_patch
+from tstlens.truth.training import fit_next_patch, fit_planted, regime_model, score_next_patch
 from tstlens.zoo.converting import convert
 
 LEARNED = 0.95  # accuracy from which a model has an answer that a method can be right about
@@ -550,8 +550,6 @@ def state_scores(
         Scores, and "share of the possible, seed" -> valid-transition mass of the model, from 0
         (what the patch alone allows) to 1 (the best possible).
     """
-    from tstlens.truth.regime_codebooks import regime_model
-
     scores, checks = [], {}
     for seed in tqdm(seeds, desc="state", disable=not progress):
         machine = RegimeMachine(seed=seed)

@@ -9,10 +9,11 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 import torch
+from annotated_types import Ge
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
@@ -21,11 +22,11 @@ from tstlens.codebooks.codebook import Codebook
 from tstlens.codebooks.fitting import FittedCodebooks, fit, start
 from tstlens.codebooks.search import Places, best_rivals
 from tstlens.errors import ArgumentError, HookError
-from tstlens.model import CustomConfig, HookedTST, HookedTSTConfig, LinearPatchesConfig
+from tstlens.model import HookedTST
 from tstlens.results import TableResult
 from tstlens.truth.regime import RegimeMachine, RegimeSeries
 from tstlens.truth.scores import StateScore, score_states
-from tstlens.truth.training import NextPatchHead, fit_next_patch, score_next_patch
+from tstlens.truth.training import fit_next_patch, regime_model, score_next_patch
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -417,7 +418,7 @@ def score_regime(
     machine: RegimeMachine,
     *,
     original: HookedTST | None = None,
-    n_series: int = 512,
+    n_series: Annotated[int, Ge(2)] = 512,
     min_support: int = 20,
     seed: Seed = 0,
 ) -> RegimeScore:
@@ -461,8 +462,8 @@ def score_regime(
         ['codebooks', 'without codebooks', 'best possible', 'patch alone', 'chance']
     """
     books: dict[str, Codebook] = model.acts_to_codebooks
-    _check(model, machine, books, n_series)
-    n_pos = model.cfg.n_time // machine.patch_len  # type: ignore[operator]
+    _check(books)
+    n_pos = _n_pos(model, machine)
     choice, report = samples = [
         _sample(
             model,
@@ -509,9 +510,7 @@ def score_regime(
     )
 
 
-def _check(
-    model: HookedTST, machine: RegimeMachine, books: dict[str, Codebook], n_series: int
-) -> None:
+def _check(books: dict[str, Codebook]) -> None:
     if not books:
         raise HookError("no codebook is on the model: codebooks.fit(model, data, hooks)")
     for hook, book in books.items():
@@ -520,14 +519,16 @@ def _check(
                 f"a state is compared with one code per position: expected k=1 and n_groups=1 at "
                 f"{hook}, got k={book.k} and n_groups={book.n_groups}"
             )
+
+
+def _n_pos(model: HookedTST, machine: RegimeMachine) -> int:
     n_time = model.cfg.n_time
     if n_time is None or n_time % machine.patch_len or n_time <= machine.patch_len:
         raise ArgumentError(
             f"expected a model of series of several patches of {machine.patch_len} samples, as "
-            f"the machine writes them, got n_time={n_time}"
+            f"the machine writes them, got n_time={n_time}; see regime_model"
         )
-    if n_series < 2:
-        raise ArgumentError(f"n_series: expected at least 2, got {n_series}")
+    return n_time // machine.patch_len
 
 
 def _sample(model: HookedTST, machine: RegimeMachine, data: RegimeSeries) -> _Sample:
@@ -677,50 +678,6 @@ FIT: dict[str, Any] = {
 
 
 @checked
-def regime_model(
-    machine: RegimeMachine,
-    *,
-    n_pos: int = 16,
-    n_layers: int = 3,
-    d_model: int = 16,
-    n_heads: int = 4,
-    d_mlp: int = 64,
-    seed: Seed = 0,
-) -> HookedTST:
-    """A small causal transformer, not trained, that says at every position which patch is next.
-
-    Args:
-        machine: whose patches it reads.
-        n_pos: patches of a series.
-        n_layers, d_model, n_heads, d_mlp: sizes.
-        seed: of the weights.
-
-    Example:
-        >>> from tstlens import truth
-        >>> from tstlens.truth import RegimeMachine
-        >>> machine = RegimeMachine()
-        >>> truth.regime_model(machine)(machine.sample(2, 16).series).shape
-        torch.Size([2, 16, 12])
-    """
-    config = HookedTSTConfig(
-        n_layers=n_layers,
-        d_model=d_model,
-        n_heads=n_heads,
-        d_mlp=d_mlp,
-        n_channels=1,
-        n_time=n_pos * machine.patch_len,
-        positions="learned",
-        causal=True,
-        final_norm=True,
-        embed=LinearPatchesConfig(machine.patch_len, machine.patch_len),
-        head=CustomConfig("tstlens.truth.training.NextPatchHead"),
-        seed=seed,
-        model_name=f"regime-machine-{machine.seed}",
-    )
-    return HookedTST(config, head=NextPatchHead(d_model, machine.patch_len, seed))
-
-
-@checked
 def fit_regime(
     model: HookedTST,
     machine: RegimeMachine,
@@ -743,10 +700,7 @@ def fit_regime(
         **options: of :func:`fit`, in place of those that work here: 256 codes, one active,
             Euclidean distance, tables trained by the task, 12 epochs.
     """
-    if model.cfg.n_time is None:
-        raise ArgumentError("expected a model of series of one length: see regime_model")
-    n_pos = model.cfg.n_time // machine.patch_len
-    data = machine.sample(n_series, n_pos + 1, seed=TRAINING_SEED + seed)
+    data = machine.sample(n_series, _n_pos(model, machine) + 1, seed=TRAINING_SEED + seed)
     chosen = {**FIT, "seed": seed, "progress": progress, **options}
     return fit(model, data.inputs, hooks, target=data.next_patches, **chosen)
 
@@ -800,8 +754,8 @@ def regime_experiment(
     for seed in chosen:
         world = RegimeMachine(**{"seed": seed, **(machine or {})})
         original = regime_model(world, **{"seed": seed, **(model or {})})
-        n_pos = original.cfg.n_time // world.patch_len  # type: ignore[operator]
-        fit_next_patch(original, world, n_pos=n_pos, steps=steps, seed=seed, progress=progress)
+        shown = {"n_pos": _n_pos(original, world), "progress": progress}
+        fit_next_patch(original, world, steps=steps, seed=seed, **shown)
         tuned = copy.deepcopy(original)
         fit_regime(tuned, world, places, n_series=n_fit, seed=seed, progress=progress, **options)
         scores.append(

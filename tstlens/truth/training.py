@@ -38,6 +38,7 @@ from tqdm.auto import tqdm
 from tstlens.arguments import Count, Positive, Seed, checked, needs_gradients
 from tstlens.effects import Labelled
 from tstlens.errors import SeriesShapeError, UnknownNameError
+from tstlens.model import CustomConfig, HookedTST, HookedTSTConfig, LinearPatchesConfig
 from tstlens.randomness import seeded
 from tstlens.run import Runs
 from tstlens.training.conv_tst import ConvTST, ConvTSTConfig
@@ -163,6 +164,50 @@ class NextPatchHead(nn.Module):
 
 
 @checked
+def regime_model(
+    machine: RegimeMachine,
+    *,
+    n_pos: int = 16,
+    n_layers: int = 3,
+    d_model: int = 16,
+    n_heads: int = 4,
+    d_mlp: int = 64,
+    seed: Seed = 0,
+) -> HookedTST:
+    """A small causal transformer, not trained, that says at every position which patch is next.
+
+    Args:
+        machine: whose patches it reads.
+        n_pos: patches of a series.
+        n_layers, d_model, n_heads, d_mlp: sizes.
+        seed: of the weights.
+
+    Example:
+        >>> from tstlens import truth
+        >>> from tstlens.truth import RegimeMachine
+        >>> machine = RegimeMachine()
+        >>> truth.regime_model(machine)(machine.sample(2, 16).series).shape
+        torch.Size([2, 16, 12])
+    """
+    config = HookedTSTConfig(
+        n_layers=n_layers,
+        d_model=d_model,
+        n_heads=n_heads,
+        d_mlp=d_mlp,
+        n_channels=1,
+        n_time=n_pos * machine.patch_len,
+        positions="learned",
+        causal=True,
+        final_norm=True,
+        embed=LinearPatchesConfig(machine.patch_len, machine.patch_len),
+        head=CustomConfig("tstlens.truth.training.NextPatchHead"),
+        seed=seed,
+        model_name=f"regime-machine-{machine.seed}",
+    )
+    return HookedTST(config, head=NextPatchHead(d_model, machine.patch_len, seed))
+
+
+@checked
 @needs_gradients
 @torch.enable_grad()
 def fit_next_patch(
@@ -205,14 +250,8 @@ def fit_next_patch(
         SeriesShapeError: an output of another shape.
 
     Example:
-        >>> from tstlens.model import CustomConfig, HookedTST, HookedTSTConfig, LinearPatchesConfig
         >>> machine = RegimeMachine()
-        >>> model = HookedTST(
-        ...     HookedTSTConfig(n_layers=3, d_model=16, n_heads=4, d_mlp=64, n_channels=1,
-        ...         n_time=16 * machine.patch_len, positions="learned", causal=True,
-        ...         embed=LinearPatchesConfig(machine.patch_len, machine.patch_len),
-        ...         head=CustomConfig("tstlens.truth.training.NextPatchHead"), final_norm=True),
-        ...     head=NextPatchHead(16, machine.patch_len))
+        >>> model = regime_model(machine)
         >>> losses = fit_next_patch(model, machine, steps=2, progress=False)
         >>> score_next_patch(model, machine, machine.sample(8, 16, seed=1)).n_series
         8
