@@ -20,7 +20,7 @@ from tstlens.data import TimeSeriesData
 from tstlens.effects import Labelled
 from tstlens.errors import ArgumentError
 from tstlens.model import HookedTST
-from tstlens.probing.extraction import (
+from tstlens.model.activations import (
     Activations,
     Pool,
     activations,
@@ -280,7 +280,7 @@ def clusters(
         raise ArgumentError("give either hook=, or sae= (which knows its hook point)")
     read = {"batch_size": batch_size, "progress": progress}
     if sae is not None:
-        found = latents(model, data, sae, **read)
+        found = latents(model, sae, data, **read)
     else:
         by_name = activations(model, data, cast(str, hook), **read)
         if len(by_name) > 1:

@@ -19,7 +19,7 @@ from tstlens.effects import Labelled
 from tstlens.errors import ArgumentError, HookError, SeriesShapeError
 from tstlens.metrics import Better, Metric
 from tstlens.model import HookedTST
-from tstlens.probing.extraction import Activations, Pool, activations, layer_of
+from tstlens.model.activations import Activations, Pool, activations, layer_of
 from tstlens.probing.measures import MeasureOutput, check_task, score, task_name
 from tstlens.results import TableResult
 from tstlens.run import Runs

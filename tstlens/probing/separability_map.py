@@ -16,7 +16,7 @@ from tstlens.data import TimeSeriesData
 from tstlens.effects import Labelled
 from tstlens.errors import ArgumentError
 from tstlens.model import HookedTST
-from tstlens.probing.extraction import activations
+from tstlens.model.activations import activations
 from tstlens.probing.steering import as_data
 from tstlens.randomness import seeded
 

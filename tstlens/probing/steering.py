@@ -23,8 +23,8 @@ from tstlens.data.validate import blanked, check_series
 from tstlens.effects import Labelled
 from tstlens.errors import ArgumentError, HookError, SeriesShapeError
 from tstlens.model import HookedTST
+from tstlens.model.activations import Activations, activations
 from tstlens.model.hooking import require_one_pass
-from tstlens.probing.extraction import Activations, activations
 from tstlens.probing.measures import measured
 from tstlens.randomness import seeded
 from tstlens.run import Runs

@@ -16,7 +16,7 @@ from tstlens.data import TimeSeriesData
 from tstlens.data.window_properties import widened, window_properties, windows
 from tstlens.errors import ArgumentError
 from tstlens.model import HookedTST
-from tstlens.probing.extraction import Activations, activations, latents
+from tstlens.model.activations import Activations, activations, latents
 from tstlens.results import TableResult
 from tstlens.stats import adjusted, clustered_correlation, mean_known, t_interval
 
@@ -342,7 +342,7 @@ def units(
     given = predictors_of(data, spans, neurons.values.shape[1] > 1, predictors, standard)
     of_kind = {NEURONS: neurons}
     for name, dictionary in dictionaries.items():
-        of_kind[name] = latents(model, data, dictionary, batch_size=batch_size)
+        of_kind[name] = latents(model, dictionary, data, batch_size=batch_size)
         if of_kind[name].observed.shape != neurons.observed.shape:
             raise ArgumentError(
                 f"expected latents at the positions of {neurons.hook}, got those of "
