@@ -157,11 +157,7 @@ def check_file(path: Path) -> None:
             written to.
     """
     with _at(path, "the file"):
-        if path.is_dir():
-            raise StorageError(
-                f"expected a file to write at {path}, found a folder; name a file in it"
-            )
-        _refuse_strange(path)
+        _refuse_folder_or_strange(path)
         _try_out(path.absolute().parent, path.absolute())
 
 
@@ -203,7 +199,13 @@ def check_plain(folder: Path) -> None:
             _refuse_strange(Path(above, name), "is in the way: the folder is replaced as a whole")
 
 
-def _refuse_strange(path: Path, why: str = "is in the way of a file") -> None:
+def _refuse_folder_or_strange(path: Path) -> None:
+    if path.is_dir():
+        raise StorageError(f"expected a file to write at {path}, found a folder; name a file in it")
+    _refuse_strange(path, "is in the way of a file")
+
+
+def _refuse_strange(path: Path, why: str) -> None:
     with suppress(FileNotFoundError, NotADirectoryError):
         mode = path.lstat().st_mode
         if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
@@ -289,11 +291,7 @@ def write_set(contents: Mapping[Path, bytes | str]) -> Path:
     try:
         for path, content in contents.items():
             with _at(path, "the file", f"; {_AS_IT_WAS}"):
-                if path.is_dir():
-                    raise StorageError(
-                        f"expected a file to write at {path}, found a folder; name a file in it"
-                    )
-                _refuse_strange(path)
+                _refuse_folder_or_strange(path)
                 path.parent.mkdir(parents=True, exist_ok=True)
                 _clear(path)
                 part, handle = _locked(lambda place=path: _new_file(place))
@@ -653,6 +651,11 @@ def regular(path: Path) -> bool:
         return False
 
 
+def _require(path: Path, what: str) -> None:
+    if not regular(path):
+        raise StorageError(f"expected {what} at {path}, found no file")
+
+
 def read_bytes(path: Path, what: str, most: int | None = None) -> bytes:
     """A file's content.
 
@@ -660,8 +663,7 @@ def read_bytes(path: Path, what: str, most: int | None = None) -> bytes:
         StorageError: no file is there, or it cannot be read.
         CorruptFileError: it is larger than ``most`` bytes.
     """
-    if not regular(path):
-        raise StorageError(f"expected {what} at {path}, found no file")
+    _require(path, what)
     try:
         size = path.stat().st_size
         if most is not None and size > most:
@@ -749,8 +751,7 @@ def shapes_in(path: Path) -> dict[str, tuple[int, ...]]:
         StorageError: no file is there, or it cannot be read.
         CorruptFileError: it is no safetensors file, or its header claims more than it holds.
     """
-    if not regular(path):
-        raise StorageError(f"expected weights at {path}, found no file")
+    _require(path, "weights")
     with reading(path, "is no safetensors file", "fetch or save it again"):
         size = path.stat().st_size
         with path.open("rb") as file:
@@ -814,8 +815,7 @@ def read_torch(path: Path, what: str, advice: str) -> Any:
     """
     import torch
 
-    if not regular(path):
-        raise StorageError(f"expected {what} at {path}, found no file")
+    _require(path, what)
     with reading(path, f"does not hold {what}", advice):
         check_packed(path)
         return torch.load(path, weights_only=True, map_location="cpu")

@@ -25,7 +25,7 @@ from tstlens.figures import marks, style
 from tstlens.figures.drawing import draw, joined_later
 from tstlens.figures.maps import Cells, Panel, Scale, Ticks, bars, heat_maps
 from tstlens.figures.words import number, quantity, site_label, site_title, suffix
-from tstlens.patching import SweepResult
+from tstlens.patching import SweepResult, TogetherResult
 from tstlens.patching.intervals import Interval, Kind, over_pairs
 from tstlens.stats import no_interval
 
@@ -105,6 +105,79 @@ def draw_sweep(
     return by_shape(
         entries, values, hover, scale, grey, result.time_cells, ends, across=across, **words
     )
+
+
+@draw.register
+@checked
+def draw_together(
+    result: TogetherResult,
+    *,
+    kind: Kind = "value",
+    clusters: Sequence[Any] | None = None,
+    title: str | None = "",
+) -> go.Figure:
+    """The strongest sites patched together against how many, beside random sites as many.
+
+    The band is the 95 % interval over pairs; the grey area holds all random sets, the grey line is
+    their mean, and the dotted line what the sum of the single effects promised.
+
+    What can mislead: sites chosen on the same pairs look better than they are.
+
+    Args:
+        kind: as for a sweep.
+        clusters: one hashable per pair, for the interval; see :func:`over_pairs`.
+    """
+    ks, pairs = result.coords["k"], "pair" in result.axes
+    mean = result.mean("pair") if pairs else result
+    start, gap = float(mean.baseline), float(mean.clean - mean.baseline)
+
+    def scaled(values: Any) -> Any:
+        """Values of the metric as this kind shows them."""
+        values = np.asarray(values, dtype=float) - (0.0 if kind == "value" else start)
+        return values / (gap or np.nan) if kind == "normalized" else values
+
+    figure, unit = go.Figure(), "" if kind == "normalized" else suffix(result.unit)
+    wide = [ks[0] - 0.4, ks[-1] + 0.4]
+    for name, run in (("corrupted run", start), ("clean run", start + gap)):
+        level = float(scaled(run))
+        marks.curve(figure, wide, [level] * 2, style.FAINT, 1.5)
+        note = {"x": wide[1], "y": level, "xanchor": "right", "yanchor": "bottom"}
+        font = {"size": 10, "color": style.MUTED}
+        figure.add_annotation(text=name, showarrow=False, font=font, **note)
+    if mean.random is not None and len(mean.random):
+        random = scaled(mean.random.double().cpu())
+        name = f"random sites ({len(random)} orders)"
+        marks.band(figure, ks, random.min(0), random.max(0), style.GRID)
+        said = f"%{{x}} at random: %{{y:.3g}}{unit}"
+        marks.curve(figure, ks, random.mean(0), style.MUTED, name=name, said=said)
+    if mean.one_by_one is not None:
+        sums = scaled(start + mean.one_by_one.double().cpu())
+        said = f"%{{x}} one by one, added up: %{{y:.3g}}{unit}"
+        marks.curve(figure, ks, sums, style.ORANGE, 1.5, dash="dot", name="sum of each", said=said)
+    values = scaled(mean.values.double().cpu())
+    interval = over_pairs(result, kind, clusters=clusters) if pairs else None
+    if interval is not None:
+        marks.band(figure, ks, interval.low, interval.high, style.BLUE_BAND)
+
+    def says(at: int) -> str:
+        place = site_label(mean.order[ks[at] - 1], mean.time_cells)
+        lines = [f"<b>{ks[at]} strongest</b>, the last: {place}"]
+        lines.append(f"{quantity(result.metric, result.unit, kind)}: {number(values[at])}{unit}")
+        if interval is not None:
+            lines.append(_interval_text(interval, (at,), kind, suffix(result.unit)))
+        return "<br>".join(lines)
+
+    said = [says(at) for at in range(len(ks))]
+    marks.curve(figure, ks, values, style.BLUE, 2.5, name="strongest sites", said=said, dots=7)
+    ticks = {"tickmode": "array", "tickvals": ks} if len(ks) <= 12 else {}
+    figure.update_xaxes(
+        title={"text": "sites patched at once"}, range=wide, zeroline=False, **ticks
+    )
+    figure.update_yaxes(zeroline=False, nticks=6)
+    above = style.label_above(figure, quantity(result.metric, result.unit, kind), 26)
+    heading = f"Strongest sites together: {site_title(result.site)}" if title == "" else title
+    subtitle = _subtitle(result, None) + f"; sites chosen on {result.made['chosen_on']} pairs"
+    return style.finish(figure, heading, subtitle, plot_height=270, above=above, left=52)
 
 
 @draw.register

@@ -475,6 +475,7 @@ def attribution(
         path=config.path if steps else None,
         qk_correction=config.qk_correction,
         n_slices=config.n_slices,
+        **what.fixed,
     )
 
 

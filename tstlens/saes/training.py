@@ -75,8 +75,8 @@ class TrainConfig:
         batch_size: activations per step.
         lr: peak learning rate of Adam; falls linearly to a tenth over the last fifth of the steps.
         seed: of the weights and the order of activations.
-        normalize: sae-lens' ``normalize_activations``; folded into the weights at the end, so that
-            the SAE takes activations as they are.
+        normalize: how activations are scaled, sae-lens' ``normalize_activations``; folded into the
+            weights at the end, so that the SAE takes activations as they are.
         checkpoint: folder to keep progress in; a training found there goes on, a finished one is
             loaded, one on other activations or with other settings is refused.
         checkpoint_every: steps between checkpoints.
@@ -610,6 +610,7 @@ def train(
         "dataset_split": data.split if isinstance(data, TimeSeriesData) else "",
         "n_series": len(stream.rows),
         "tstlens_version": tstlens.__version__,
+        "processing": list(model.processing),
     }
     if isinstance(sae, str) and hook_out is None and hook.endswith("hook_z") and head == "joined":
         config = dataclasses.replace(

@@ -378,7 +378,7 @@ class TrainConfig:
     """How :func:`train` trains.
 
     Args:
-        val_fraction: of the data to hold out, stratified, where no ``val`` is given; 0 for none.
+        val_fraction: of the data to hold out, stratified; 0 for none. Not where ``val`` is given.
         epochs: passes over the series; with ``refit``, the most that may be chosen.
         batch_size: series per step.
         lr: learning rate, the peak of the schedule.
