@@ -524,7 +524,8 @@ NO_SERIES = {  # public functions that take no series of the user's, by room
     ),
 }
 NO_SERIES_SAES = (
-    "architectures fit from_linear list_saes load neuron_dictionary recovery save training_config"
+    "architectures fit from_linear history list_saes load neuron_dictionary recovery save "
+    "training_config"
 )
 NO_SERIES_CODEBOOKS = "ban_nearest fit_regime load make_codebooks regime_.* score_regime"
 

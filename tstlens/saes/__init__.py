@@ -33,7 +33,15 @@ if TYPE_CHECKING:
         score,
     )
     from tstlens.saes.stream import ActivationStream, TensorStream
-    from tstlens.saes.training import TrainConfig, architectures, fit, train, training_config
+    from tstlens.saes.training import (
+        TrainConfig,
+        TrainingHistory,
+        architectures,
+        fit,
+        history,
+        train,
+        training_config,
+    )
 
 __all__ = [
     "ActivationStream",
@@ -43,6 +51,7 @@ __all__ = [
     "Scores",
     "TensorStream",
     "TrainConfig",
+    "TrainingHistory",
     "ablate_latent",
     "architectures",
     "browse",
@@ -51,6 +60,7 @@ __all__ = [
     "features",
     "fit",
     "from_linear",
+    "history",
     "list_saes",
     "load",
     "neuron_dictionary",
