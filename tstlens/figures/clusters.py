@@ -98,9 +98,11 @@ def _pca(result: Clusters, title: str | None) -> go.Figure:
         rows = np.flatnonzero(groups == group)
         name = result.class_names[group] if by_class else "noise" if group < 0 else str(group)
         color = style.FAINT if group < 0 else style.LINES[at % len(style.LINES)]
+        x, y = place[rows].T
         marks.dots(
             figure,
-            *place[rows].T,
+            x,
+            y,
             color,
             6 if len(points) <= 400 else 4,
             look={"opacity": 0.75, "line": {"color": style.PAPER, "width": 0.5}},

@@ -15,6 +15,7 @@ from plotly.subplots import make_subplots
 
 from tstlens.errors import ArgumentError
 from tstlens.figures import marks, style
+from tstlens.figures.depth import by_rank
 from tstlens.figures.drawing import draw
 from tstlens.figures.histories import histories
 from tstlens.figures.words import hook_place, number, suffix, when
@@ -329,21 +330,15 @@ def draw_latent_effect(
 @draw.register
 def draw_match(result: DictionaryMatch, *, title: str | None = None) -> go.Figure:
     """Similarity of the matched latents, largest first, beside the control's."""
-    rank = np.arange(1, len(result.similarity) + 1)
-    figure = go.Figure()
-    names = [f"{a} and {b}" for a, b in zip(result.latent_a, result.latent_b, strict=True)]
-    for values, name, colour, text in (
-        (result.similarity, "matched latents", style.BLUE, names),
-        (result.chance, result.control, style.MUTED, None),
-    ):
-        said = ("latents %{text}: " if text else "") + "%{y:.3f}"
-        marks.curve(figure, rank, values, colour, name=name, text=text, said=said)
+    pairs = zip(result.latent_a, result.latent_b, strict=True)
+    curves = {
+        "matched latents": (result.similarity, [f"{a} and {b}" for a, b in pairs]),
+        result.control: (result.chance, None),
+    }
     kind = "cosine of directions" if result.by == "decoder" else "correlation of activations"
-    figure.update_xaxes(title="pair, most similar first")
-    figure.update_yaxes(title=kind)
-    heading = f"{len(rank)} matched latents" if title is None else title
+    heading = f"{len(result.similarity)} matched latents" if title is None else title
     subtitle = f"mean {result.similarity.mean():.2f}, {result.share():.0%} above 0.7"
-    return style.finish(figure, heading, subtitle, plot_height=280, above=30, left=56)
+    return by_rank(curves, "latents", kind, heading, subtitle)
 
 
 _ROW = 150  # pixels between two dictionaries
