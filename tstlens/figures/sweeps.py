@@ -168,8 +168,8 @@ def _per_group(
     scale = scale_of(result, found, kind, limits, faint)
     words: dict[str, Any] = {"title": _title(result, axes) if title == "" else title}
     if words["title"]:
-        groups = f"each of {len(members)} groups of pairs" if several else "each pair by itself"
-        words["subtitle"] = _subtitle(result, None).replace("mean over", f"{groups} of", 1)
+        groups = f"{n_pairs} pairs in {len(members)} groups" if several else "each pair by itself"
+        words["subtitle"] = "; ".join([groups, *_subtitle(result, None).split("; ")[1:]])
         words["subtitle"] += "; grey: within rounding" if faint.any() else ""
     entries = {_GROUP: names, **{axis: result.coords[axis] for axis in axes}}
     layout: dict[str, Any] = {"across": across, "menu": menu, **words}
