@@ -608,6 +608,7 @@ def of_spliced() -> dict[str, Callable[[World], Any]]:
             HOOK,
         ),
         "saes.history": lambda w: saes.history(w.sae),
+        "saes.latents": lambda w: saes.latents(w.model, w.sae, w.data),
         "saes.list_saes": lambda w: saes.list_saes("japanese-vowels"),
         "saes.load": lambda w: saes.load("japanese-vowels", saes.list_saes("japanese-vowels")[0]),
         "saes.neuron_dictionary": lambda w: saes.neuron_dictionary(w.sae, w.activations, 2),

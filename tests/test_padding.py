@@ -419,6 +419,7 @@ def saes_rows() -> dict[str, Callable[[World], Any]]:
     return {
         "train": lambda w: w.trained.state_dict(),
         "score": lambda w: saes.score(w.model, w.trained, w.data),
+        "latents": lambda w: vars(saes.latents(w.model, w.trained, w.data)),
         "features": lambda w: saes.features(
             w.model, w.sae, w.data, n_permutations=100, effect_series=2, **QUIET
         ),

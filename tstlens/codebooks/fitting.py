@@ -723,5 +723,6 @@ def fit(
         metadata.model_name = model.cfg.model_name
         metadata.dataset_path = " ".join(part for part in (data.name, data.split) if part)
         metadata.tstlens_fit = record
+        metadata.processing = list(model.processing)
         model.add_codebook(book, name)
     return FittedCodebooks(books, history, record)

@@ -23,7 +23,6 @@ from tstlens.figures import marks, style
 from tstlens.figures.drawing import draw
 from tstlens.figures.histories import histories
 from tstlens.figures.words import number
-from tstlens.stats import half_width
 
 
 @draw.register
@@ -331,7 +330,7 @@ def draw_code_effects(result: CodeEffects, *, title: str | None = "") -> go.Figu
     effect, controls = result.effect(), result.control_effects().mean(2)  # [control, dose]
     x = np.arange(len(result.doses), dtype=float)
     ticks = [str(dose) for dose in result.doses]
-    half = half_width(effect.T) if effect.shape[1] > 1 else None
+    half = result.half_width()
     table = result.summary()
     figure = go.Figure()
     figure.add_hline(y=0, line={"color": style.FAINT, "width": 1.5})
@@ -358,7 +357,7 @@ def draw_code_effects(result: CodeEffects, *, title: str | None = "") -> go.Figu
         mode="lines+markers",
         marker={"size": 8, "color": style.BLUE},
         line={"color": style.BLUE, "width": 2.5},
-        error_y=None if half is None else interval,
+        error_y=interval if np.isfinite(half).all() else None,
         name=_said(result.codes),
         **marks.hovered(hover),
     )

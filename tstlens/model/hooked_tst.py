@@ -25,6 +25,7 @@ from tstlens.model.heads import check_labels, loss_of, make_head
 from tstlens.model.hooking import in_turn
 from tstlens.model.norms import watched
 from tstlens.model.parts import CustomConfig, LinearPatchesConfig
+from tstlens.model.processing import ProcessedWeights
 from tstlens.model.saving import SavedModel
 from tstlens.model.state import TrunkState
 from tstlens.model.steering import pushing
@@ -36,7 +37,7 @@ from tstlens.shapes import Mask, Residual, Series
 ReturnType = Literal["logits", "loss", "both"] | None
 
 
-class HookedTST(Trunk, CodedModel, StackedWeights, SavedModel):
+class HookedTST(Trunk, CodedModel, StackedWeights, ProcessedWeights, SavedModel):
     """A trunk of transformer blocks between an embedding front end and a head.
 
     Everything a TransformerLens user expects works: ``run_with_cache``, ``run_with_hooks``,

@@ -19,6 +19,7 @@ except ImportError as error:
     ) from error
 
 if TYPE_CHECKING:
+    from tstlens.model.activations import latents
     from tstlens.saes.dictionaries import browse, from_linear, list_saes, load, save
     from tstlens.saes.graph.build import GraphConfig, feature_graph
     from tstlens.saes.graph.result import FeatureGraph
@@ -61,6 +62,7 @@ __all__ = [
     "fit",
     "from_linear",
     "history",
+    "latents",
     "list_saes",
     "load",
     "neuron_dictionary",

@@ -686,6 +686,7 @@ def train(
         "dataset_split": data.split if isinstance(data, TimeSeriesData) else "",
         "n_series": len(stream.rows),
         "tstlens_version": tstlens.__version__,
+        "processing": list(model.processing),
     }
     if isinstance(sae, str) and hook_out is None and hook.endswith("hook_z") and head == "joined":
         config = dataclasses.replace(
