@@ -21,7 +21,7 @@ from tstlens.arguments import Count, Seed, checked
 from tstlens.data import TimeSeriesData
 from tstlens.errors import ArgumentError, SeriesShapeError
 from tstlens.model import HookedTST
-from tstlens.probing.extraction import Activations, Pool, activations
+from tstlens.model.activations import Activations, Pool, activations
 from tstlens.probing.layer_similarity import Rows
 from tstlens.results import TableResult
 from tstlens.stats import matched
