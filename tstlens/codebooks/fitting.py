@@ -36,6 +36,7 @@ from tstlens.data import TimeSeriesData
 from tstlens.errors import ArgumentError, HookError
 from tstlens.model import HookedTST
 from tstlens.randomness import seeded
+from tstlens.results import Result
 from tstlens.run import evaluating
 from tstlens.saes.stream import ActivationRows
 from tstlens.training.loop import LastGood, load_progress, save_progress
@@ -610,8 +611,8 @@ class _Average:
         self.weight, self.sum = state["weight"], state["sum"]
 
 
-class FittedCodebooks(dict[str, Codebook]):
-    """Hook point -> codebook, with how the fit went.
+class FittedCodebooks(dict[str, Codebook], Result):
+    """Hook point -> codebook, with how the fit went; ``figure()`` draws that over the epochs.
 
     Args:
         books: the codebooks.
@@ -722,5 +723,6 @@ def fit(
         metadata.model_name = model.cfg.model_name
         metadata.dataset_path = " ".join(part for part in (data.name, data.split) if part)
         metadata.tstlens_fit = record
+        metadata.processing = list(model.processing)
         model.add_codebook(book, name)
     return FittedCodebooks(books, history, record)

@@ -58,6 +58,7 @@ from tstlens.patching.statistics import (
     summary,
 )
 from tstlens.patching.sweep import sweep
+from tstlens.patching.together import TogetherResult
 from tstlens.patching.transformer_lens_names import (
     generic_activation_patch,
     get_act_patch_attn_head_all_pos_every,
@@ -127,6 +128,7 @@ __all__ = [
     "Metric",
     "Site",
     "SweepResult",
+    "TogetherResult",
     "get_act_patch_resid_pre",
     "get_act_patch_resid_mid",
     "get_act_patch_attn_out",
