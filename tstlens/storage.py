@@ -67,9 +67,15 @@ def digest_of_json(record: Any) -> str:
 
 
 def check_digest(path: Path, recorded: object, where: str, advice: str) -> None:
-    """Raise :class:`CorruptFileError` unless a file has the recorded SHA-256."""
+    """Raise :class:`CorruptFileError` unless a file has the recorded SHA-256.
+
+    Raises:
+        StorageError: the file may not be read.
+    """
     try:
         found = digest(path)
+    except PermissionError as error:
+        raise StorageError(f"{path} cannot be read: {error.strerror}") from error
     except OSError as error:
         raise CorruptFileError(f"{path} cannot be read: {error}; {advice}") from error
     if found != recorded:
@@ -326,8 +332,14 @@ def _one_at_a_time(contents: Mapping[Path, Any]) -> Iterator[None]:
         yield
         return
     name = hashlib.sha256(str(next(iter(contents)).resolve()).encode()).hexdigest()[:16]
+    until = time.monotonic() + _WAIT
     with open(Path(tempfile.gettempdir()) / f".tstlens-{os.getuid()}-{name}", "w") as turn:
-        fcntl.flock(turn, fcntl.LOCK_EX)
+        while not _lock(turn.fileno()):
+            if time.monotonic() > until:
+                raise StorageError(
+                    f"{next(iter(contents))} is being written by another process; try again later"
+                )
+            time.sleep(0.02)
         yield
 
 
