@@ -401,6 +401,12 @@ PROBING: dict[str, Callable[[World], Any]] = {
         **QUIET,
     ),
     "similarity": lambda w: probing.similarity(w.model, None, w.data, HOOK, n_shuffles=1, **QUIET),
+    **{
+        f"match_units {rows}": lambda w, rows=rows: probing.match_units(
+            w.model, random_model(norm_position="post"), w.data, HOOK, rows=rows, **QUIET
+        )
+        for rows in ("positions", "series")
+    },
     "skip_cost": lambda w: probing.skip_cost(w.model, w.data, **QUIET),
     "surrogate": lambda w: probing.surrogate(w.model, w.data, 1, n_boot=100, n_splits=2),
     "units": lambda w: probing.units(w.model, w.data, HOOK, seeds=(0,), **QUIET),
@@ -525,7 +531,8 @@ NO_SERIES = {  # public functions that take no series of the user's, by room
     ),
 }
 NO_SERIES_SAES = (
-    "architectures fit from_linear list_saes load neuron_dictionary recovery save training_config"
+    "architectures fit from_linear history list_saes load neuron_dictionary recovery save "
+    "training_config"
 )
 NO_SERIES_CODEBOOKS = "ban_nearest fit_regime load make_codebooks regime_.* score_regime"
 

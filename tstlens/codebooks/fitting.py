@@ -36,6 +36,7 @@ from tstlens.data import TimeSeriesData
 from tstlens.errors import ArgumentError, HookError
 from tstlens.model import HookedTST
 from tstlens.randomness import seeded
+from tstlens.results import Result
 from tstlens.run import evaluating
 from tstlens.saes.stream import ActivationRows
 from tstlens.training.loop import LastGood, load_progress, save_progress
@@ -610,8 +611,8 @@ class _Average:
         self.weight, self.sum = state["weight"], state["sum"]
 
 
-class FittedCodebooks(dict[str, Codebook]):
-    """Hook point -> codebook, with how the fit went.
+class FittedCodebooks(dict[str, Codebook], Result):
+    """Hook point -> codebook, with how the fit went; ``figure()`` draws that over the epochs.
 
     Args:
         books: the codebooks.

@@ -30,8 +30,22 @@ from tstlens.patching.intervals import Interval, Kind, over_pairs
 from tstlens.stats import no_interval
 
 # Axes from the one that makes panels and rows to the one that runs along the figure.
-_ORDER = ("layer", "channel", "head", "slice", "class", "feature", "query", "key", "pos", "time")
+_GROUP = "pairs"  # an axis of groups of pairs
+_ORDER = (
+    _GROUP,
+    "layer",
+    "channel",
+    "head",
+    "slice",
+    "class",
+    "feature",
+    "query",
+    "key",
+    "pos",
+    "time",
+)
 _MOST_PANELS = 48
+_MOST_IN_MENU = 400
 
 
 @draw.register
@@ -45,6 +59,8 @@ def draw_sweep(
     limits: Positive | tuple[float, float] | None = None,
     clusters: Sequence[Any] | None = None,
     across: Count | None = None,
+    menu: bool = False,
+    per: Sequence[Any] | None = None,
 ) -> go.Figure:
     """The map of a sweep: bars for one axis, a heat map for two, small multiples for three.
 
@@ -64,6 +80,9 @@ def draw_sweep(
         limits: the end of the zero-centred scale; for "value" its two ends.
         clusters: one hashable per pair, for the interval; see :func:`over_pairs`.
         across: small multiples beside each other.
+        menu: of several maps (a layer each, say) show one at a time, chosen from a dropdown.
+        per: one hashable per pair, such as its class: a map for every group of pairs, on one
+            scale of colours.
 
     Raises:
         ArgumentError: a pair or limits that are not possible, or too many axes.
@@ -77,6 +96,10 @@ def draw_sweep(
         (3, 8)
     """
     result = result.named()
+    if per is not None:
+        if pair is not None:
+            raise ArgumentError("expected pair= or per=, got both")
+        return _per_group(result, kind, per, clusters, limits, title, across, menu)
     if pair is not None:
         result = _one_pair(result, pair)
     interval = None
@@ -102,9 +125,56 @@ def draw_sweep(
         ends = {"low": interval.low, "high": interval.high, "each": shown(result, kind)}
     entries = {axis: result.coords[axis] for axis in axes}
     hover = _hover(result, axes, interval, kind)
-    return by_shape(
-        entries, values, hover, scale, grey, result.time_cells, ends, across=across, **words
-    )
+    layout: dict[str, Any] = {"across": across, "menu": menu, **words}
+    return by_shape(entries, values, hover, scale, grey, result.time_cells, ends, **layout)
+
+
+def _per_group(
+    result: SweepResult,
+    kind: Kind,
+    per: Sequence[Any],
+    clusters: Sequence[Any] | None,
+    limits: float | tuple[float, float] | None,
+    title: str | None,
+    across: int | None,
+    menu: bool,
+) -> go.Figure:
+    """A map for every group of pairs, in the order in which the groups first appear."""
+    n_pairs = len(result.values)
+    if "pair" not in result.axes or len(per) != n_pairs:
+        raise ArgumentError(
+            f"per: expected one group per pair of a sweep with its pair axis [{n_pairs}], got "
+            f"{len(per)}"
+        )
+    axes = tuple(axis for axis in result.axes if axis != "pair")
+    members: dict[Any, list[int]] = {}
+    for index, group in enumerate(per):
+        members.setdefault(group, []).append(index)
+    values, hover, grey = [], [], []
+    for index in members.values():
+        part = result.at(pair=[result.coords["pair"][at] for at in index])
+        own = None if clusters is None else [clusters[at] for at in index]
+        interval = over_pairs(part, kind, clusters=own) if len(index) > 1 else None
+        # For shares the mean effect over the mean gap, as everywhere.
+        values.append(shown(part.mean("pair"), kind))
+        hover.append(_hover(part, axes, interval, kind))
+        grey.append(rounded(part, kind))
+    several = len(members) < n_pairs
+    names = [
+        f"{group} ({len(index)} pair{'s' if len(index) > 1 else ''})" if several else str(group)
+        for group, index in members.items()
+    ]
+    found, faint = np.stack(values), np.stack(grey)
+    scale = scale_of(result, found, kind, limits, faint)
+    words: dict[str, Any] = {"title": _title(result, axes) if title == "" else title}
+    if words["title"]:
+        groups = f"{n_pairs} pairs in {len(members)} groups" if several else "each pair by itself"
+        words["subtitle"] = "; ".join([groups, *_subtitle(result, None).split("; ")[1:]])
+        words["subtitle"] += "; grey: within rounding" if faint.any() else ""
+    entries = {_GROUP: names, **{axis: result.coords[axis] for axis in axes}}
+    layout: dict[str, Any] = {"across": across, "menu": menu, **words}
+    texts = np.stack(hover)
+    return by_shape(entries, found, texts, scale, faint, result.time_cells, **layout)
 
 
 @draw.register
@@ -249,6 +319,7 @@ def by_shape(
     ends: Mapping[str, Any] | None = None,
     *,
     across: int | None = None,
+    menu: bool = False,
     **words: Any,
 ) -> go.Figure:
     """Bars for one axis, a heat map for two, small multiples for three or four.
@@ -262,6 +333,7 @@ def by_shape(
         cells: samples that each position stands for.
         ends: of bars: ``low``, ``high`` and ``each``.
         across: small multiples beside each other.
+        menu: one of them at a time, chosen from a dropdown.
         **words: title and subtitle.
     """
     axes = list(entries)
@@ -273,8 +345,8 @@ def by_shape(
     if len(names) == 1:
         return bars(ticks[0], values, hover.tolist(), scale, grey=faint, **(ends or {}), **words)
     some = {name: entries[name] for name in names[:-2]}
-    panels = _panels(some, values, hover, faint)
-    return heat_maps(panels, ticks[-2], ticks[-1], scale, across=across, **words)
+    panels = _panels(some, values, hover, faint, _MOST_IN_MENU if menu else _MOST_PANELS)
+    return heat_maps(panels, ticks[-2], ticks[-1], scale, across=across, menu=menu, **words)
 
 
 def shown(result: SweepResult, kind: str) -> np.ndarray:
@@ -332,7 +404,11 @@ def _one_pair(result: SweepResult, pair: int) -> SweepResult:
 
 
 def _panels(
-    along: Mapping[str, Sequence[Any]], values: np.ndarray, hover: np.ndarray, grey: np.ndarray
+    along: Mapping[str, Sequence[Any]],
+    values: np.ndarray,
+    hover: np.ndarray,
+    grey: np.ndarray,
+    most: int,
 ) -> list[Panel]:
     names, entries = list(along), list(along.values())
     if len(names) > 2:
@@ -341,16 +417,19 @@ def _panels(
             "with result.mean(axis)"
         )
     n_panels = math.prod(len(some) for some in entries)
-    if n_panels > _MOST_PANELS:
+    if n_panels > most:
         raise ArgumentError(
             f"{n_panels} maps ({' x '.join(names)}) are more than can be read; average over an "
-            "axis with result.mean(axis), or sweep a Site that fixes one"
+            "axis with result.mean(axis), choose entries with result.at(...), or give menu=True"
         )
     panels = []
     for at in product(*(range(len(some)) for some in entries)):
         place = {name: some[index] for name, some, index in zip(names, entries, at, strict=True)}
+        group = place.pop(_GROUP, None)
         name = f"layer {place['layer']}" if list(place) == ["layer"] else site_label(place)
-        panels.append(Panel(name if place else "", values[at], hover[at], grey[at]))
+        if group is not None:
+            name = f"{group}, {name}" if place else str(group)
+        panels.append(Panel(name if names else "", values[at], hover[at], grey[at]))
     return panels
 
 

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     )
     from tstlens.probing.surrogates import Surrogate, surrogate
     from tstlens.probing.unit_association import Units, units
+    from tstlens.probing.unit_matching import UnitMatch, match_units
 
 __all__ = [
     "Activations",
@@ -53,6 +54,7 @@ __all__ = [
     "Similarity",
     "SkipCost",
     "Surrogate",
+    "UnitMatch",
     "Units",
     "activations",
     "attribute",
@@ -63,6 +65,7 @@ __all__ = [
     "direction",
     "dose_response",
     "latent_direction",
+    "match_units",
     "prediction_difference",
     "probe",
     "random_directions",

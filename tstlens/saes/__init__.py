@@ -34,7 +34,15 @@ if TYPE_CHECKING:
         score,
     )
     from tstlens.saes.stream import ActivationStream, TensorStream
-    from tstlens.saes.training import TrainConfig, architectures, fit, train, training_config
+    from tstlens.saes.training import (
+        TrainConfig,
+        TrainingHistory,
+        architectures,
+        fit,
+        history,
+        train,
+        training_config,
+    )
 
 __all__ = [
     "ActivationStream",
@@ -44,6 +52,7 @@ __all__ = [
     "Scores",
     "TensorStream",
     "TrainConfig",
+    "TrainingHistory",
     "ablate_latent",
     "architectures",
     "browse",
@@ -52,6 +61,7 @@ __all__ = [
     "features",
     "fit",
     "from_linear",
+    "history",
     "latents",
     "list_saes",
     "load",

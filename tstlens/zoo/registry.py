@@ -91,8 +91,8 @@ class Family:
     hints: tuple[str, ...] = field(default=(), init=False)
 
     def __post_init__(self) -> None:
-        _, *hints = inspect.signature(self.build).parameters
-        object.__setattr__(self, "hints", tuple(name for name in hints if name != "config"))
+        parameters = list(inspect.signature(self.build).parameters)[1:]
+        object.__setattr__(self, "hints", tuple(parameters))
 
 
 _FAMILIES: dict[str, Family] = {}
