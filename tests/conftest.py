@@ -14,7 +14,8 @@ from pathlib import Path
 import jaxtyping
 import pytest
 from hypothesis import settings
-from jaxtyping import install_import_hook
+
+from tests import shape_checks
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -24,7 +25,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 BENCHMARKS = any("benchmarks" in argument for argument in sys.argv)
 TYPECHECKED = os.environ.get("TSTLENS_TYPECHECK", "1") != "0" and not BENCHMARKS
 if TYPECHECKED:
-    install_import_hook("tstlens", "beartype.beartype")
+    shape_checks.install()
 
 # Folders with the source code of model families whose pins conflict with ours: tests that compare
 # with the original import it from there, and are skipped where this is not set.
@@ -102,6 +103,7 @@ def _seed() -> None:
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup() -> None:
     _seed()
+    shape_checks.calls.clear()
 
 
 @pytest.hookimpl(tryfirst=True)

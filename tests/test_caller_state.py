@@ -418,6 +418,7 @@ CALLS: dict[str, Callable[[World], Any]] = {
         w.model, w.data, w.of("probing.direction"), target=0, n_random=2, n_boot=100, **QUIET
     ),
     "probing.latent_direction": lambda w: probing.latent_direction(w.sae, 0),
+    "probing.match_units": lambda w: probing.match_units(w.model, w.fresh(), w.data),
     "probing.prediction_difference": lambda w: probing.prediction_difference(
         w.model,
         w.data[:4],
@@ -472,8 +473,11 @@ CALLS: dict[str, Callable[[World], Any]] = {
     ),
     "figures.calendar": lambda w: figures.calendar(
         patching.window_sweep(
-            w.forecaster_model, *w.windows.pair(-1, to="mean season"), patching.forecast("peak"),
-            unit=26, **QUIET,
+            w.forecaster_model,
+            *w.windows.pair(-1, to="mean season"),
+            patching.forecast("peak"),
+            unit=26,
+            **QUIET,
         )
     ),
     "figures.in_notebooks": lambda w: in_notebooks(),
@@ -489,6 +493,7 @@ CALLS: dict[str, Callable[[World], Any]] = {
 DRAWN = (
     "probing.cluster_effect",
     "probing.clusters",
+    "probing.match_units",
     "patching.edge_sweep",
     "patching.faithfulness",
     "patching.logit_attribution",
@@ -627,6 +632,8 @@ def of_spliced() -> dict[str, Callable[[World], Any]]:
             },
             HOOK,
         ),
+        "saes.history": lambda w: saes.history(w.sae),
+        "saes.latents": lambda w: saes.latents(w.model, w.sae, w.data),
         "saes.list_saes": lambda w: saes.list_saes("japanese-vowels"),
         "saes.load": lambda w: saes.load("japanese-vowels", saes.list_saes("japanese-vowels")[0]),
         "saes.neuron_dictionary": lambda w: saes.neuron_dictionary(w.sae, w.activations, 2),

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
+import importlib
+import inspect
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -66,6 +70,47 @@ def test_bad_arguments_are_named(monkeypatch, capsys, tmp_path, arguments, messa
 def test_help_is_there(monkeypatch, capsys, command):
     code, out, _ = run(monkeypatch, capsys, *command, "--help")
     assert code == 0 and "Usage" in out
+
+
+SETTINGS = {
+    "train": ("training.TrainConfig", "models", {"augment", "clip_norm", "seed", "select"}),
+    "sae train": (
+        "saes.TrainConfig",
+        "dictionaries",
+        {"checkpoint", "options", "progress", "trainer"},
+    ),
+    "codebook fit": ("codebooks.FitConfig", "dictionaries", {"clip_norm", "train_model"}),
+}
+
+
+@pytest.mark.parametrize("command", SETTINGS)
+def test_a_command_has_the_settings_of_its_config(monkeypatch, capsys, command):
+    config, group, without = SETTINGS[command]
+    room, kind = config.split(".")
+    if room != "training":
+        pytest.importorskip("sae_lens")
+    config = getattr(importlib.import_module(f"tstlens.{room}"), kind)()
+    function = getattr(getattr(cli, group), command.replace(" ", "_"))
+    taken = inspect.signature(function).parameters
+    monkeypatch.setenv("COLUMNS", "300")
+    _, out, _ = run(monkeypatch, capsys, *command.split(), "--help")
+    lines = {line.split()[1]: line for line in out.splitlines() if line.startswith("│ -")}
+    for field in dataclasses.fields(config):
+        if field.name in without:
+            continue
+        assert taken[field.name].default == getattr(config, field.name)
+        line = lines[f"--{field.name.replace('_', '-')}"].lower()
+        about = re.search(rf"\n +{field.name}: (.+)", type(config).__doc__)[1].split(".")[0]
+        assert re.sub(r":\w+:|`", "", about).lower() in line
+
+
+@pytest.mark.parametrize(
+    ("option", "word", "said"),
+    [("epochs", "0", "greater"), ("optimizer", "adamm", "'adam'"), ("lr", "fast", "number")],
+)
+def test_values_that_a_setting_cannot_have_are_refused(monkeypatch, capsys, option, word, said):
+    code, out, err = run(monkeypatch, capsys, "train", "GunPoint", f"--{option}", word)
+    assert code == 2 and f"--{option}" in err and said in err and not out
 
 
 def test_the_version_is_printed(monkeypatch, capsys):

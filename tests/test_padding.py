@@ -401,6 +401,12 @@ PROBING: dict[str, Callable[[World], Any]] = {
         **QUIET,
     ),
     "similarity": lambda w: probing.similarity(w.model, None, w.data, HOOK, n_shuffles=1, **QUIET),
+    **{
+        f"match_units {rows}": lambda w, rows=rows: probing.match_units(
+            w.model, random_model(norm_position="post"), w.data, HOOK, rows=rows, **QUIET
+        )
+        for rows in ("positions", "series")
+    },
     "skip_cost": lambda w: probing.skip_cost(w.model, w.data, **QUIET),
     "surrogate": lambda w: probing.surrogate(w.model, w.data, 1, n_boot=100, n_splits=2),
     "units": lambda w: probing.units(w.model, w.data, HOOK, seeds=(0,), **QUIET),
@@ -413,6 +419,7 @@ def saes_rows() -> dict[str, Callable[[World], Any]]:
     return {
         "train": lambda w: w.trained.state_dict(),
         "score": lambda w: saes.score(w.model, w.trained, w.data),
+        "latents": lambda w: vars(saes.latents(w.model, w.trained, w.data)),
         "features": lambda w: saes.features(
             w.model, w.sae, w.data, n_permutations=100, effect_series=2, **QUIET
         ),
@@ -512,7 +519,8 @@ REPORT: dict[str, Callable[[World], Any]] = {"build": made_report}
 NO_SERIES = {  # public functions that take no series of the user's, by room
     patching: (
         "agreement campaign_grids component_graph load_campaign log_prob logit logit_diff prob mse "
-        "quantile_loss crps forecast mae mase make_df_from_ranges over_pairs site_names split_half summary "
+        "quantile_loss crps forecast mae mase make_df_from_ranges over_pairs site_names "
+        "split_half summary "
         # TransformerLens' own signatures, which know no mask
         "generic_activation_patch get_act_patch_.*"
     ),
@@ -524,7 +532,8 @@ NO_SERIES = {  # public functions that take no series of the user's, by room
     ),
 }
 NO_SERIES_SAES = (
-    "architectures fit from_linear list_saes load neuron_dictionary recovery save training_config"
+    "architectures fit from_linear history list_saes load neuron_dictionary recovery save "
+    "training_config"
 )
 NO_SERIES_CODEBOOKS = "ban_nearest fit_regime load make_codebooks regime_.* score_regime"
 

@@ -11,7 +11,7 @@ from collections.abc import Hashable, Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from tstlens.errors import ArgumentError
 
@@ -337,6 +337,24 @@ def correlation(first: Float[np.ndarray, " site"], second: Float[np.ndarray, " s
     if len(first) < 2 or not np.ptp(first) > 0 or not np.ptp(second) > 0:
         return float("nan")
     return float(np.clip(np.corrcoef(first / np.ptp(first), second / np.ptp(second))[0, 1], -1, 1))
+
+
+def matched(
+    similarity: Float[np.ndarray, "a b"],
+) -> tuple[Int[np.ndarray, " match"], Int[np.ndarray, " match"]]:
+    """Rows and columns of the one-to-one pairs of the largest summed similarity, largest first.
+
+    Source: Kuhn 1955 (Hungarian method).
+
+    Example:
+        >>> matched(np.array([[0.9, 0.8], [0.8, 0.1]]))  # not the 0.9, which leaves 0.1
+        (array([0, 1]), array([1, 0]))
+    """
+    from scipy.optimize import linear_sum_assignment
+
+    rows, columns = linear_sum_assignment(similarity, maximize=True)
+    order = np.argsort(-similarity[rows, columns], kind="stable")
+    return rows[order], columns[order]
 
 
 def top_overlap(

@@ -67,9 +67,15 @@ def digest_of_json(record: Any) -> str:
 
 
 def check_digest(path: Path, recorded: object, where: str, advice: str) -> None:
-    """Raise :class:`CorruptFileError` unless a file has the recorded SHA-256."""
+    """Raise :class:`CorruptFileError` unless a file has the recorded SHA-256.
+
+    Raises:
+        StorageError: the file may not be read.
+    """
     try:
         found = digest(path)
+    except PermissionError as error:
+        raise StorageError(f"{path} cannot be read: {error.strerror}") from error
     except OSError as error:
         raise CorruptFileError(f"{path} cannot be read: {error}; {advice}") from error
     if found != recorded:
@@ -151,11 +157,7 @@ def check_file(path: Path) -> None:
             written to.
     """
     with _at(path, "the file"):
-        if path.is_dir():
-            raise StorageError(
-                f"expected a file to write at {path}, found a folder; name a file in it"
-            )
-        _refuse_strange(path)
+        _refuse_folder_or_strange(path)
         _try_out(path.absolute().parent, path.absolute())
 
 
@@ -197,7 +199,13 @@ def check_plain(folder: Path) -> None:
             _refuse_strange(Path(above, name), "is in the way: the folder is replaced as a whole")
 
 
-def _refuse_strange(path: Path, why: str = "is in the way of a file") -> None:
+def _refuse_folder_or_strange(path: Path) -> None:
+    if path.is_dir():
+        raise StorageError(f"expected a file to write at {path}, found a folder; name a file in it")
+    _refuse_strange(path, "is in the way of a file")
+
+
+def _refuse_strange(path: Path, why: str) -> None:
     with suppress(FileNotFoundError, NotADirectoryError):
         mode = path.lstat().st_mode
         if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
@@ -283,11 +291,7 @@ def write_set(contents: Mapping[Path, bytes | str]) -> Path:
     try:
         for path, content in contents.items():
             with _at(path, "the file", f"; {_AS_IT_WAS}"):
-                if path.is_dir():
-                    raise StorageError(
-                        f"expected a file to write at {path}, found a folder; name a file in it"
-                    )
-                _refuse_strange(path)
+                _refuse_folder_or_strange(path)
                 path.parent.mkdir(parents=True, exist_ok=True)
                 _clear(path)
                 part, handle = _locked(lambda place=path: _new_file(place))
@@ -328,8 +332,14 @@ def _one_at_a_time(contents: Mapping[Path, Any]) -> Iterator[None]:
         yield
         return
     name = hashlib.sha256(str(next(iter(contents)).resolve()).encode()).hexdigest()[:16]
+    until = time.monotonic() + _WAIT
     with open(Path(tempfile.gettempdir()) / f".tstlens-{os.getuid()}-{name}", "w") as turn:
-        fcntl.flock(turn, fcntl.LOCK_EX)
+        while not _lock(turn.fileno()):
+            if time.monotonic() > until:
+                raise StorageError(
+                    f"{next(iter(contents))} is being written by another process; try again later"
+                )
+            time.sleep(0.02)
         yield
 
 
@@ -641,6 +651,11 @@ def regular(path: Path) -> bool:
         return False
 
 
+def _require(path: Path, what: str) -> None:
+    if not regular(path):
+        raise StorageError(f"expected {what} at {path}, found no file")
+
+
 def read_bytes(path: Path, what: str, most: int | None = None) -> bytes:
     """A file's content.
 
@@ -648,8 +663,7 @@ def read_bytes(path: Path, what: str, most: int | None = None) -> bytes:
         StorageError: no file is there, or it cannot be read.
         CorruptFileError: it is larger than ``most`` bytes.
     """
-    if not regular(path):
-        raise StorageError(f"expected {what} at {path}, found no file")
+    _require(path, what)
     try:
         size = path.stat().st_size
         if most is not None and size > most:
@@ -737,8 +751,7 @@ def shapes_in(path: Path) -> dict[str, tuple[int, ...]]:
         StorageError: no file is there, or it cannot be read.
         CorruptFileError: it is no safetensors file, or its header claims more than it holds.
     """
-    if not regular(path):
-        raise StorageError(f"expected weights at {path}, found no file")
+    _require(path, "weights")
     with reading(path, "is no safetensors file", "fetch or save it again"):
         size = path.stat().st_size
         with path.open("rb") as file:
@@ -802,8 +815,7 @@ def read_torch(path: Path, what: str, advice: str) -> Any:
     """
     import torch
 
-    if not regular(path):
-        raise StorageError(f"expected {what} at {path}, found no file")
+    _require(path, what)
     with reading(path, f"does not hold {what}", advice):
         check_packed(path)
         return torch.load(path, weights_only=True, map_location="cpu")

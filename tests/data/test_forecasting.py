@@ -59,7 +59,7 @@ def test_what_is_refused(monkeypatch):
         load_forecasting("co22")
     with pytest.raises(ArgumentError, match=r"n_time=208 and horizon=999 leave no window in the"):
         load_forecasting("co2", "test", horizon=999)
-    with pytest.raises(ArgumentError, match="step: expected at least 1, got 0"):
+    with pytest.raises(ArgumentError, match="expected step as an integer of at least 1, got 0"):
         load_forecasting("co2", step=0)
     with pytest.raises(ArgumentError, match=r"expected split in \['train', 'test'\], got 'all'"):
         load_forecasting("co2", "all")

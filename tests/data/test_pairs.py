@@ -105,7 +105,7 @@ def test_nothing_to_pair_is_an_error_that_says_what_to_do():
         misclassified_pairs(lambda series: series[:, 0, :2], DATA)
     with pytest.raises(LabelError, match="data without labels"):
         misclassified_pairs(first_samples, TimeSeriesData(DATA.series))
-    with pytest.raises(ArgumentError, match="per_class of at least 1"):
+    with pytest.raises(ArgumentError, match="expected per_class as an integer of at least 1"):
         misclassified_pairs(first_samples, DATA, per_class=0)
     with pytest.raises(ArgumentError, match="got NaN from the model"):
         misclassified_pairs(lambda series: series[:, 0] * torch.nan, DATA)

@@ -6,15 +6,19 @@ import json
 import os
 import shutil
 import signal
+import tempfile
 import zipfile
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 import torch
 
+from tests.faults.injector import LONG, as_nobody, peak
 from tests.faults.places import RUNS, SAVED, Place, harvest, model, numbers, quiet, sae
 from tstlens import HookedTST, codebooks, convert, saes
 from tstlens.errors import CorruptFileError, StorageError, TstlensError
+from tstlens.model import HeadConfig, HookedTSTConfig, PerStepConfig
 from tstlens.patching.circuits.circuit import Circuit
 from tstlens.patching.circuits.graph import ComponentGraph
 from tstlens.report.card import model_card
@@ -43,7 +47,7 @@ def damages(content: bytes):
     """Truncated, flipped and altered versions of a file."""
     size = len(content)
     yield from (content[:cut] for cut in (0, 1, 7, size // 2, size - 1))
-    places = range(0, size, max(1, size // (400 if os.environ.get("TSTLENS_FAULTS") else 12)))
+    places = range(0, size, max(1, size // (400 if LONG else 12)))
     for place in places:
         yield content[:place] + bytes([content[place] ^ 0x41]) + content[place + 1 :]
     yield os.urandom(200)
@@ -99,7 +103,7 @@ def test_a_damaged_file_is_an_error_in_words_or_no_damage(name, tmp_path):
 def test_a_damaged_run_is_an_error_in_words_or_starts_over(name, tmp_path):
     (tmp_path / "whole").mkdir()
     known = RUNS[name](tmp_path / "whole")
-    if not os.environ.get("TSTLENS_FAULTS"):
+    if not LONG:
         for path in sorted((tmp_path / "whole").rglob("*")):  # one of each kind is enough
             if path.suffix == ".safetensors" and name == "harvest" and "00000" not in path.name:
                 path.unlink()
@@ -202,6 +206,29 @@ def test_an_sae_larger_than_its_weights_is_refused(tmp_path, name, size):
         saes.load(place)
 
 
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux' counters")
+def test_reading_takes_at_most_three_times_the_file(tmp_path):
+    cfg = HookedTSTConfig(
+        2, 512, 2, 2048, n_channels=1, embed=PerStepConfig(), head=HeadConfig("mean", n_classes=2)
+    )
+    folder = HookedTST(cfg).save_pretrained(tmp_path / "m")
+    width = {"encoder.weight": torch.randn(6000, 512), "decoder.weight": torch.randn(512, 6000)}
+    dictionary = saes.save(saes.from_linear(width, "blocks.0.hook_mlp_out"), tmp_path / "s")
+    cases = [
+        (folder / "model.safetensors", lambda: HookedTST.from_pretrained(folder)),
+        (dictionary / "sae_weights.safetensors", lambda: saes.load(dictionary)),
+    ]
+    for file, read in cases:
+        read()  # imports are not what is measured
+        size = file.stat().st_size
+        assert size > 20 * 2**20
+        assert peak(read) <= 3 * size
+        content = file.read_bytes()
+        for damaged in (content[: size // 2], content[:-9] + b"\0" * 9, b"\xff" * size):
+            file.write_bytes(damaged)
+            assert peak(read) <= 3 * size
+
+
 def test_an_sae_without_sums_still_loads(tmp_path):
     place = saes.save(sae(0), tmp_path / "s")
     (place / "sha256.json").unlink()
@@ -247,18 +274,70 @@ def test_a_file_is_not_written_through_a_link_or_into_a_pipe(tmp_path, kind, nam
     assert target.read_text() == "mine"
 
 
-LONG = "n" * 300
+WRITERS = {
+    **{f"save {name}": place.write for name, place in SAVED.items()},
+    **{f"run {name}": run for name, run in RUNS.items()},
+}
 
 
-@pytest.mark.parametrize("place", ["file/x", LONG, f"{LONG}/x", f"ok/{LONG}"])
-@pytest.mark.parametrize("name", [*SAVED, *RUNS])
+@pytest.fixture
+def open_path():
+    """A folder that everybody may enter, as pytest's own are not."""
+    folder = Path(tempfile.mkdtemp())
+    folder.chmod(0o755)
+    yield folder
+    for path in [folder, *folder.rglob("*")]:
+        path.chmod(0o700)
+    shutil.rmtree(folder)
+
+
+def permit(folder, files, folders):
+    for path in [folder, *folder.rglob("*")]:
+        path.chmod(folders if path.is_dir() else files)
+
+
+@pytest.mark.parametrize("holds", ["nothing", "an old one"])
+@pytest.mark.parametrize("name", WRITERS)
+def test_a_folder_that_may_only_be_read_is_refused_and_stays_as_it_is(open_path, name, holds):
+    (open_path / "tried").mkdir()
+    WRITERS[name](open_path / "tried", 0)  # whatever is imported late has been by then
+    if holds == "nothing":
+        shutil.rmtree(open_path / "tried")
+        (open_path / "tried").mkdir()
+    before = {path: path.read_bytes() for path in open_path.rglob("*") if path.is_file()}
+    permit(open_path, 0o444, 0o555)
+    with within(20):
+        error = as_nobody(lambda: WRITERS[name](open_path / "tried", 1))
+    assert isinstance(error, StorageError), error
+    assert before == {path: path.read_bytes() for path in open_path.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("name", [name for name in SAVED if name != "report"])
+def test_a_file_that_may_not_be_read_is_named(open_path, name):
+    SAVED[name].write(open_path, 0)
+    SAVED[name].read(open_path)
+    for path in [path for path in open_path.rglob("*") if path.is_file()]:
+        permit(open_path, 0o444, 0o555)
+        path.chmod(0)
+        error = as_nobody(lambda: SAVED[name].read(open_path))
+        if path.name not in ("README.md", "scores.json"):  # which only people read
+            assert isinstance(error, StorageError), (path, error)
+            assert not isinstance(error, CorruptFileError)
+            assert path.name in str(error) and "cannot be read" in str(error)
+
+
+ENDLESS = "n" * 300
+
+
+@pytest.mark.parametrize("place", ["file/x", ENDLESS, f"{ENDLESS}/x", f"ok/{ENDLESS}"])
+@pytest.mark.parametrize("name", WRITERS)
 def test_a_place_that_cannot_be_is_refused_before_the_work(tmp_path, place, name, monkeypatch):
     (tmp_path / "file").write_text("mine")
-    work = {**{name: saved.write for name, saved in SAVED.items()}, **RUNS}[name]
-    if name in ("sae in a model", "index"):
+    work = WRITERS[name]
+    if name in ("save sae in a model", "save index"):
         pytest.skip("a model, or an index, is made first")
     monkeypatch.setattr(HookedTST, "forward", lambda *_, **__: pytest.fail("worked first"))
-    if name in ("codebooks", "train", "sae"):
+    if name in ("run codebooks", "run train", "run sae"):
         monkeypatch.undo()  # what they run on is made on the way there
     with within(5), pytest.raises(StorageError):
         work(tmp_path / place, 0)

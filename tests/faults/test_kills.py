@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import os
+import random
 import shutil
 import signal
-import subprocess
-import sys
-import textwrap
 import threading
-from pathlib import Path
+import time
 
 import pytest
 
-from tests.faults.injector import chosen, count, fails_once, full_disk, killed_at
+from tests.faults.injector import (
+    LONG,
+    TALLY,
+    chosen,
+    count,
+    fails_once,
+    full_disk,
+    killed_at,
+    read_only,
+)
 from tests.faults.places import RUNS, SAVED, quiet
 from tstlens.errors import StorageError, TstlensError
 
-HERE = Path(__file__).parent
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="dies in forks of this process")
 
 
@@ -55,7 +61,7 @@ def test_a_killed_save_leaves_the_old_or_the_new_and_the_next_one_clears_up(save
         assert not left_over(work)
 
 
-@pytest.mark.parametrize("fault", [full_disk, fails_once])
+@pytest.mark.parametrize("fault", [full_disk, fails_once, read_only])
 def test_a_save_that_fails_says_so_and_leaves_the_old(saved, fault, tmp_path):
     place, old, known = saved
     work = tmp_path / "work"
@@ -161,34 +167,24 @@ def test_two_runs_in_one_folder_are_refused_or_agree(run, tmp_path):
 
 def test_processes_that_are_killed_in_earnest_leave_whole_models(tmp_path):
     """SIGKILL at moments that nobody chose."""
-    script = textwrap.dedent(
-        """
-        import sys
-        sys.path.insert(0, sys.argv[2])
-        from tests.faults.places import SAVED
-        from pathlib import Path
-        print("ready", flush=True)
-        number = 0
-        while True:
-            SAVED["sae in a model"].write(Path(sys.argv[1]), number % 2)
-            number += 1
-        """
-    )
     place = SAVED["sae in a model"]
-    place.write(tmp_path, 0)
-    known = [place.read(tmp_path)]
-    place.write(tmp_path, 1)
-    known.append(place.read(tmp_path))
-    for _ in range(20 if os.environ.get("TSTLENS_FAULTS") == "long" else 1):
-        child = subprocess.Popen(
-            [sys.executable, "-c", script, str(tmp_path), str(HERE.parents[1])],
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        assert child.stdout is not None and child.stdout.readline() == "ready\n"
-        threading.Event().wait(0.3)
-        child.send_signal(signal.SIGKILL)
-        child.wait()
+    known = []
+    for seed in (0, 1):
+        place.write(tmp_path, seed)
+        known.append(place.read(tmp_path))
+    for _ in range(600 if LONG else 5):
+        child = os.fork()
+        if child == 0:
+            try:
+                while True:
+                    for seed in (0, 1):
+                        place.write(tmp_path, seed)
+            finally:
+                os._exit(1)
+        time.sleep(random.uniform(0.01, 0.3))
+        os.kill(child, signal.SIGKILL)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+        TALLY["kills"] += 1
         assert place.read(tmp_path) in known
     place.write(tmp_path, 0)
     assert place.read(tmp_path) == known[0] and not left_over(tmp_path)

@@ -30,6 +30,39 @@ def test_layers_are_attributed_as_gradients_of_hooks_say(model, series, layer):
     torch.testing.assert_close(found, kept["value"] * kept["grad"])
 
 
+@pytest.mark.parametrize(
+    "method",
+    ["LayerActivation", "LayerGradientXActivation", "LayerIntegratedGradients", "LayerConductance",
+     "LayerGradCam", "InternalInfluence"],
+)  # fmt: skip
+@pytest.mark.parametrize("padded", [False, True])
+def test_the_front_end_is_attributed_as_its_hook_point(model, series, method, padded):
+    options: dict = {} if method == "LayerActivation" else {"target": 1}
+    if padded:
+        options["additional_forward_args"] = (torch.arange(series.shape[2]) < 12).expand(
+            len(series), -1
+        )
+    run = (lambda x, mask: model(x, mask=mask)) if padded else model
+    found, expected = (
+        getattr(captum, method)(run, module).attribute(series, **options)
+        for module in (model.embed, model.hook_embed)
+    )
+    torch.testing.assert_close(found, expected)
+    if method != "LayerGradCam":  # summed over the width, it may be below zero and cut
+        assert found.abs().max() > 0
+
+
+def test_a_hook_on_the_front_end_edits_what_enters_the_trunk(model, series):
+    handle = model.embed.register_forward_hook(lambda module, args, output: output * 2)
+    edited = model(series)
+    handle.remove()
+    twice = model.run_with_hooks(series, fwd_hooks=[("hook_embed", lambda x, hook: x * 2)])
+    torch.testing.assert_close(edited, twice)
+    embedding, state = model.embed(series, None)  # called by itself it gives both, as before
+    assert embedding.ndim == 3 and hasattr(state, "pos_mask")
+    assert "forward" not in vars(model.embed)
+
+
 def test_occluding_a_patch_is_running_without_it(model, series):
     found = captum.Occlusion(model).attribute(
         series, sliding_window_shapes=(2, 4), strides=(2, 4), target=0

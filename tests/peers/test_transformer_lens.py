@@ -200,3 +200,88 @@ class TestAttributionPatchingDemo:
         )
         assert attribution.shape == (len(labels), 6) and torch.isfinite(attribution).all()
         assert attribution.abs().max() > 0
+
+
+class TestActivationPatchingDemoInFull:
+    """Every ready-made grid beside its pieces, and a patch of one's own through the generic one."""
+
+    def test_all_streams_at_once_are_the_three_grids(self, model, series, other):
+        _, clean_cache = model.run_with_cache(series)
+        every = patching.get_act_patch_block_every(model, other, clean_cache, logit_diff)
+        each = [
+            getattr(patching, f"get_act_patch_{name}")(model, other, clean_cache, logit_diff)
+            for name in ("resid_pre", "attn_out", "mlp_out")
+        ]
+        torch.testing.assert_close(every, torch.stack(each))
+
+    def test_a_heads_parts_by_position(self, model, series, other):
+        _, clean_cache = model.run_with_cache(series)
+        every = patching.get_act_patch_attn_head_by_pos_every(model, other, clean_cache, logit_diff)
+        assert every.shape == (5, 3, 6, 4)
+        for row, name in ((1, "q"), (2, "k"), (3, "v")):
+
+            def patch(vector, hook):
+                vector[:, 2, 3] = clean_cache[hook.name][:, 2, 3]
+                return vector
+
+            patched = model.run_with_hooks(other, fwd_hooks=[(get_act_name(name, 1), patch)])
+            expected = logit_diff(patched).detach()
+            torch.testing.assert_close(every[row, 1, 2, 3], expected, atol=1e-5, rtol=1e-4)
+
+    def test_a_setter_of_ones_own(self, model, series, other):
+        _, clean_cache = model.run_with_cache(series)
+
+        def setter(corrupted, index, clean):
+            _, head = index
+            corrupted[:, :, head] = clean[:, :, head]
+            return corrupted
+
+        found, frame = patching.generic_activation_patch(
+            model,
+            other,
+            clean_cache,
+            logit_diff,
+            setter,
+            "z",
+            index_axis_names=("layer", "head"),
+            return_index_df=True,
+        )
+        ready = patching.get_act_patch_attn_head_out_all_pos(model, other, clean_cache, logit_diff)
+        torch.testing.assert_close(found, ready)
+        assert list(frame.columns) == ["layer", "head"] and len(frame) == 12
+
+
+class TestAttributionPatchingDemoInFull(TestAttributionPatchingDemo):
+    """What every layer and every head wrote, times the gradient at what it was added to."""
+
+    def test_layers_heads_and_their_vectors(self, model, series, other):
+        model.double()
+        model.set_use_attn_result(True)
+        given, base = series.double(), other.double()
+        near = base + 1e-4 * (given - base)
+        _, clean, _ = self.caches(model, near)
+        value, corrupted, gradients = self.caches(model, base)
+        # A small step's attribution, all layers' writings together, is the change of the output.
+        change = logit_diff(model(near)).item() - value
+        layers, labels = clean.decompose_resid(-1, return_labels=True)
+        slope = gradients["resid_post", 2]
+        written = ((layers - corrupted.decompose_resid(-1)) * slope).sum()
+        assert written.item() == pytest.approx(change, rel=1e-2)
+        heads, names = clean.stack_head_results(-1, return_labels=True)
+        assert labels[-1] == "2_mlp_out" and names[-1] == "L2H3"
+        difference = heads - corrupted.stack_head_results(-1)
+        for layer in range(3):
+            result = gradients["result", layer].movedim(2, 0)
+            through = (difference[4 * layer : 4 * layer + 4] * result).sum((1, 2, 3))
+            z = (clean["z", layer] - corrupted["z", layer]) * gradients["z", layer]
+            torch.testing.assert_close(through, z.sum((0, 1, 3)), atol=1e-9, rtol=1e-6)
+
+    def test_the_same_words_on_the_cache_of_gradients(self, model, series):
+        model.set_use_attn_result(True)
+        _, _, gradients = self.caches(model, series)
+        layers, labels = gradients.decompose_resid(-1, return_labels=True)
+        for label, part in zip(labels[2:], layers[2:], strict=True):
+            layer, name = label.split("_", 1)
+            assert torch.equal(part, gradients[name, int(layer)])
+        heads = gradients.stack_head_results(-1)
+        assert torch.equal(heads[5], gradients["result", 1][:, :, 1])

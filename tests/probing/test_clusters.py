@@ -213,3 +213,25 @@ def test_figures():
     named = TimeSeriesData(data.series, data.labels, ("a", "b", "c", "d"))
     effect = cluster_effect(model, sae, named, latents, n_draws=2, progress=False)
     np.testing.assert_allclose(effect.figure().data[-1].x, effect.value)
+
+
+@pytest.mark.parametrize("what", ["series", "positions", "latents"])
+def test_the_map_of_samples_is_scikit_learns_principal_components(what):
+    from sklearn.decomposition import PCA
+
+    model, data = small(), labelled(30)
+    sae = Dictionary() if what == "latents" else None
+    hook = None if sae is not None else HOOK
+    found = clusters(model, data, hook, sae=sae, what=what, n_clusters=3, n_permutations=100)
+    figure = found.figure(kind="pca")
+    expected = PCA(2).fit(found.points)
+    place = expected.transform(found.points)
+    groups = found.assigned if found.labels is None else found.labels
+    for trace, group in zip(figure.data, np.unique(groups), strict=True):
+        for drawn, component in zip((trace.x, trace.y), place[groups == group].T, strict=True):
+            sign = np.sign(np.dot(drawn, component))
+            np.testing.assert_allclose(np.asarray(drawn) * sign, component, atol=1e-4)
+    share = expected.explained_variance_ratio_
+    assert f"({share[0]:.0%} of variance)" in figure.layout.xaxis.title.text
+    numbers = [note.text for note in figure.layout.annotations]
+    assert [f"<b>{cluster}</b>" for cluster in range(found.n_clusters)] == numbers

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
+from sae_lens import evals
+from sae_lens.training.activation_scaler import ActivationScaler
 
-from tstlens import saes
+from tstlens import codebooks, saes
 from tstlens.data import TimeSeriesData
 from tstlens.errors import ArgumentError
 
@@ -138,6 +143,13 @@ def test_transcoders_and_forecasters(model, data, make_model):
     scores = saes.score(forecaster, sae, data, target=target)
     expected = (forecaster(data.series, mask=data.mask) - target).pow(2).mean()
     assert scores.task["original"] == {"mse": pytest.approx(float(expected), rel=1e-5)}
+    row: Any = saes.score(model, transcoder, data).trained
+    read = observed(model, data, "blocks.0.hook_resid_mid")
+    found, written = transcoder(read), observed(model, data, MLP_OUT)
+    ratio = (found.norm(dim=1) / written.norm(dim=1)).mean()
+    assert row.l2_ratio == pytest.approx(float(ratio), rel=1e-5)
+    cosine = torch.cosine_similarity(found, written).mean()
+    assert row.cosine == pytest.approx(float(cosine), abs=1e-6)
 
 
 def test_the_density_histogram_counts_the_living(model, data, sae):
@@ -154,3 +166,118 @@ def test_errors_say_what_is_wrong(model, data, sae):
     sae.cfg.metadata.hook_name = None
     with pytest.raises(ArgumentError, match="does not say its hook point"):
         saes.score(model, sae, data)
+
+
+class Univariate:
+    """A HookedTST as sae-lens' evaluations call a model: on tokens [batch, pos], with a loss."""
+
+    def __init__(self, model, labels):
+        self.model, self.labels = model, labels
+        self.mask: torch.Tensor | None = None
+
+    def __call__(self, tokens, return_type, loss_per_token):
+        return self._both(self.model(tokens[:, None], mask=self.mask))
+
+    def run_with_hooks(self, tokens, return_type, fwd_hooks, loss_per_token):
+        given = {"mask": self.mask, "fwd_hooks": fwd_hooks}
+        return self._both(self.model.run_with_hooks(tokens[:, None], **given))
+
+    def run_with_cache(self, tokens, prepend_bos, **options):
+        return self.model.run_with_cache(tokens[:, None], mask=self.mask, **options)
+
+    def _both(self, output):
+        return output, torch.nn.functional.cross_entropy(output, self.labels, reduction="none")
+
+
+ARCHITECTURES = ("standard", "topk", "batchtopk", "gated", "jumprelu")
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("hook", [MLP_OUT, Z])
+def test_scores_are_those_of_sae_lens_own_evaluations(make_model, data, architecture, hook):
+    model = make_model(n_channels=1)
+    one = TimeSeriesData(data.series[:, :1], data.labels, data.class_names)
+    quick = {"d_sae": 16, "steps": 20, "batch_size": 64, "progress": False}
+    sae = saes.train(model, one, hook, architecture, **quick)
+    row = saes.score(model, sae, one, controls=False).trained
+    scores = saes.score(model, sae, one, controls=False)
+    adapted: Any = [sae, Univariate(model, one.labels)]
+    if hook == Z:
+        sae.turn_off_forward_pass_hook_z_reshaping()
+    tokens, scaler = one.series[:, 0], ActivationScaler()
+    store: Any = [SimpleNamespace(get_batch_tokens=lambda n: tokens), scaler]
+    names = ("l2_norms", "sparsity_metrics", "variance_metrics", "featurewise_density_statistics")
+    theirs, latents = evals.get_sparsity_and_variance_metrics(
+        *adapted,
+        *store,
+        n_batches=1,
+        eval_batch_size_prompts=40,
+        model_kwargs={},
+        **{f"compute_{name}": True for name in names},
+    )
+    ours = {
+        "l0": row.l0,
+        "l1": row.l1,
+        "mse": row.mse * sae.cfg.d_in,  # the sum over entries is theirs
+        "cossim": row.cosine,
+        "l2_ratio": row.l2_ratio,
+        "relative_reconstruction_bias": row.relative_reconstruction_bias,
+        "explained_variance": row.explained_variance,
+    }
+    assert ours == pytest.approx({name: theirs[name] for name in ours}, rel=1e-4, abs=1e-5)
+    np.testing.assert_allclose(row.density, latents["feature_density"], atol=1e-6)
+    effects = evals.get_recons_loss(*adapted, scaler, tokens, compute_kl=True, compute_ce_loss=True)
+    means = {name: float(part.mean()) for name, part in effects.items()}
+    assert {
+        "kl_div_with_sae": row.task["kl_divergence"],
+        "kl_div_with_ablation": scores.task["zero"]["kl_divergence"],
+        "ce_loss_with_sae": row.task["cross_entropy"],
+        "ce_loss_without_sae": scores.task["original"]["cross_entropy"],
+        "ce_loss_with_ablation": scores.task["zero"]["cross_entropy"],
+    } == pytest.approx(means, rel=1e-4, abs=1e-6)
+    assert scores.task["original"]["kl_divergence"] == 0
+    weights = evals.get_featurewise_weight_based_metrics(sae)
+    found = scores.latents_dataframe()
+    for name, column in {
+        "encoder_norm": "encoder_norm",
+        "encoder_decoder_cosine_sim": "encoder_decoder_cosine",
+    }.items():
+        np.testing.assert_allclose(found[column], weights[name], rtol=1e-4, atol=1e-6)
+
+
+def test_shrinkage_and_cosine_of_a_dictionary_that_scales_what_it_reads(model, data):
+    """All that neurons see, times .5: half the norm, cosine 1, bias .5."""
+    x = observed(model, data, MLP_OUT)
+    sae = saes.train(model, data, MLP_OUT, "standard", **{**QUICK, "k": None, "steps": 1})
+    halves = saes.neuron_dictionary(sae, x, k=8)
+    with torch.no_grad():
+        halves.b_dec.zero_()
+        halves.W_enc.mul_(2)
+        halves.W_dec.copy_(halves.W_enc.T / 8)
+    row: Any = saes.score(model, halves, data, controls=False).trained
+    assert row.l2_ratio == pytest.approx(0.5, rel=1e-5)
+    assert row.cosine == pytest.approx(1, rel=1e-5)
+    assert row.relative_reconstruction_bias == pytest.approx(0.5, rel=1e-5)
+    assert row.l1 == pytest.approx(2 * float(x.abs().sum(1).mean()), rel=1e-5)
+    np.testing.assert_allclose(row.encoder_norm, 2.0, rtol=1e-6)
+    np.testing.assert_allclose(row.encoder_decoder_cosine, 1.0, rtol=1e-6)
+
+
+def test_a_dictionary_that_gives_nothing_has_no_direction(model, data):
+    sae = saes.train(model, data, MLP_OUT, "standard", **{**QUICK, "k": None, "steps": 1})
+    with torch.no_grad():
+        for part in (sae.W_dec, sae.b_dec):
+            part.zero_()
+    row = saes.score(model, sae, data, controls=False).trained
+    assert (row.cosine, row.l2_ratio) == (0, 0) and np.isnan(row.relative_reconstruction_bias)
+    np.testing.assert_array_equal(row.encoder_decoder_cosine, 0)
+
+
+def test_a_dictionary_without_an_encoder_has_no_norms_of_one(model, data):
+    sizes = {"n_codes": 6, "k": 2, "epochs": 1, "batch_size": 20, "progress": False}
+    (book,) = codebooks.fit(model, data, [MLP_OUT], **sizes).values()
+    model.reset_saes()
+    scores = saes.score(model, book, data)
+    assert scores.trained.encoder_norm is None and scores.trained.encoder_decoder_cosine is None
+    assert scores.trained.l1 == pytest.approx(2.0)  # two codes, each counted once
+    assert np.isnan(scores.latents_dataframe()["encoder_norm"].to_numpy()[:6]).all()

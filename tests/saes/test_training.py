@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import signal
 import subprocess
 import sys
 import textwrap
+import warnings
 
 import pytest
 import torch
@@ -18,7 +20,7 @@ from sae_lens.saes.topk_sae import TopKTrainingSAEConfig
 from sae_lens.synthetic import ActivationGenerator, FeatureDictionary
 from sae_lens.training.sae_trainer import SAETrainer
 
-from tstlens import saes
+from tstlens import codebooks, saes
 from tstlens.errors import ArgumentError, CorruptFileError, StorageError, UnknownNameError
 from tstlens.truth import recovery
 
@@ -350,3 +352,30 @@ def test_checkpoints_of_sae_lens_are_kept_as_often_as_it_keeps_them(tmp_path):
     kept = sorted(int(one.name) for one in (tmp_path / "kept").iterdir())
     assert kept == [64 * 11, 64 * 21]
     assert (tmp_path / "kept" / "704" / "sae_weights.safetensors").is_file()
+
+
+def test_dictionaries_remember_how_the_weights_were_processed(data, make_model, tmp_path):
+    """Trained, saved and loaded; said on a model whose weights are otherwise, and only there."""
+    model = make_model(norm_position="pre")
+    plain = copy.deepcopy(model)
+    model.process_weights_(center_writing_weights=False)
+    quick = {"d_sae": 16, "k": 3, "steps": 5, "batch_size": 32, "progress": False}
+    sae = saes.train(model, data, "blocks.0.hook_mlp_out", **quick)
+    loaded = saes.load(saes.save(sae, tmp_path / "sae"))
+    assert loaded.cfg.metadata.processing == ["fold_ln", "fold_value_biases"]
+    sizes = {"n_codes": 6, "k": 2, "epochs": 1, "batch_size": 20, "progress": False}
+    (book,) = codebooks.fit(model, data, ["blocks.0.hook_mlp_out"], **sizes).values()
+    model.reset_saes()
+    book.save_model(tmp_path / "book")
+    for dictionary in (loaded, saes.load(tmp_path / "book")):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", UserWarning)
+            model.add_sae(dictionary)
+        model.reset_saes()
+        with pytest.warns(UserWarning, match="this model's are as they were"):
+            plain.add_sae(dictionary)
+        plain.reset_saes()
+    own = saes.train(plain, data, "blocks.0.hook_mlp_out", **quick)
+    assert own.cfg.metadata.processing == []
+    with pytest.warns(UserWarning, match="trained on weights as they were"):
+        model.add_sae(own)

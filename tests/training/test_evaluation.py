@@ -43,6 +43,34 @@ def test_a_function_of_known_logits_gives_the_closed_form():
     assert json.loads(json.dumps(came.to_dict()))["n_correct"] == 2
 
 
+def test_the_table_of_series_equals_a_loop(make_data, fresh):
+    data, model = make_data(n=50, seed=4), fresh()
+    came = evaluate(model, data)
+    table = came.series_table()
+    with torch.no_grad():
+        probabilities = model.eval()(data.series).softmax(1)
+    for at, row in enumerate(probabilities.tolist()):
+        ranked = sorted(range(len(row)), key=lambda index, row=row: -row[index])
+        label = int(data.labels[at])
+        found = table.loc[at]
+        assert found["label"] == data.class_names[label]
+        assert found["prediction"] == data.class_names[ranked[0]]
+        assert found["runner_up"] == data.class_names[ranked[1]]
+        assert found["correct"] == (ranked[0] == label)
+        expected = [row[ranked[0]], row[label], row[ranked[1]]]
+        numbers = ["probability", "label_probability", "runner_up_probability"]
+        assert found[numbers].tolist() == pytest.approx(expected, abs=1e-6)
+    assert table["correct"].mean() == came.accuracy
+    grouped = table.groupby("label")["correct"].mean()
+    assert grouped.to_dict() == pytest.approx(came.to_dataframe()["recall"].to_dict())
+
+
+def test_one_class_has_no_runner_up():
+    data = TimeSeriesData(torch.zeros(2, 1, 5), torch.tensor([0, 0]), ("only",))
+    table = evaluate(lambda series: torch.zeros(len(series), 1), data).series_table()
+    assert list(table) == ["label", "prediction", "correct", "probability", "label_probability"]
+
+
 def test_masks_reach_the_model_and_training_flags_come_back(make_data, fresh):
     data, model = make_data(masked=True), fresh().train()
     model.classifier.eval()

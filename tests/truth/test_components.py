@@ -12,8 +12,8 @@ from tstlens.errors import ArgumentError, UnknownNameError
 from tstlens.patching import logit_diff
 from tstlens.patching.circuits import Circuit, component_graph
 from tstlens.truth.components import (
+    BOTH,
     both_model,
-    both_program,
     component_names,
     component_task,
     draw_both,
@@ -146,11 +146,11 @@ def test_interchange_training_moves_the_variables_where_they_belong():
     def verified(model):
         generator = torch.Generator().manual_seed(3)
         pair = draw_both(400, generator), draw_both(400, generator)
-        return verify(model, both_program(), *pair, seed=0)
+        return verify(model, BOTH, *pair, seed=0)
 
     untrained = both_model(0, steps=1, progress=False)
     trained = both_model(0, steps=1, progress=False)
-    fit_interchange(trained, both_program(), draw_both, steps=110, progress=False)
+    fit_interchange(trained, BOTH, draw_both, steps=110, progress=False)
     before, after = verified(untrained), verified(trained)
     for name in ("none", "L0H0", "L0H2", "L1MLP", "all outside"):
         assert after.accuracy[name] > max(0.78, before.accuracy[name] + 0.1), (before, after)
@@ -162,11 +162,11 @@ def test_interchange_training_moves_the_variables_where_they_belong():
 def test_errors_say_what_there_is():
     with pytest.raises(UnknownNameError, match="did you mean 'same-trend'"):
         component_task("same-trends")
-    with pytest.raises(ArgumentError, match="seed: expected 0 or more"):
+    with pytest.raises(ArgumentError, match="expected seed as an integer of at least 0"):
         component_task("same-trend", -1)
-    with pytest.raises(ArgumentError, match="expected n of at least 1"):
+    with pytest.raises(ArgumentError, match="expected n as an integer of at least 1"):
         component_task("same-trend").sample(0)
     model = component_task("same-trend").model
-    with pytest.raises(ArgumentError, match="steps and batch_size of at least 1"):
-        fit_interchange(model, both_program(), draw_both, steps=0)
+    with pytest.raises(ArgumentError, match="expected steps as an integer of at least 1"):
+        fit_interchange(model, BOTH, draw_both, steps=0)
     assert len(component_names()) >= 4

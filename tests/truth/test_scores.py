@@ -109,7 +109,9 @@ def test_bad_attributions_are_refused(no_shape_checks):
         score_where(torch.full((30, 4, 96), torch.nan), TASK.mask)
     with pytest.raises(UnknownNameError, match="did you mean 'absolute'"):
         score_where(torch.rand(30, 4, 96), TASK.mask, sign="absolut")
-    with pytest.raises(ArgumentError, match="top: expected a share between 0 and 1, got 5"):
+    with pytest.raises(
+        ArgumentError, match="expected top as a number between 0 and 1 or None, got 5"
+    ):
         score_where(torch.rand(30, 4, 96), TASK.mask, top=5)
     with pytest.raises(ArgumentError, match="some samples decide and some do not, got none"):
         score_where(torch.rand(30, 4, 96), torch.zeros(30, 4, 96, dtype=torch.bool))

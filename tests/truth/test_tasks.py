@@ -174,7 +174,7 @@ def test_other_sizes_are_taken_or_refused():
         planted("low-var", n_channels=1)
     with pytest.raises(ArgumentError, match="n_time: low-var needs at least 48 samples, got 20"):
         planted("low-var", n_time=20)
-    with pytest.raises(ArgumentError, match="expected at least 1 series, got 0"):
+    with pytest.raises(ArgumentError, match="as an integer of at least 1, got 0"):
         planted("low-var", n_train=0)
     with pytest.raises(ArgumentError, match="expected seed as an integer of at least 0, got -1"):
         planted("low-var", seed=-1)

@@ -119,7 +119,7 @@ def test_training_repeats_with_its_seed_and_sees_no_series_of_a_test(monkeypatch
 def test_what_cannot_be_trained_is_refused(no_shape_checks):
     with pytest.raises(UnknownNameError, match="did you mean 'patch'"):
         fit_next_patch(Memoryless(SMALL), SMALL, target="patches")
-    with pytest.raises(ArgumentError, match="n_pos: expected at least 1, got 0"):
+    with pytest.raises(ArgumentError, match="expected n_pos as an integer of at least 1, got 0"):
         fit_next_patch(Memoryless(SMALL), SMALL, n_pos=0)
     wrong = nn.Sequential(nn.Flatten(1), nn.Linear(16, 4))
     with pytest.raises(SeriesShapeError, match=r"\[batch, pos, patch\] \[64, 4, 4\], got \[64, 4"):

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import sys
 
-from tstlens.cli import analyses, dictionaries, models, suite
+from tstlens.cli import analyses, dictionaries, models
 from tstlens.cli.apps import app
 from tstlens.errors import TstlensError
 
-__all__ = ["analyses", "app", "dictionaries", "main", "models", "suite"]
+__all__ = ["analyses", "app", "dictionaries", "main", "models"]
 
 
 def main() -> None:

@@ -1,38 +1,25 @@
-"""``tstlens report`` and ``tstlens sweep``."""
+"""``tstlens report``, ``sweep`` and ``benchmark``."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
 from tstlens.cli.apps import app
-from tstlens.storage import check_folder
+from tstlens.cli.options import Data, Model, Quiet, option
+from tstlens.storage import check_file, check_folder
 
 
 @app.command()
 def report(
-    model: Annotated[
-        str, typer.Argument(help="A shipped checkpoint, a folder, or a hub id.", show_default=False)
-    ],
+    model: Model,
     out: Annotated[
-        Path | None,
-        typer.Option(
-            help="The HTML file; by default <model>-report.html here.", show_default=False
-        ),
+        Path | None, option("The HTML file; by default <model>-report.html here.")
     ] = None,
-    data: Annotated[
-        str | None,
-        typer.Option(
-            help="Data set to report on; by default the checkpoint's own.", show_default=False
-        ),
-    ] = None,
-    max_pairs: Annotated[int, typer.Option(min=2, help="Clean/corrupted pairs per question.")] = 24,
-    seed: Annotated[
-        int, typer.Option(min=0, help="Of the pairs, the control and the bootstrap.")
-    ] = 0,
-    quiet: Annotated[bool, typer.Option("--quiet", help="No progress bar.")] = False,
+    data: Data = None,
+    max_pairs: Annotated[int, option("Clean/corrupted pairs per question.", min=2)] = 24,
+    seed: Annotated[int, option("Of the pairs, the control and the bootstrap.", min=0)] = 0,
+    quiet: Quiet = False,
 ) -> None:
     """Which heads and time steps made a model decide: one HTML file and its numbers as JSON."""
     from tstlens.report import build
@@ -43,39 +30,25 @@ def report(
 
 @app.command()
 def sweep(
-    checkpoint: Annotated[
-        str, typer.Argument(help="A shipped checkpoint, a folder, or a hub id.", show_default=False)
-    ],
-    out: Annotated[Path, typer.Option(help="Folder; run again to resume.", show_default=False)],
-    data: Annotated[
-        str | None,
-        typer.Option(help="Data set; by default the checkpoint's own.", show_default=False),
-    ] = None,
-    split: Annotated[str, typer.Option(help="train or test.")] = "test",
-    per_class: Annotated[
-        int | None,
-        typer.Option(min=1, help="Most misclassified series of a class.", show_default=False),
-    ] = None,
+    checkpoint: Model,
+    out: Annotated[Path, option("Folder; run again to resume.")],
+    data: Data = None,
+    split: Annotated[str, option("train or test.")] = "test",
+    per_class: Annotated[int | None, option("Most misclassified series of a class.", min=1)] = None,
     site: Annotated[
-        list[str] | None,
-        typer.Option(help="A site, z say; repeat for more. All if not given.", show_default=False),
+        list[str] | None, option("A site, z say; repeat for more. All if not given.")
     ] = None,
     metric: Annotated[
         list[str] | None,
-        typer.Option(
-            help="log_prob, prob, logit or logit_diff; repeat for more; the first three "
-            "if not given.",
-            show_default=False,
+        option(
+            "log_prob, prob, logit or logit_diff; repeat for more; the first three if not given."
         ),
     ] = None,
     direction: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="denoise (clean into corrupted) or noise; both if not given.", show_default=False
-        ),
+        list[str] | None, option("denoise (clean into corrupted) or noise; both if not given.")
     ] = None,
-    figures: Annotated[bool, typer.Option(help="Write figures too.")] = True,
-    quiet: Annotated[bool, typer.Option("--quiet", help="No progress bar.")] = False,
+    figures: Annotated[bool, option("Write figures too.")] = True,
+    quiet: Quiet = False,
 ) -> None:
     """Patch every site over all misclassified series, both ways round, into one folder."""
     from tstlens.data import load_described, misclassified_pairs
@@ -97,3 +70,30 @@ def sweep(
         progress=not quiet,
     )
     print(campaign)
+
+
+@app.command()
+def benchmark(
+    setting: Annotated[str, option("small (minutes) or full (more tasks and seeds).")] = "small",
+    question: Annotated[
+        list[str] | None,
+        option("where, component, feature, state or coverage; repeat for more, all if not given."),
+    ] = None,
+    out: Annotated[Path, option("The Markdown page to write.")] = Path("truth.md"),
+    images: Annotated[
+        bool, option("Draw the figures too; needs Chrome or Chromium.", "--images")
+    ] = False,
+    update: Annotated[
+        bool, option("Keep the page's sections of other questions.", "--update")
+    ] = False,
+    quiet: Quiet = False,
+) -> None:
+    """Score explanations, circuits, features and codes on tasks with planted answers."""
+    from tstlens.truth.suite import QUESTIONS, truth
+
+    check_file(out)
+    check_file(out.with_suffix(".csv"))
+    found = truth(setting, question or QUESTIONS, progress=not quiet)
+    found.save(out, images=images, update=update)
+    print(found.to_markdown())
+    print(f"wrote {out}")

@@ -5,45 +5,35 @@ from __future__ import annotations
 import shlex
 import sys
 from pathlib import Path
-from typing import Annotated
-
-import typer
+from typing import Annotated, Any
 
 from tstlens.cli.apps import codebook_app, sae_app
+from tstlens.cli.options import (
+    Data,
+    Model,
+    Overwrite,
+    Quiet,
+    Resume,
+    argument,
+    option,
+    settings_of,
+)
 from tstlens.errors import ArgumentError
 from tstlens.storage import check_file
 
 
 @sae_app.command("train")
+@settings_of("tstlens.saes.training.TrainConfig", "progress")
 def sae_train(
-    model: Annotated[
-        str, typer.Argument(help="A shipped checkpoint, a folder, or a hub id.", show_default=False)
-    ],
-    hook: Annotated[
-        str, typer.Argument(help="A hook point: blocks.0.hook_mlp_out.", show_default=False)
-    ],
-    out: Annotated[
-        Path | None, typer.Option(help="Folder to save to; sae-<hook> here by default.")
-    ] = None,
-    architecture: Annotated[str, typer.Option(help="As sae-lens calls it.")] = "topk",
-    data: Annotated[
-        str | None, typer.Option(help="Data set; by default the checkpoint's own.")
-    ] = None,
-    d_sae: Annotated[
-        int | None, typer.Option(min=1, help="Latents; 4 times the width by default.")
-    ] = None,
-    k: Annotated[int | None, typer.Option(min=1, help="Active latents per position.")] = None,
-    steps: Annotated[int, typer.Option(min=1, help="Training steps.")] = 5000,
-    batch_size: Annotated[int, typer.Option(min=1, help="Activations per step.")] = 1024,
-    lr: Annotated[float, typer.Option(help="Learning rate.")] = 1e-3,
-    seed: Annotated[int, typer.Option(help="Of initialisation and shuffles.")] = 0,
-    resume: Annotated[
-        Path | None, typer.Option(help="Folder to keep progress in; a run there is continued.")
-    ] = None,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace an SAE that is in the folder already.")
-    ] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", help="No progress bar.")] = False,
+    model: Model,
+    hook: Annotated[str, argument("A hook point: blocks.0.hook_mlp_out.")],
+    out: Annotated[Path | None, option("Folder to save to; sae-<hook> here by default.")] = None,
+    architecture: Annotated[str, option("As sae-lens calls it.")] = "topk",
+    data: Data = None,
+    resume: Resume = None,
+    overwrite: Overwrite = False,
+    quiet: Quiet = False,
+    **settings: Any,
 ) -> None:
     """Train an SAE on a model's activations, score it on the test split, and save it."""
     from tstlens.saes.dictionaries import make_sae
@@ -55,46 +45,31 @@ def sae_train(
         folder,
         sae=architecture,
         dataset=data,
-        d_sae=d_sae,
-        k=k,
-        steps=steps,
-        batch_size=batch_size,
-        lr=lr,
-        seed=seed,
         checkpoint=resume,
         command=shlex.join(["tstlens", *sys.argv[1:]]),
         overwrite=overwrite,
         progress=not quiet,
+        **settings,
     )
-    print(scores.to_dataframe().round(4).to_string(index=False))
-    print(f"saved  {folder}")
+    _print_saved(scores, folder)
 
 
 @sae_app.command()
 def browse(
-    model: Annotated[
-        str, typer.Argument(help="A shipped checkpoint, a folder, or a hub id.", show_default=False)
-    ],
+    model: Model,
     sae: Annotated[
         str | None,
-        typer.Argument(
-            help="The SAE's folder, or the hook point of one that ships with the checkpoint; "
-            "by default the first that ships.",
-            show_default=False,
+        argument(
+            "The SAE's folder, or the hook point of one that ships with the checkpoint; by default "
+            "the first that ships."
         ),
     ] = None,
-    out: Annotated[
-        Path | None,
-        typer.Option(help="The HTML file; by default <model>-features.html.", show_default=False),
-    ] = None,
-    data: Annotated[
-        str | None,
-        typer.Option(help="Data set to read; by default the checkpoint's own.", show_default=False),
-    ] = None,
-    split: Annotated[str, typer.Option(help="train, test or all.")] = "test",
-    windows: Annotated[int, typer.Option(min=1, help="Strongest windows per latent.")] = 9,
-    seed: Annotated[int, typer.Option(help="Of shuffles, splits and samples.")] = 0,
-    quiet: Annotated[bool, typer.Option("--quiet", help="No progress bar.")] = False,
+    out: Annotated[Path | None, option("The HTML file; by default <model>-features.html.")] = None,
+    data: Data = None,
+    split: Annotated[str, option("train, test or all.")] = "test",
+    windows: Annotated[int, option("Strongest windows per latent.", min=1)] = 9,
+    seed: Annotated[int, option("Of shuffles, splits and samples.")] = 0,
+    quiet: Quiet = False,
 ) -> None:
     """Every latent of an SAE on the raw series: one HTML page that needs no network."""
     from tstlens import saes
@@ -117,41 +92,19 @@ def browse(
 
 
 @codebook_app.command("fit")
+@settings_of("tstlens.codebooks.fitting.FitConfig", "train_model")
 def codebook_fit(
-    model: Annotated[
-        str, typer.Argument(help="A shipped checkpoint, a folder, or a hub id.", show_default=False)
-    ],
-    hook: Annotated[
-        list[str],
-        typer.Option(help="A hook point: blocks.0.hook_mlp_out; repeat for more."),
-    ],
-    out: Annotated[
-        Path | None,
-        typer.Option(help="Folder to save to; <model>-codebooks by default.", show_default=False),
-    ] = None,
-    n_codes: Annotated[int, typer.Option(min=1, help="Codes per table.")] = 256,
-    k: Annotated[int, typer.Option(min=1, help="Codes active at once.")] = 1,
-    n_groups: Annotated[
-        int, typer.Option(min=0, help="Tables; 0 is one per head where there are heads.")
-    ] = 0,
-    similarity: Annotated[str, typer.Option(help="cosine, inner_product or euclidean.")] = "cosine",
+    model: Model,
+    hook: Annotated[list[str], option("A hook point: blocks.0.hook_mlp_out; repeat for more.")],
+    out: Annotated[Path | None, option("Folder to save to; <model>-codebooks by default.")] = None,
     frozen: Annotated[
-        bool, typer.Option("--frozen", help="Fit the tables only, and leave the model as it is.")
+        bool, option("Fit the tables only, and leave the model as it is.", "--frozen")
     ] = False,
-    epochs: Annotated[int, typer.Option(min=1, help="Passes over the series.")] = 20,
-    lr: Annotated[float, typer.Option(help="Learning rate of the model.")] = 3e-4,
-    codebook_lr: Annotated[float, typer.Option(help="Learning rate of the tables.")] = 3e-3,
-    sae_steps: Annotated[
-        int, typer.Option(min=0, help="Steps of the SAEs scored beside; 0 for none.")
-    ] = 1000,
-    seed: Annotated[int, typer.Option(help="Of the order, the start and the revivals.")] = 0,
-    resume: Annotated[
-        Path | None, typer.Option(help="Folder to keep progress in; a run there is continued.")
-    ] = None,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace a model that is in the folder already.")
-    ] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", help="No progress bar.")] = False,
+    sae_steps: Annotated[int, option("Steps of the SAEs scored beside; 0 for none.", min=0)] = 1000,
+    resume: Resume = None,
+    overwrite: Overwrite = False,
+    quiet: Quiet = False,
+    **settings: Any,
 ) -> None:
     """Fit codebooks (with the model, unless --frozen), score them on the test split, save both."""
     from tstlens.codebooks import make_codebooks
@@ -161,21 +114,18 @@ def codebook_fit(
         model,
         hook,
         folder,
-        n_codes=n_codes,
-        k=k,
-        n_groups=n_groups,
-        similarity=similarity,
         train_model=not frozen,
-        epochs=epochs,
-        lr=lr,
-        codebook_lr=codebook_lr,
         sae_steps=sae_steps,
-        seed=seed,
         checkpoint=resume,
         command=shlex.join(["tstlens", *sys.argv[1:]]),
         overwrite=overwrite,
         progress=not quiet,
+        **settings,
     )
+    _print_saved(scores, folder)
+
+
+def _print_saved(scores: Any, folder: Path) -> None:
     print(scores.to_dataframe().round(4).to_string(index=False))
     print(f"saved  {folder}")
 
@@ -184,24 +134,14 @@ def codebook_fit(
 def codebook_browse(
     model: Annotated[
         str,
-        typer.Argument(
-            help="A shipped checkpoint with codebooks beside it, or a folder that codebook fit "
-            "wrote.",
-            show_default=False,
+        argument(
+            "A shipped checkpoint with codebooks beside it, or a folder that codebook fit wrote."
         ),
     ],
-    out: Annotated[
-        Path | None,
-        typer.Option(help="The HTML file; by default <model>-codes.html.", show_default=False),
-    ] = None,
-    data: Annotated[
-        str | None,
-        typer.Option(help="Data set to read; by default the model's own.", show_default=False),
-    ] = None,
-    notes: Annotated[
-        Path | None, typer.Option(help="A file of saved notes on codes.", show_default=False)
-    ] = None,
-    windows: Annotated[int, typer.Option(min=1, help="Windows per code.")] = 9,
+    out: Annotated[Path | None, option("The HTML file; by default <model>-codes.html.")] = None,
+    data: Data = None,
+    notes: Annotated[Path | None, option("A file of saved notes on codes.")] = None,
+    windows: Annotated[int, option("Windows per code.", min=1)] = 9,
 ) -> None:
     """Every code on the raw series, with searches by class: one HTML page that needs no network."""
     from tstlens import codebooks

@@ -8,58 +8,37 @@ import sys
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
-
 from tstlens.cli.apps import app
+from tstlens.cli.options import Overwrite, Quiet, Resume, argument, option, settings_of
 from tstlens.errors import ArgumentError, UnknownNameError
 from tstlens.storage import check_folder
 
 
 @app.command()
+@settings_of("tstlens.training.loop.TrainConfig", "select")
 def train(
     dataset: Annotated[
-        str | None,
-        typer.Argument(help="A data set, as aeon spells it: JapaneseVowels.", show_default=False),
+        str | None, argument("A data set, as aeon spells it: JapaneseVowels.")
     ] = None,
     out: Annotated[
-        Path | None,
-        typer.Option(
-            help="Folder to save to; named after the recipe or the data by default.",
-            show_default=False,
-        ),
+        Path | None, option("Folder to save to; named after the recipe or the data by default.")
     ] = None,
-    recipe: Annotated[
-        str | None,
-        typer.Option(help="Make a shipped checkpoint again, by its name.", show_default=False),
-    ] = None,
-    epochs: Annotated[int, typer.Option(min=1, help="Passes over the training split.")] = 100,
-    lr: Annotated[float, typer.Option(help="Peak learning rate.")] = 1e-3,
-    batch_size: Annotated[int, typer.Option(min=1, help="Series per step.")] = 32,
-    val_fraction: Annotated[
-        float, typer.Option(min=0.0, max=0.9, help="Of the training split, to choose the epoch.")
-    ] = 0.2,
-    seed: Annotated[int, typer.Option(help="Of initialisation, split and shuffles.")] = 0,
-    scaling: Annotated[
-        str | None, typer.Option(help="per_channel or per_series; none by default.")
-    ] = None,
-    unequal: Annotated[
-        bool, typer.Option("--unequal", help="Series as recorded, padded, with a mask.")
-    ] = False,
-    layers: Annotated[int, typer.Option(min=1, help="Encoder layers.")] = 3,
-    width: Annotated[int, typer.Option(min=8, help="d_model; a multiple of 4 and of heads.")] = 128,
-    heads: Annotated[int, typer.Option(min=1, help="Attention heads.")] = 8,
+    recipe: Annotated[str | None, option("Make a shipped checkpoint again, by its name.")] = None,
+    layers: Annotated[int, option("Encoder layers.", min=1)] = 3,
+    width: Annotated[int, option("d_model; a multiple of 4 and of heads.", min=8)] = 128,
+    heads: Annotated[int, option("Attention heads.", min=1)] = 8,
     stride: Annotated[
-        int | None,
-        typer.Option(min=1, help="Samples per position; chosen by the length if not given."),
+        int | None, option("Samples per position; chosen by the length if not given.", min=1)
     ] = None,
-    resume: Annotated[
-        Path | None,
-        typer.Option(help="Folder to keep progress in; a run found there is continued."),
-    ] = None,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace a model that is in the folder already.")
+    scaling: Annotated[str | None, option("per_channel or per_series; none by default.")] = None,
+    unequal: Annotated[
+        bool, option("Series as recorded, padded, with a mask.", "--unequal")
     ] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", help="No progress bar.")] = False,
+    seed: Annotated[int, option("Of initialisation, split and shuffles.", min=0)] = 0,
+    resume: Resume = None,
+    overwrite: Overwrite = False,
+    quiet: Quiet = False,
+    **settings: Any,
 ) -> None:
     """Train a classifier on a data set, convert it, check parity, and save a checkpoint folder."""
     from tstlens.report import make_checkpoint
@@ -117,9 +96,7 @@ def train(
         )
         folder = out or Path(data.name)
         _keep_existing(folder, overwrite)
-        settings = {"epochs": epochs, "batch_size": batch_size, "lr": lr}
-        settings["val_fraction"] = val_fraction
-        settings["select"] = "best_val" if val_fraction > 0 else "last"
+        settings["select"] = "best_val" if settings["val_fraction"] > 0 else "last"
         chosen = Recipe(folder.resolve().name, data.name, sizes, settings, None, scaling, seed)
         with seeded(seed):
             source = ConvTST(sizes)
@@ -161,26 +138,18 @@ def _train_forecaster(name: str, folder: Path, overwrite: bool, quiet: bool) -> 
 def convert(
     source: Annotated[
         str,
-        typer.Argument(
-            help="A folder or hub id with config.json, or a file of weights (then give --family).",
-            show_default=False,
-        ),
+        argument("A folder or hub id with config.json, or a file of weights (then give --family)."),
     ],
-    out: Annotated[Path, typer.Option(help="Folder to save to.", show_default=False)],
-    family: Annotated[
-        str | None, typer.Option(help="The source's family; see tstlens families.")
-    ] = None,
+    out: Annotated[Path, option("Folder to save to.")],
+    family: Annotated[str | None, option("The source's family; see tstlens families.")] = None,
     hint: Annotated[
         list[str] | None,
-        typer.Option(
-            help="What weights alone do not tell, name=value with a JSON value: n_heads=8; repeat "
-            "for more.",
-            show_default=False,
+        option(
+            "What weights alone do not tell, name=value with a JSON value: n_heads=8; repeat for "
+            "more."
         ),
     ] = None,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace a model that is in the folder already.")
-    ] = False,
+    overwrite: Overwrite = False,
 ) -> None:
     """Convert a source model, check its outputs against the source's, and save it."""
     from tstlens.zoo.converting import convert as run

@@ -25,6 +25,7 @@ from tstlens.model.hooking import require_one_pass
 from tstlens.points import Index
 from tstlens.results import TableResult
 from tstlens.run import Runs
+from tstlens.stats import half_width
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -77,6 +78,11 @@ class CodeEffects(TableResult):
     def control_effects(self) -> Float[np.ndarray, "control dose series"]:
         """Change of the measure by the same on every control."""
         return self.controls - self.baseline
+
+    def half_width(self) -> Float[np.ndarray, " dose"]:
+        """Half of the normal 95 % interval of the mean effect over series; NaN for a single one."""
+        effect = self.effect()
+        return half_width(effect.T) if effect.shape[1] > 1 else np.full(len(effect), np.nan)
 
     def summary(self) -> pd.DataFrame:
         """One row per dose: effect, controls' effect, and tests of the difference.

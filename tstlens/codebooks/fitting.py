@@ -36,6 +36,7 @@ from tstlens.data import TimeSeriesData
 from tstlens.errors import ArgumentError, HookError
 from tstlens.model import HookedTST
 from tstlens.randomness import seeded
+from tstlens.results import Result
 from tstlens.run import evaluating
 from tstlens.saes.stream import ActivationRows
 from tstlens.training.loop import LastGood, load_progress, save_progress
@@ -237,9 +238,9 @@ class FitConfig:
         n_codes: entries per table.
         k: codes active at once, summed.
         n_groups: tables per hook point; 0 is one per head at q, k, v and z, else one.
-        similarity: see :class:`CodebookConfig`.
-        normalize: see :class:`CodebookConfig`.
-        restore: see :class:`CodebookConfig`.
+        similarity: what the ``k`` codes are the largest of; see :class:`CodebookConfig`.
+        normalize: snap activations less their mean over their standard deviation; see there.
+        restore: with ``normalize``, put mean and scale back; see there.
         gradient: what trains the tables: ``"task"``, ``"reconstruction"`` or ``"both"``.
         train_model: learn together (end to end), or fit the tables of a frozen model.
         epochs: passes over the series.
@@ -252,9 +253,10 @@ class FitConfig:
         reconstruction: weight of the squared error that trains the tables, relative to the
             activation's variance at the start.
         commitment: weight of the squared error that draws activations to their codes.
-        begin_from: ``"kmeans"``, ``"sample"`` or ``"normal"``, see :func:`start`.
+        begin_from: the first entries: ``"kmeans"`` or a ``"sample"`` of the activations, or random
+            ``"normal"`` numbers; see :func:`start`.
         k_start: codes active in the first epoch, falling (geometrically) to ``k``.
-        k_epochs: epochs until ``k`` is reached; half of them where None.
+        k_epochs: epochs until ``k`` is reached; half of them by default.
         revive: replace codes that an epoch did not use by activations, but for the last epoch.
         ema: decay of a moving average of what each code stood for, which then makes the tables
             (and no gradient does: ``gradient`` must be ``"reconstruction"``).
@@ -609,8 +611,8 @@ class _Average:
         self.weight, self.sum = state["weight"], state["sum"]
 
 
-class FittedCodebooks(dict[str, Codebook]):
-    """Hook point -> codebook, with how the fit went.
+class FittedCodebooks(dict[str, Codebook], Result):
+    """Hook point -> codebook, with how the fit went; ``figure()`` draws that over the epochs.
 
     Args:
         books: the codebooks.
@@ -721,5 +723,6 @@ def fit(
         metadata.model_name = model.cfg.model_name
         metadata.dataset_path = " ".join(part for part in (data.name, data.split) if part)
         metadata.tstlens_fit = record
+        metadata.processing = list(model.processing)
         model.add_codebook(book, name)
     return FittedCodebooks(books, history, record)

@@ -650,8 +650,8 @@ def load_forecasting(
     name: str,
     split: str = "test",
     n_time: Count = 208,
-    horizon: int = 52,
-    step: int = 1,
+    horizon: Count = 52,
+    step: Count = 1,
 ) -> ForecastWindows:
     """Windows of a recorded series that ships with a dependency.
 
@@ -680,9 +680,6 @@ last 2001-01-06)
         raise UnknownDatasetError(name, _KNOWN, "These are recorded series, to forecast")
     if split not in ("train", "test"):
         raise ArgumentError(f"expected split in ['train', 'test'], got {split!r}")
-    for argument, value in (("n_time", n_time), ("horizon", horizon), ("step", step)):
-        if value < 1:
-            raise ArgumentError(f"{argument}: expected at least 1, got {value}")
     known = _KNOWN[name]
     recorded = known.read()
     boundary = len(recorded) - int(TEST_FRACTION * len(recorded))

@@ -39,20 +39,8 @@ def series_of_frame(
 ) -> tuple[list[Any], list[Any] | None]:
     """The ``[channel, time_i]`` arrays of a frame and its raw labels (None without ``label``).
 
-    Args:
-        frame: wide or nested (one row per series) or long (``series`` tells series apart).
-        label: column of the label.
-        series: long: column, or level of the index, of the series' identity.
-        time: long: column, or level of the index, to sort by.
-        channel: long: column, or level of the index, of the channel's name.
-        value: long: column or columns of the values.
-
-    Raises:
-        ArgumentError: a missing column, arguments that do not go together, an entry missing in
-            the columns that order the rows, or times that cannot be put in order.
-        LabelError: a series with two labels.
-        SeriesShapeError: two values for one place, a time that is left out, or channels of
-            unequal length.
+    Arguments and errors are those of `TimeSeriesData.from_pandas`; beside a column, ``series``,
+    ``time`` and ``channel`` may name a level of the index. A series of two labels is a LabelError.
     """
     if not hasattr(frame, "columns"):
         raise ArgumentError(

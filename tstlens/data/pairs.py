@@ -29,7 +29,7 @@ from tstlens.data.labels import class_index, places_in
 from tstlens.data.series import TimeSeriesData
 from tstlens.data.validate import blanked, check_series, row_indices, usable_device
 from tstlens.errors import ArgumentError, LabelError, SeriesShapeError
-from tstlens.run import evaluating
+from tstlens.run import Runs
 from tstlens.shapes import Labels, Mask, Series
 
 
@@ -155,7 +155,7 @@ class Pairs:
 def misclassified_pairs(
     model: Callable[..., Tensor],
     data: TimeSeriesData,
-    per_class: int | None = None,
+    per_class: Count | None = None,
     batch_size: Count = 256,
     *,
     equal_lengths: bool = False,
@@ -193,12 +193,6 @@ def misclassified_pairs(
     """
     data = data.for_model(model)
     labels = _labels(data)
-    if per_class is not None and per_class < 1:
-        raise ArgumentError(f"expected per_class of at least 1 or None, got {per_class}")
-    if len(data) == 0:
-        raise ArgumentError("expected series to classify, got 0")
-    if batch_size < 1:
-        raise ArgumentError(f"expected batch_size of at least 1, got {batch_size}")
     log_probs = _log_probs(model, data, batch_size)
     predicted = log_probs.argmax(dim=1)
     confidence = log_probs.gather(1, labels[:, None])[:, 0]
@@ -350,15 +344,10 @@ def _labels(data: TimeSeriesData) -> Tensor:
 
 
 def _log_probs(model: Callable[..., Tensor], data: TimeSeriesData, batch_size: int) -> Tensor:
-    outputs = []
-    with evaluating(model), torch.no_grad():
-        for start in range(0, len(data), batch_size):
-            rows = slice(start, start + batch_size)
-            seen = {} if data.mask is None else {"mask": data.mask[rows]}
-            outputs.append(model(data.series[rows], **seen))
-            if not isinstance(outputs[-1], Tensor):
-                got = type(outputs[-1]).__name__
-                raise ArgumentError(f"model: expected a tensor of logits, got {got}")
+    outputs: list[Any] = [one.output for one in Runs(model, data, batch_size=batch_size).passes()]
+    if not isinstance(outputs[0], Tensor):
+        got = type(outputs[0]).__name__
+        raise ArgumentError(f"model: expected a tensor of logits, got {got}")
     logits = torch.cat(outputs)
     if logits.shape != (len(data), data.n_classes):
         raise LabelError(
@@ -423,11 +412,7 @@ def corrupt_with_noise(
     and channel.
 
     Args:
-        series: as for `corrupt_with_mean`.
-        target: as for `corrupt_with_mean`.
-        channel: as for `corrupt_with_mean`.
-        time: as for `corrupt_with_mean`.
-        mask: as for `corrupt_with_mean`.
+        series, target, channel, time, mask: as for `corrupt_with_mean`.
         seed: of the noise.
 
     Raises:
@@ -459,13 +444,9 @@ def corrupt_with_sample(
     """Pairs whose corrupted series have the chosen samples replaced by those of another series.
 
     Args:
-        series: as for `corrupt_with_mean`.
+        series, target, channel, time, mask: as for `corrupt_with_mean`.
         donor: the other series: one ``[channel, time]`` for all, or one per series. A data set
             with padding must cover what it replaces.
-        target: as for `corrupt_with_mean`.
-        channel: as for `corrupt_with_mean`.
-        time: as for `corrupt_with_mean`.
-        mask: as for `corrupt_with_mean`.
 
     Raises:
         ArgumentError, LabelError, SeriesValueError: as for `corrupt_with_mean`; also a donor whose
@@ -509,11 +490,8 @@ def corrupt_with_shift(
     The shift is circular within the observed samples of each series, so padding stays at the end.
 
     Args:
-        series: as for `corrupt_with_mean`.
+        series, target, channel, mask: as for `corrupt_with_mean`.
         samples: how far; positive is later, negative earlier.
-        target: as for `corrupt_with_mean`.
-        channel: as for `corrupt_with_mean`.
-        mask: as for `corrupt_with_mean`.
 
     Raises:
         ArgumentError, LabelError, SeriesShapeError, SeriesValueError: as for `corrupt_with_mean`.

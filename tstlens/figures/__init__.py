@@ -19,6 +19,7 @@ from tstlens.figures import (  # noqa: F401 (they join ``draw``)
     circuit,
     clusters,
     depth,
+    histories,
     input_attribution,
     sweeps,
 )

@@ -21,6 +21,7 @@ from tstlens.patching import AttentionResult
 
 _PALE = [[0.0, "#ffffff"], [0.5, "#dcebf4"], [1.0, "#7fb2d8"]]
 _MOST_PANELS = 96
+_MOST_IN_MENU = 400
 
 
 @draw.register
@@ -34,6 +35,7 @@ def draw_attention(
     head: int | None = None,
     names: Sequence[str] | None = None,
     across: Count | None = None,
+    menu: bool = False,
     title: str | None = "",
 ) -> go.Figure:
     """Patterns of every head, what each time step receives, or how sharp and far heads look.
@@ -51,6 +53,7 @@ def draw_attention(
         head: only this head.
         names: headings of the series shown by ``"received"``.
         across: maps or series beside each other.
+        menu: of ``"patterns"``, one large map whose head is chosen from a dropdown.
 
     Raises:
         ArgumentError: a series, layer or head that does not exist.
@@ -77,7 +80,7 @@ def draw_attention(
         return _heads(result, chosen, layer, head, title)
     if kind == "received":
         return _received(result, chosen, layer, head, names, across, title)
-    return _patterns(result, chosen, layer, head, across, title)
+    return _patterns(result, chosen, layer, head, across, title, menu)
 
 
 def _numpy(tensor: Tensor) -> np.ndarray:
@@ -91,6 +94,7 @@ def _patterns(
     head: int | None,
     across: int | None,
     title: str | None,
+    menu: bool,
 ) -> go.Figure:
     if chosen is not None and ("series" not in result.axes or len(chosen) != 1):
         raise ArgumentError(
@@ -108,15 +112,17 @@ def _patterns(
         for at in (range(values.shape[0]) if layer is None else [layer])
         for number_ in (range(values.shape[1]) if head is None else [head])
     ]
-    if len(places) > _MOST_PANELS:
+    menu = menu and len(places) > 1
+    if len(places) > (_MOST_IN_MENU if menu else _MOST_PANELS):
         raise ArgumentError(
             f"{len(places)} patterns are more than can be read; choose a layer or a head"
+            + ("" if menu else ", or give menu=True")
         )
     shown = np.stack([values[at] for at in places])
     most = float(np.nanpercentile(shown, 99.5)) if np.isfinite(shown).any() else 1.0
-    across = min(across or 4, len(places))
-    down = -(-len(places) // across)
-    each, gap = (120 if across > 2 else 200 if len(places) > 1 else 300), 26
+    across = 1 if menu else min(across or 4, len(places))
+    down = 1 if menu else -(-len(places) // across)
+    each, gap = (120 if across > 2 else 200 if down * across > 1 else 300), 26
     height = down * each + (down - 1) * gap
     figure = make_subplots(
         rows=down,
@@ -125,7 +131,7 @@ def _patterns(
         shared_yaxes=True,
         vertical_spacing=gap / height if down > 1 else 0,
         horizontal_spacing=0.02 if across > 1 else 0,
-        subplot_titles=[f"L{at}H{number_}" for at, number_ in places],
+        subplot_titles=None if menu else [f"L{at}H{number_}" for at, number_ in places],
     )
     cells = result.time_cells
     ticks = Ticks.of("key", range(values.shape[3]), cells)
@@ -141,7 +147,8 @@ def _patterns(
             hoverongaps=False,
             **marks.hovered(f"<b>L{at}H{one}</b><br>%{{customdata}}<br>%{{z:.3f}}"),
         )
-        figure.add_trace(trace, row=number_ // across + 1, col=number_ % across + 1)
+        panel = 0 if menu else number_
+        figure.add_trace(trace, row=panel // across + 1, col=panel % across + 1)
     ends = [float(edges[0]), float(edges[-1])]
     few = {"nticks": 3 if across > 2 else 6, "showgrid": False, "zeroline": False}
     figure.update_xaxes(range=ends, tickangle=0, **few)
@@ -155,7 +162,11 @@ def _patterns(
         **{"xref": "paper", "yref": "paper", "x": 0.5, "y": 0},
         **{"xanchor": "center", "yanchor": "top", "yshift": -20},
     )
-    above = style.label_above(figure, f"attention; a row per {axis_title('query', cells)}", 22)
+    label = f"attention; a row per {axis_title('query', cells)}"
+    above = style.label_above(figure, label, 6 if menu else 22)
+    if menu:
+        marks.menu(figure, {f"L{at}H{one}": [index] for index, (at, one) in enumerate(places)})
+        above = 40
     heading = "Where heads look" if title == "" else title
     mask = ", only keys before the query" if result.causal else ""
     return style.finish(figure, heading, which + mask, plot_height=height, above=above, left=34)

@@ -26,15 +26,18 @@ MOST_PANELS = 16
 def draw_clusters(
     result: Clusters,
     *,
-    kind: Literal["classes", "windows"] | None = None,
+    kind: Literal["classes", "windows", "pca"] | None = None,
     normalise: bool = True,
     title: str | None = "",
 ) -> go.Figure:
-    """Which classes every cluster holds, or the medoid of every cluster on the raw series.
+    """Which classes every cluster holds, its medoid on the raw series, or a map of all samples.
 
     Args:
         kind: ``"classes"`` (for latents: how active they are in the series of each class) or
-            ``"windows"``; by default classes where there are labels.
+            ``"windows"``; by default classes where there are labels. ``"pca"`` draws what was
+            clustered on its first two principal components, coloured by class (by cluster without
+            labels), numbers at the middle of clusters; clusters that overlap there may be apart in
+            other directions.
         normalise: colours show shares of the cluster; numbers stay counts on hover.
 
     Raises:
@@ -45,6 +48,8 @@ def draw_clusters(
         kind = "classes" if labelled else "windows"
     if kind == "windows":
         return _windows(result, title)
+    if kind == "pca":
+        return _pca(result, title)
     return _profile(result, title) if result.what == "latents" else _classes(result, title)
 
 
@@ -74,6 +79,69 @@ def _classes(result: Clusters, title: str | None) -> go.Figure:
         subtitle=_agreement(result),
     )
     return marks.title_at_edge(figure)
+
+
+def _pca(result: Clusters, title: str | None) -> go.Figure:
+    points = np.asarray(result.points, dtype=float)
+    centred = points - points.mean(0)
+    left, size, directions = np.linalg.svd(centred, full_matrices=False)
+    # The sign of a component is arbitrary: its largest entry points up.
+    largest = np.abs(directions).argmax(1)
+    sign = np.sign(directions[np.arange(len(directions)), largest])
+    place = np.zeros((len(points), 2))
+    place[:, : len(size)] = (left * size * sign)[:, :2]
+    share = np.append(size**2 / max(float((size**2).sum()), 1e-300), 0.0)[:2]
+    by_class = result.labels is not None
+    groups = np.asarray(result.labels if by_class else result.assigned)
+    figure = go.Figure()
+    for at, group in enumerate(np.unique(groups)):
+        rows = np.flatnonzero(groups == group)
+        name = result.class_names[group] if by_class else "noise" if group < 0 else str(group)
+        color = style.FAINT if group < 0 else style.LINES[at % len(style.LINES)]
+        x, y = place[rows].T
+        marks.dots(
+            figure,
+            x,
+            y,
+            color,
+            6 if len(points) <= 400 else 4,
+            look={"opacity": 0.75, "line": {"color": style.PAPER, "width": 0.5}},
+            name=f"{'class' if by_class else 'cluster'} {style.shortened(name, 12)}",
+            said=[_member(result, row) for row in rows.tolist()],
+        )
+    for cluster in range(result.n_clusters):
+        middle = place[result.assigned == cluster].mean(0)
+        figure.add_annotation(
+            text=f"<b>{cluster}</b>",
+            showarrow=False,
+            font={"size": 12, "color": style.INK},
+            bgcolor="rgba(255,255,255,0.7)",
+            borderpad=1,
+            **{"x": middle[0], "y": middle[1]},
+        )
+    for number_, axis in enumerate((figure.update_xaxes, figure.update_yaxes)):
+        name = f"component {number_ + 1} ({share[number_]:.0%} of variance)"
+        axis(title={"text": name}, zeroline=False, nticks=6)
+    n_groups = len(np.unique(groups))
+    rows_below = -(-n_groups // 5)
+    heading = _heading(result) if title == "" else title
+    said = f"numbers: middle of each cluster; {_agreement(result)}"
+    size_of = {"plot_height": 380, "below": 60 + 20 * rows_below, "left": 62}
+    style.finish(figure, heading, said, **size_of)
+    return marks.legend_below(figure, 52, 380)
+
+
+def _member(result: Clusters, row: int) -> str:
+    """What hovering over a sample says."""
+    first, channel, pos = (int(one) for one in result.places[row])
+    what = "latent" if result.what == "latents" else "series"
+    said = f"<b>{what} {first}</b>"
+    said += "" if channel < 0 else f", channel {channel}"
+    said += "" if pos < 0 else f", position {pos}"
+    if result.labels is not None:
+        said += f"<br>class {result.class_names[result.labels[row]]}"
+    cluster = int(result.assigned[row])
+    return said + ("<br>noise" if cluster < 0 else f"<br>cluster {cluster}")
 
 
 def _heading(result: Clusters) -> str:

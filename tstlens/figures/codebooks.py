@@ -14,14 +14,35 @@ from plotly.subplots import make_subplots
 from tstlens.codebooks.book import CodeWindows, Named
 from tstlens.codebooks.code_effects import CodeEffects
 from tstlens.codebooks.comparing import ChangedCodes, CommonCodes, SimilarCodes
+from tstlens.codebooks.fitting import FittedCodebooks
 from tstlens.codebooks.index import CodeIndex
 from tstlens.codebooks.scores import CodebookScores
 from tstlens.codebooks.search import CodeSearch
 from tstlens.errors import ArgumentError
 from tstlens.figures import marks, style
 from tstlens.figures.drawing import draw
+from tstlens.figures.histories import histories
 from tstlens.figures.words import number
-from tstlens.stats import half_width
+
+
+@draw.register
+def draw_fit(result: FittedCodebooks, *, title: str | None = "") -> go.Figure:
+    """Error, loss of the task, codes without use and their perplexity over the epochs of a fit."""
+    panels = {
+        "squared error, share of the variance": {
+            "reconstruction": "reconstruction",
+            "commitment": "commitment",
+        },
+        "loss of the task": {"task": "task"},
+        "codes": {"dead": "never used", "revived": "revived"},
+        "perplexity (codes in use)": {"perplexity": "perplexity"},
+    }
+    n_codes = sum(book.cfg.n_codes for book in result.values())
+    hooks = f"{len(result)} hook point{'s' if len(result) > 1 else ''}"
+    heading = "Fit of codebooks" if title == "" else title
+    subtitle = f"{n_codes} codes at {hooks}"
+    return histories(result.history, panels, "epoch", heading, subtitle)
+
 
 _ROWS = {"codebooks": style.BLUE, "SAEs": style.ORANGE}
 MOST_CHANNELS = 12
@@ -309,7 +330,7 @@ def draw_code_effects(result: CodeEffects, *, title: str | None = "") -> go.Figu
     effect, controls = result.effect(), result.control_effects().mean(2)  # [control, dose]
     x = np.arange(len(result.doses), dtype=float)
     ticks = [str(dose) for dose in result.doses]
-    half = half_width(effect.T) if effect.shape[1] > 1 else None
+    half = result.half_width()
     table = result.summary()
     figure = go.Figure()
     figure.add_hline(y=0, line={"color": style.FAINT, "width": 1.5})
@@ -336,7 +357,7 @@ def draw_code_effects(result: CodeEffects, *, title: str | None = "") -> go.Figu
         mode="lines+markers",
         marker={"size": 8, "color": style.BLUE},
         line={"color": style.BLUE, "width": 2.5},
-        error_y=None if half is None else interval,
+        error_y=interval if np.isfinite(half).all() else None,
         name=_said(result.codes),
         **marks.hovered(hover),
     )

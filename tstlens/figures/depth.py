@@ -19,6 +19,7 @@ from tstlens.figures.maps import Panel, Scale, Ticks, heat_maps
 from tstlens.figures.words import hook_labels, number, when
 from tstlens.patching import LensResult
 from tstlens.probing.layer_similarity import Similarity, SkipCost
+from tstlens.probing.unit_matching import UnitMatch
 
 
 @draw.register
@@ -321,3 +322,45 @@ def draw_skip_cost(
         ),
     )
     return marks.title_at_edge(figure)
+
+
+@draw.register
+def draw_unit_match(result: UnitMatch, *, title: str | None = "") -> go.Figure:
+    """Correlation of the matched neurons, largest first, beside the control's."""
+    pairs = zip(result.unit_a, result.unit_b, strict=True)
+    curves = {
+        "matched neurons": (result.correlation, [f"{a} and {b}" for a, b in pairs]),
+        "series in another order": (result.chance, None),
+    }
+    heading = f"{len(result.correlation)} matched neurons" if title == "" else title
+    places = hook_labels(result.hooks) if result.hooks[0] != result.hooks[1] else result.hooks[:1]
+    mean, share = result.correlation.mean(), result.share()
+    subtitle = f"{' and '.join(places)}; mean {mean:.2f}, {share:.0%} above 0.7"
+    return by_rank(curves, "neurons", "correlation", heading, subtitle)
+
+
+def by_rank(
+    curves: dict[str, tuple[np.ndarray, list[str] | None]],
+    what: str,
+    measure: str,
+    title: str | None,
+    subtitle: str,
+) -> go.Figure:
+    """Similarities of one-to-one pairs, largest first: the pairs found in blue, a control in grey.
+
+    Args:
+        curves: name -> similarities [match] and what each pair is, or None.
+        what: is matched.
+        measure: the similarity.
+        title: of the figure.
+        subtitle: a second line.
+    """
+    figure = go.Figure()
+    colors = (style.BLUE, style.MUTED)
+    for color, (name, (values, text)) in zip(colors, curves.items(), strict=True):
+        said = (f"{what} %{{text}}: " if text else "") + "%{y:.3f}"
+        rank = np.arange(1, len(values) + 1)
+        marks.curve(figure, rank, values, color, name=name, text=text, said=said)
+    figure.update_xaxes(title="pair, most similar first")
+    figure.update_yaxes(title=measure)
+    return style.finish(figure, title, subtitle, plot_height=280, above=30, left=56)

@@ -15,7 +15,9 @@ from plotly.subplots import make_subplots
 
 from tstlens.errors import ArgumentError
 from tstlens.figures import marks, style
+from tstlens.figures.depth import by_rank
 from tstlens.figures.drawing import draw
+from tstlens.figures.histories import histories
 from tstlens.figures.words import hook_place, number, suffix, when
 from tstlens.saes.graph import FeatureGraph
 from tstlens.saes.reading.activity import Window, Windows
@@ -23,6 +25,25 @@ from tstlens.saes.reading.intervention import LatentEffect
 from tstlens.saes.reading.matching import DictionaryMatch
 from tstlens.saes.reading.result import Features
 from tstlens.saes.scoring import Scores
+from tstlens.saes.training import TrainingHistory
+
+
+@draw.register
+def draw_sae_training(result: TrainingHistory, *, title: str | None = "") -> go.Figure:
+    """Losses, active latents and latents that fell silent over the steps of a training.
+
+    Losses are sae-lens', of batches that are scaled as the training scales them.
+    """
+    losses = {name: name.replace("_", " ") for row in result.rows for name in row if "loss" in name}
+    panels = {
+        "loss": losses,
+        "explained variance": {"explained_variance": "explained variance"},
+        "active latents per position": {"l0": "active"},
+        "silent latents": {"dead": "silent"},
+    }
+    heading = f"Training of {result.name}" if title == "" else title
+    return histories(result.rows, panels, "step", heading, f"{result.rows[-1]['step']} steps")
+
 
 MARK = "#f9dcc0"  # behind the samples of a window
 MOST_LINES = 9  # classes or steps drawn of a dose response
@@ -30,15 +51,35 @@ MOST_LINES = 9  # classes or steps drawn of a dose response
 
 @draw.register
 def draw_features(
-    result: Features, *, latent: int | None = None, n: int = 6, title: str | None = None
+    result: Features,
+    *,
+    latent: int | None = None,
+    series: int | None = None,
+    channel: int | None = None,
+    n: int | None = None,
+    title: str | None = None,
 ) -> go.Figure:
-    """One latent's strongest windows on the raw series, or all latents at a glance.
+    """One latent's strongest windows, the latents over time in one series, or all at a glance.
 
     Args:
-        latent: which one; None draws every latent as a point, by how often it is active and how
-            much its removal changes the output.
-        n: windows.
+        latent: draw this one's strongest windows.
+        series: draw this series, and below it latents x time, those that are strongest in it.
+            None of both draws every latent as a point, by how often it is active and how much its
+            removal changes the output.
+        channel: of the series, in models that read each channel by itself; the one with the
+            largest activation where None.
+        n: windows (6), or latents (30).
+
+    Raises:
+        ArgumentError: a latent and a series at once, or a series or channel that there is not.
     """
+    if series is not None:
+        if latent is not None:
+            raise ArgumentError("expected latent= (its windows) or series= (its latents), got both")
+        return _over_time(result, series, channel, 30 if n is None else n, title)
+    if channel is not None:
+        raise ArgumentError(f"channel={channel} is of a series; give series= too")
+    n = 6 if n is None else n
     if latent is not None:
         row: Any = result.table().loc[latent]
         said = [f"active at {row['density']:.2%} of positions"]
@@ -79,6 +120,94 @@ def draw_features(
         above = style.label_above(figure, "colour: distance of the best class' AUC from chance")
     heading = f"{len(table)} active latents of {result.hook}" if title is None else title
     return style.finish(figure, heading, plot_height=320, above=above, left=62)
+
+
+def _over_time(
+    result: Features, series: int, channel: int | None, n: int, title: str | None
+) -> go.Figure:
+    """A series, and below it what its strongest latents do over time."""
+    activity, data = result.activity, result.data
+    series = marks.row_of(series, len(data), "a series")
+    if n < 1:
+        raise ArgumentError(f"expected n of at least 1 latent, got {n}")
+    by_channel = activity.n_channels > 1
+    if channel is not None and not (by_channel and 0 <= channel < activity.n_channels):
+        known = f"0..{activity.n_channels - 1}" if by_channel else "None (the trunk mixes channels)"
+        raise ArgumentError(f"expected channel in {known}, got {channel}")
+    per_series = activity.n_channels * activity.n_pos
+    slots = slice(series * per_series, (series + 1) * per_series)
+    found = (
+        activity.values.tocsr()[slots].toarray().reshape(activity.n_channels, activity.n_pos, -1)
+    )
+    row = int(found.max((1, 2)).argmax()) if channel is None else channel
+    here = found[row]  # [pos, latent]
+    observed = activity.observed[slots].reshape(activity.n_channels, -1)[row]
+    strongest = np.argsort(-here.max(0), kind="stable")
+    shown = [int(one) for one in strongest[:n] if here[:, one].max() > 0]
+    if not shown:
+        raise ArgumentError(f"no latent is active in series {series}, so there is nothing to draw")
+    shown.sort(key=lambda one: (int(here[:, one].argmax()), one))  # by when they are strongest
+    values = np.where(observed[:, None], here, np.nan)[:, shown].T
+    in_time = [at for at, (first, stop) in enumerate(result.cells) if stop > first]
+    edges = [result.cells[at][0] - 0.5 for at in in_time] + [result.cells[in_time[-1]][1] - 0.5]
+    above, below = 130, max(120, 15 * len(shown))
+    gap = 16
+    figure = make_subplots(
+        rows=2,
+        cols=1,
+        shared_xaxes=True,
+        row_heights=[above, below],
+        vertical_spacing=gap / (above + below + gap),
+    )
+    lines = data.series[series].double().cpu().numpy()
+    if data.mask is not None:
+        lines = np.where(data.mask[series].cpu().numpy()[None], lines, np.nan)
+    for at in [row] if by_channel else range(len(lines)):
+        said = f"channel {at}, sample %{{x}}: %{{y:.3g}}"
+        color = style.LINES[at % len(style.LINES)]
+        marks.curve(
+            figure, np.arange(lines.shape[1]), lines[at], color, 1.2, said=said, row=1, col=1
+        )
+    names = [str(one) for one in shown]
+    trace = go.Heatmap(
+        z=values[:, in_time],
+        x=edges,
+        y=list(range(len(shown))),
+        coloraxis="coloraxis",
+        hoverongaps=False,
+        hovertext=marks.each_cell(
+            (len(shown), len(in_time)),
+            lambda one, at: (
+                f"<b>latent {names[one]}</b>, {when(result.cells[in_time[at]])}<br>"
+                f"activation {number(float(values[one, in_time[at]]))}"
+            ),
+        ),
+        hovertemplate="%{hovertext}<extra></extra>",
+    )
+    figure.add_trace(trace, row=2, col=1)
+    step = -(-len(shown) * 12 // below)  # every label where there is room
+    ticks: dict[str, Any] = {"tickmode": "array", "tickvals": list(range(0, len(shown), step))}
+    ticks |= {"ticktext": names[::step], "autorange": "reversed", "title": {"text": "latent"}}
+    figure.update_yaxes(**ticks, showgrid=False, zeroline=False, row=2, col=1)
+    figure.update_yaxes(nticks=5, zeroline=False, row=1, col=1)
+    ends = [-0.5, lines.shape[1] - 0.5]
+    figure.update_xaxes(range=ends, showgrid=False, zeroline=False)
+    figure.update_xaxes(title={"text": "time (sample)"}, row=2, col=1)
+    most = float(np.nanmax(values))
+    bar = {"len": min(below, 200), "y": below / (above + below + gap)}
+    axis = {"cmin": 0, "cmax": most, "colorscale": style.SEQUENTIAL, "colorbar": bar}
+    figure.update_layout(coloraxis=axis)
+    label = "" if data.labels is None else f" (class {data.class_names[int(data.labels[series])]})"
+    of_channel = f", channel {row}" if by_channel else ""
+    heading = f"Latents over series {series}{of_channel}{label}" if title is None else title
+    active = int((here > 0).any(0).sum())
+    subtitle = (
+        f"{len(shown)} strongest of {active} active {result.kind}, by when they are strongest; "
+        f"colour: activation; {result.hook}"
+    )
+    return style.finish(
+        figure, heading, subtitle, plot_height=above + below + gap, above=8, left=58
+    )
 
 
 @draw.register
@@ -201,21 +330,15 @@ def draw_latent_effect(
 @draw.register
 def draw_match(result: DictionaryMatch, *, title: str | None = None) -> go.Figure:
     """Similarity of the matched latents, largest first, beside the control's."""
-    rank = np.arange(1, len(result.similarity) + 1)
-    figure = go.Figure()
-    names = [f"{a} and {b}" for a, b in zip(result.latent_a, result.latent_b, strict=True)]
-    for values, name, colour, text in (
-        (result.similarity, "matched latents", style.BLUE, names),
-        (result.chance, result.control, style.MUTED, None),
-    ):
-        said = ("latents %{text}: " if text else "") + "%{y:.3f}"
-        marks.curve(figure, rank, values, colour, name=name, text=text, said=said)
+    pairs = zip(result.latent_a, result.latent_b, strict=True)
+    curves = {
+        "matched latents": (result.similarity, [f"{a} and {b}" for a, b in pairs]),
+        result.control: (result.chance, None),
+    }
     kind = "cosine of directions" if result.by == "decoder" else "correlation of activations"
-    figure.update_xaxes(title="pair, most similar first")
-    figure.update_yaxes(title=kind)
-    heading = f"{len(rank)} matched latents" if title is None else title
+    heading = f"{len(result.similarity)} matched latents" if title is None else title
     subtitle = f"mean {result.similarity.mean():.2f}, {result.share():.0%} above 0.7"
-    return style.finish(figure, heading, subtitle, plot_height=280, above=30, left=56)
+    return by_rank(curves, "latents", kind, heading, subtitle)
 
 
 _ROW = 150  # pixels between two dictionaries

@@ -166,6 +166,7 @@ def heat_maps(
     title: str | None = None,
     subtitle: str = "",
     across: int | None = None,
+    menu: bool = False,
 ) -> go.Figure:
     """Heat maps of one shape with one colour scale, first row on top.
 
@@ -177,13 +178,15 @@ def heat_maps(
         title: of the figure.
         subtitle: a second line.
         across: panels beside each other; 1 where maps are wide, else up to 2.
+        menu: one panel at a time, chosen from a dropdown.
     """
+    menu = menu and len(panels) > 1
     n_rows, n_columns = len(rows.labels), len(columns.labels)
     across = across or (1 if n_columns >= WIDE else 2)
-    across = min(across, len(panels))
-    down = -(-len(panels) // across)
+    across = 1 if menu else min(across, len(panels))
+    down = 1 if menu else -(-len(panels) // across)
     row_height = 40 if n_rows <= 4 else 30 if n_rows <= 12 else 14 if n_rows <= 40 else 7
-    named = any(panel.name for panel in panels)
+    named = any(panel.name for panel in panels) and not menu
     gap, panel_height = (34 if named else 16), row_height * n_rows
     height = down * panel_height + (down - 1) * gap
     figure = make_subplots(
@@ -198,8 +201,9 @@ def heat_maps(
     # Samples and numbers keep their place when a phone makes the map narrow; text would not.
     printed = n_rows <= MOST_IN_CELLS[0] and n_columns * across <= MOST_IN_CELLS[1]
     covers = []
+    groups = {panel.name: [number] for number, panel in enumerate(panels)}
     for number, panel in enumerate(panels):
-        row, column = number // across + 1, number % across + 1
+        row, column = (1, 1) if menu else (number // across + 1, number % across + 1)
         trace = go.Heatmap(
             z=panel.values,
             x=columns.at,
@@ -227,6 +231,7 @@ def heat_maps(
                 "showscale": False,
                 "hoverongaps": False,
             }
+            groups[panel.name].append(len(panels) + len(covers))
             covers.append((go.Heatmap(over), row, column))
         figure.update_xaxes(
             showticklabels=row == down or number + across >= len(panels), row=row, col=column
@@ -250,6 +255,9 @@ def heat_maps(
     marks.headings_left(figure)
     above = style.label_above(figure, scale.label, 24 if named else 6)
     left = style.room_for(names, rows.title)
+    if menu:
+        marks.menu(figure, groups)
+        above = max(above, 36)
     return style.finish(figure, title, subtitle, plot_height=height, above=above, left=left)
 
 

@@ -5,7 +5,7 @@ A mark without a name stays out of the legend, one without a text says nothing o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -194,6 +194,26 @@ def legend_below(figure: go.Figure, pixels: int | None = None, height: int = 0) 
         return figure.update_layout(legend=legend)
     legend = {"y": 0, "yref": "container", "yanchor": "bottom", "x": 0, "orientation": "h"}
     return figure.update_layout(legend={**legend, "font": {"size": 11, "color": style.MUTED}})
+
+
+def menu(figure: go.Figure, groups: Mapping[str, Sequence[int]]) -> go.Figure:
+    """A dropdown at the top right that shows one group of traces at a time, first the first.
+
+    Args:
+        figure: of which every trace is in one of the groups.
+        groups: name -> indices of its traces.
+    """
+    shown = [[at in own for at in range(len(figure.data))] for own in groups.values()]
+    for trace, visible in zip(figure.data, shown[0], strict=True):
+        trace.visible = visible
+    buttons = [
+        {"label": name, "method": "restyle", "args": [{"visible": visible}]}
+        for name, visible in zip(groups, shown, strict=True)
+    ]
+    font = {"size": 11, "color": style.INK}
+    look = {"bgcolor": style.PAPER, "bordercolor": style.FAINT, "font": font, "showactive": True}
+    place = {"x": 1, "xanchor": "right", "y": 1, "yanchor": "bottom", "pad": {"b": 4, "t": 0}}
+    return figure.update_layout(updatemenus=[{"buttons": buttons, **look, **place}])
 
 
 def title_at_edge(figure: go.Figure) -> go.Figure:

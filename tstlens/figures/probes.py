@@ -293,7 +293,7 @@ def draw_dose_response(result: DoseResponse, *, title: str | None = "") -> go.Fi
 @checked
 def draw_separability(result: Separability, *, title: str | None = "") -> go.Figure:
     """Held-out AUC by layer and position, light at chance; numbers and p on hover."""
-    p, high, cells = result.p, np.quantile(result.null, 0.95, axis=0), result.time_cells
+    p, high, cells = result.p, result.null_95, result.time_cells
 
     def said(row: int, pos: int) -> str:
         place = f"position {pos}"

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import plotly.graph_objects as go
@@ -207,26 +207,52 @@ def draw_ablation(result: AblationResult, *, title: str | None = "", **options: 
 @draw.register
 @checked
 def draw_campaign(
-    result: Campaign, *, site: str = "z", metric: str = "log_prob", **options: Any
+    result: Campaign,
+    *,
+    site: str = "z",
+    axes: Sequence[str] | None = None,
+    metric: str = "log_prob",
+    direction: str = "denoise",
+    per: Literal["class", "pair"] | None = None,
+    **options: Any,
 ) -> go.Figure:
-    """The strongest places of one site over a campaign's pairs, clean patched into corrupted.
+    """The strongest places of one site over a campaign's pairs, or its map per class or per pair.
 
     Args:
-        site: which site, by head or layer.
+        site: which site.
+        axes: of the sweep; the fewest that the campaign swept where None.
         metric: read with which metric.
-        **options: of a summary's figure.
+        direction: "denoise" (clean patched into corrupted) or "noise".
+        per: ``"class"`` or ``"pair"`` draws a map for each, on one scale of colours, chosen from a
+            dropdown (``menu=False``: beside each other); None the strongest places over all.
+        **options: of a summary's figure, or of a sweep's.
 
     Raises:
         ArgumentError: the campaign did not sweep this site with this metric.
     """
-    keys = [key for key in result.results if key[1] == site and key[3] == metric]
+    keys = [
+        key
+        for key in result.results
+        if (key[0], key[1], key[3]) == (direction, site, metric)
+        and (axes is None or list(axes) == key[2].split(" x "))
+    ]
     if not keys:
+        held = sorted({key[1] for key in result.results if key[0] == direction})
+        of = "" if axes is None else f" over {' x '.join(axes)}"
         raise ArgumentError(
-            f"the campaign holds no sweep of site {site!r} read with {metric!r}; it holds sites "
-            f"{sorted({key[1] for key in result.results})}"
+            f"the campaign holds no sweep of site {site!r}{of} read with {metric!r}, direction "
+            f"{direction!r}; it holds sites {held}"
         )
-    direction, _, axes, _ = min(keys, key=lambda key: len(key[2]))
-    return draw(result.summary(site, axes.split(" x "), metric, direction), **options)
+    _, _, swept, _ = min(keys, key=lambda key: len(key[2]))
+    names = swept.split(" x ")
+    if per is None:
+        return draw(result.summary(site, names, metric, direction), **options)
+    found = result.result(site, names, metric, direction)
+    if per == "class":
+        groups: list[Any] = [f"class {label}" for label in result.target.tolist()]
+        return draw(found, per=groups, clusters=result.clusters, **{"menu": True, **options})
+    groups = [f"pair {pair}" for pair in found.coords["pair"]]
+    return draw(found, per=groups, **{"menu": True, **options})
 
 
 @draw.register

@@ -25,13 +25,27 @@ from tstlens.figures import marks, style
 from tstlens.figures.drawing import draw, joined_later
 from tstlens.figures.maps import Cells, Panel, Scale, Ticks, bars, heat_maps
 from tstlens.figures.words import number, quantity, site_label, site_title, suffix
-from tstlens.patching import SweepResult
+from tstlens.patching import SweepResult, TogetherResult
 from tstlens.patching.intervals import Interval, Kind, over_pairs
 from tstlens.stats import no_interval
 
 # Axes from the one that makes panels and rows to the one that runs along the figure.
-_ORDER = ("layer", "channel", "head", "slice", "class", "feature", "query", "key", "pos", "time")
+_GROUP = "pairs"  # an axis of groups of pairs
+_ORDER = (
+    _GROUP,
+    "layer",
+    "channel",
+    "head",
+    "slice",
+    "class",
+    "feature",
+    "query",
+    "key",
+    "pos",
+    "time",
+)
 _MOST_PANELS = 48
+_MOST_IN_MENU = 400
 
 
 @draw.register
@@ -45,6 +59,8 @@ def draw_sweep(
     limits: Positive | tuple[float, float] | None = None,
     clusters: Sequence[Any] | None = None,
     across: Count | None = None,
+    menu: bool = False,
+    per: Sequence[Any] | None = None,
 ) -> go.Figure:
     """The map of a sweep: bars for one axis, a heat map for two, small multiples for three.
 
@@ -64,6 +80,9 @@ def draw_sweep(
         limits: the end of the zero-centred scale; for "value" its two ends.
         clusters: one hashable per pair, for the interval; see :func:`over_pairs`.
         across: small multiples beside each other.
+        menu: of several maps (a layer each, say) show one at a time, chosen from a dropdown.
+        per: one hashable per pair, such as its class: a map for every group of pairs, on one
+            scale of colours.
 
     Raises:
         ArgumentError: a pair or limits that are not possible, or too many axes.
@@ -77,6 +96,10 @@ def draw_sweep(
         (3, 8)
     """
     result = result.named()
+    if per is not None:
+        if pair is not None:
+            raise ArgumentError("expected pair= or per=, got both")
+        return _per_group(result, kind, per, clusters, limits, title, across, menu)
     if pair is not None:
         result = _one_pair(result, pair)
     interval = None
@@ -102,9 +125,129 @@ def draw_sweep(
         ends = {"low": interval.low, "high": interval.high, "each": shown(result, kind)}
     entries = {axis: result.coords[axis] for axis in axes}
     hover = _hover(result, axes, interval, kind)
-    return by_shape(
-        entries, values, hover, scale, grey, result.time_cells, ends, across=across, **words
+    layout: dict[str, Any] = {"across": across, "menu": menu, **words}
+    return by_shape(entries, values, hover, scale, grey, result.time_cells, ends, **layout)
+
+
+def _per_group(
+    result: SweepResult,
+    kind: Kind,
+    per: Sequence[Any],
+    clusters: Sequence[Any] | None,
+    limits: float | tuple[float, float] | None,
+    title: str | None,
+    across: int | None,
+    menu: bool,
+) -> go.Figure:
+    """A map for every group of pairs, in the order in which the groups first appear."""
+    n_pairs = len(result.values)
+    if "pair" not in result.axes or len(per) != n_pairs:
+        raise ArgumentError(
+            f"per: expected one group per pair of a sweep with its pair axis [{n_pairs}], got "
+            f"{len(per)}"
+        )
+    axes = tuple(axis for axis in result.axes if axis != "pair")
+    members: dict[Any, list[int]] = {}
+    for index, group in enumerate(per):
+        members.setdefault(group, []).append(index)
+    values, hover, grey = [], [], []
+    for index in members.values():
+        part = result.at(pair=[result.coords["pair"][at] for at in index])
+        own = None if clusters is None else [clusters[at] for at in index]
+        interval = over_pairs(part, kind, clusters=own) if len(index) > 1 else None
+        # For shares the mean effect over the mean gap, as everywhere.
+        values.append(shown(part.mean("pair"), kind))
+        hover.append(_hover(part, axes, interval, kind))
+        grey.append(rounded(part, kind))
+    several = len(members) < n_pairs
+    names = [
+        f"{group} ({len(index)} pair{'s' if len(index) > 1 else ''})" if several else str(group)
+        for group, index in members.items()
+    ]
+    found, faint = np.stack(values), np.stack(grey)
+    scale = scale_of(result, found, kind, limits, faint)
+    words: dict[str, Any] = {"title": _title(result, axes) if title == "" else title}
+    if words["title"]:
+        groups = f"{n_pairs} pairs in {len(members)} groups" if several else "each pair by itself"
+        words["subtitle"] = "; ".join([groups, *_subtitle(result, None).split("; ")[1:]])
+        words["subtitle"] += "; grey: within rounding" if faint.any() else ""
+    entries = {_GROUP: names, **{axis: result.coords[axis] for axis in axes}}
+    layout: dict[str, Any] = {"across": across, "menu": menu, **words}
+    texts = np.stack(hover)
+    return by_shape(entries, found, texts, scale, faint, result.time_cells, **layout)
+
+
+@draw.register
+@checked
+def draw_together(
+    result: TogetherResult,
+    *,
+    kind: Kind = "value",
+    clusters: Sequence[Any] | None = None,
+    title: str | None = "",
+) -> go.Figure:
+    """The strongest sites patched together against how many, beside random sites as many.
+
+    The band is the 95 % interval over pairs; the grey area holds all random sets, the grey line is
+    their mean, and the dotted line what the sum of the single effects promised.
+
+    What can mislead: sites chosen on the same pairs look better than they are.
+
+    Args:
+        kind: as for a sweep.
+        clusters: one hashable per pair, for the interval; see :func:`over_pairs`.
+    """
+    ks, pairs = result.coords["k"], "pair" in result.axes
+    mean = result.mean("pair") if pairs else result
+    start, gap = float(mean.baseline), float(mean.clean - mean.baseline)
+
+    def scaled(values: Any) -> Any:
+        """Values of the metric as this kind shows them."""
+        values = np.asarray(values, dtype=float) - (0.0 if kind == "value" else start)
+        return values / (gap or np.nan) if kind == "normalized" else values
+
+    figure, unit = go.Figure(), "" if kind == "normalized" else suffix(result.unit)
+    wide = [ks[0] - 0.4, ks[-1] + 0.4]
+    for name, run in (("corrupted run", start), ("clean run", start + gap)):
+        level = float(scaled(run))
+        marks.curve(figure, wide, [level] * 2, style.FAINT, 1.5)
+        note = {"x": wide[1], "y": level, "xanchor": "right", "yanchor": "bottom"}
+        font = {"size": 10, "color": style.MUTED}
+        figure.add_annotation(text=name, showarrow=False, font=font, **note)
+    if mean.random is not None and len(mean.random):
+        random = scaled(mean.random.double().cpu())
+        name = f"random sites ({len(random)} orders)"
+        marks.band(figure, ks, random.min(0), random.max(0), style.GRID)
+        said = f"%{{x}} at random: %{{y:.3g}}{unit}"
+        marks.curve(figure, ks, random.mean(0), style.MUTED, name=name, said=said)
+    if mean.one_by_one is not None:
+        sums = scaled(start + mean.one_by_one.double().cpu())
+        said = f"%{{x}} one by one, added up: %{{y:.3g}}{unit}"
+        marks.curve(figure, ks, sums, style.ORANGE, 1.5, dash="dot", name="sum of each", said=said)
+    values = scaled(mean.values.double().cpu())
+    interval = over_pairs(result, kind, clusters=clusters) if pairs else None
+    if interval is not None:
+        marks.band(figure, ks, interval.low, interval.high, style.BLUE_BAND)
+
+    def says(at: int) -> str:
+        place = site_label(mean.order[ks[at] - 1], mean.time_cells)
+        lines = [f"<b>{ks[at]} strongest</b>, the last: {place}"]
+        lines.append(f"{quantity(result.metric, result.unit, kind)}: {number(values[at])}{unit}")
+        if interval is not None:
+            lines.append(_interval_text(interval, (at,), kind, suffix(result.unit)))
+        return "<br>".join(lines)
+
+    said = [says(at) for at in range(len(ks))]
+    marks.curve(figure, ks, values, style.BLUE, 2.5, name="strongest sites", said=said, dots=7)
+    ticks = {"tickmode": "array", "tickvals": ks} if len(ks) <= 12 else {}
+    figure.update_xaxes(
+        title={"text": "sites patched at once"}, range=wide, zeroline=False, **ticks
     )
+    figure.update_yaxes(zeroline=False, nticks=6)
+    above = style.label_above(figure, quantity(result.metric, result.unit, kind), 26)
+    heading = f"Strongest sites together: {site_title(result.site)}" if title == "" else title
+    subtitle = _subtitle(result, None) + f"; sites chosen on {result.made['chosen_on']} pairs"
+    return style.finish(figure, heading, subtitle, plot_height=270, above=above, left=52)
 
 
 @draw.register
@@ -176,6 +319,7 @@ def by_shape(
     ends: Mapping[str, Any] | None = None,
     *,
     across: int | None = None,
+    menu: bool = False,
     **words: Any,
 ) -> go.Figure:
     """Bars for one axis, a heat map for two, small multiples for three or four.
@@ -189,6 +333,7 @@ def by_shape(
         cells: samples that each position stands for.
         ends: of bars: ``low``, ``high`` and ``each``.
         across: small multiples beside each other.
+        menu: one of them at a time, chosen from a dropdown.
         **words: title and subtitle.
     """
     axes = list(entries)
@@ -200,8 +345,8 @@ def by_shape(
     if len(names) == 1:
         return bars(ticks[0], values, hover.tolist(), scale, grey=faint, **(ends or {}), **words)
     some = {name: entries[name] for name in names[:-2]}
-    panels = _panels(some, values, hover, faint)
-    return heat_maps(panels, ticks[-2], ticks[-1], scale, across=across, **words)
+    panels = _panels(some, values, hover, faint, _MOST_IN_MENU if menu else _MOST_PANELS)
+    return heat_maps(panels, ticks[-2], ticks[-1], scale, across=across, menu=menu, **words)
 
 
 def shown(result: SweepResult, kind: str) -> np.ndarray:
@@ -259,7 +404,11 @@ def _one_pair(result: SweepResult, pair: int) -> SweepResult:
 
 
 def _panels(
-    along: Mapping[str, Sequence[Any]], values: np.ndarray, hover: np.ndarray, grey: np.ndarray
+    along: Mapping[str, Sequence[Any]],
+    values: np.ndarray,
+    hover: np.ndarray,
+    grey: np.ndarray,
+    most: int,
 ) -> list[Panel]:
     names, entries = list(along), list(along.values())
     if len(names) > 2:
@@ -268,16 +417,19 @@ def _panels(
             "with result.mean(axis)"
         )
     n_panels = math.prod(len(some) for some in entries)
-    if n_panels > _MOST_PANELS:
+    if n_panels > most:
         raise ArgumentError(
             f"{n_panels} maps ({' x '.join(names)}) are more than can be read; average over an "
-            "axis with result.mean(axis), or sweep a Site that fixes one"
+            "axis with result.mean(axis), choose entries with result.at(...), or give menu=True"
         )
     panels = []
     for at in product(*(range(len(some)) for some in entries)):
         place = {name: some[index] for name, some, index in zip(names, entries, at, strict=True)}
+        group = place.pop(_GROUP, None)
         name = f"layer {place['layer']}" if list(place) == ["layer"] else site_label(place)
-        panels.append(Panel(name if place else "", values[at], hover[at], grey[at]))
+        if group is not None:
+            name = f"{group}, {name}" if place else str(group)
+        panels.append(Panel(name if names else "", values[at], hover[at], grey[at]))
     return panels
 
 

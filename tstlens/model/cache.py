@@ -46,7 +46,7 @@ class TSTActivationCache(ActivationCache):
     On post-norm models what adds up raises :class:`~tstlens.errors.NonlinearResidualError`, and so
     does it where a hook edited the stream. ``accumulated_resid`` reads the stream itself and works
     on both (on post-norm models its entries are what enters each block and the last sum before its
-    norm).
+    norm). A cache of gradients, which sum to nothing, gives its rows as they are.
     """
 
     model: Any
@@ -620,12 +620,24 @@ class TSTActivationCache(ActivationCache):
         target = self._target(layer, mlp_input, apply_ln, pos_slice, project)
         gap = (stack.sum(0) - target).abs()
         size = torch.linalg.vector_norm(stack, 1, dim=0).amax()
-        if bool((gap > 1e3 * torch.finfo(stack.dtype).eps * size).any()):
+        apart = bool((gap > 1e3 * torch.finfo(stack.dtype).eps * size).any())
+        if apart and not self._holds_gradients():
             raise NonlinearResidualError(
                 f"what components wrote adds up to {self._stream_name(layer, mlp_input)} except "
                 f"for {float(gap.max()):.4g}: in this run a hook or a spliced module edited the "
                 "stream between them; run without it, or read the stream with accumulated_resid"
             )
+
+    def _holds_gradients(self) -> bool:
+        """Whether these are gradients, which are the same at a sum and at what is added to it."""
+        layers = [at for at in range(self.model.cfg.n_layers) if self._has("mlp_out", at)]
+        both = [at for at in layers if self._has("resid_post", at)]
+        return bool(both) and all(
+            torch.equal(self["mlp_out", at], self["resid_post", at]) for at in both
+        )
+
+    def _has(self, name: str, layer: int) -> bool:
+        return f"{self.model.layer_name(layer)}.hook_{name}" in self.cache_dict
 
 
 def _slice(given: Any) -> Slice:

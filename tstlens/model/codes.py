@@ -4,10 +4,9 @@ A codebook is a dictionary that is spliced in as an SAE is (see :mod:`tstlens.mo
 that has ``trace`` and ``ids`` beside ``encode`` and ``decode``: what
 :class:`tstlens.codebooks.Codebook` has. Nothing here needs sae-lens.
 
-An edit of codes is a list of hooks on the similarities or the k-hot vector of spliced codebooks
-(:func:`forcing`, :func:`banning`, :func:`swapping`); the model's context managers put them on for
-a while. They can be nested; the inner one comes last and has the last word. They work under
-autograd and inside patching sweeps.
+An edit of codes is a list of hooks on the similarities or the k-hot vector of spliced codebooks,
+which the model's context managers put on for a while. They can be nested; the inner one comes last
+and has the last word. They work under autograd and inside patching sweeps.
 
 What can mislead: a code put where no series has it makes an activation that the rest of the model
 never saw, so compare with forcing other codes as frequent as it (``codebooks.effects``); and where
@@ -17,9 +16,10 @@ never saw, so compare with forcing other codes as frequent as it (``codebooks.ef
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, runtime_checkable
+from functools import wraps
+from typing import Any, Concatenate, Literal, ParamSpec, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -34,6 +34,7 @@ Given = Any  # a codebook, several, or hook -> codebook
 Codes = int | Sequence[int] | Mapping[int, int | Sequence[int]]  # the last: group -> codes
 Hooks = list[tuple[str, Callable[[Tensor, Any], Tensor]]]
 Tables = tuple[Index, Index]  # group and head
+Options = ParamSpec("Options")
 
 
 @runtime_checkable
@@ -170,59 +171,18 @@ def wanted(
     return found
 
 
-def forcing(
-    model: CodedModel,
-    codes: Mapping[str, Codes],
-    pos: Index | Tensor = None,
-    *,
-    group: Index = None,
-    head: Index = None,
-    others: Literal["keep", "drop"] = "keep",
-) -> Hooks:
-    """The hooks of :meth:`CodedModel.force_codes`."""
-    found = wanted(model, codes, group, head)
-    for book, some, _ in found:
-        if len(some) > book.k:
-            raise ArgumentError(
-                f"expected at most k={book.k} codes to force at {book.hook}, got {len(some)}"
-            )
+def _in_a_block(
+    edit: Callable[Concatenate[Any, Options], Hooks],
+) -> Callable[Concatenate[Any, Options], AbstractContextManager[Any]]:
+    """A method whose hooks are on the model for the length of a block."""
 
-    def keep(by_group: Tensor, where: Tensor, on: Tensor, book: Book) -> Tensor:
-        # Codes that were forced before come after these.
-        finite = by_group.clamp(max=torch.finfo(by_group.dtype).max)
-        return finite.masked_fill(where & on, float("inf"))
+    @wraps(edit)
+    @contextmanager
+    def block(self: Any, *args: Options.args, **kwargs: Options.kwargs) -> Iterator[Any]:
+        with self.hooks(fwd_hooks=edit(self, *args, **kwargs)):
+            yield self
 
-    def drop(by_group: Tensor, where: Tensor, on: Tensor, book: Book) -> Tensor:
-        return torch.where(where, on.to(by_group) * (book.k / int(on.sum())), by_group)
-
-    point = "hook_sae_acts_pre" if others == "keep" else "hook_sae_acts_post"
-    return _edits(found, pos, point, keep if others == "keep" else drop)
-
-
-def banning(
-    model: CodedModel,
-    codes: Mapping[str, Codes],
-    fill: Literal["next", "zero"] = "next",
-    pos: Index | Tensor = None,
-    *,
-    group: Index = None,
-    head: Index = None,
-) -> Hooks:
-    """The hooks of :meth:`CodedModel.ban_codes`."""
-    found = wanted(model, codes, group, head)
-    for book, some, _ in found:
-        n_banned = len(set(some))
-        if fill == "next" and book.n_codes - n_banned < book.k:
-            raise ArgumentError(
-                f"banning {n_banned} of {book.n_codes} codes at {book.hook} leaves fewer than "
-                f"k={book.k}; ban fewer, or use fill='zero'"
-            )
-
-    def ban(by_group: Tensor, where: Tensor, on: Tensor, book: Book) -> Tensor:
-        return by_group.masked_fill(where & on, float("-inf") if fill == "next" else 0.0)
-
-    point = "hook_sae_acts_pre" if fill == "next" else "hook_sae_acts_post"
-    return _edits(found, pos, point, ban)
+    return block
 
 
 def _edits(
@@ -243,30 +203,6 @@ def _edits(
         return f"{book.hook}.{point}", function
 
     return [hook_of(*asked) for asked in found]
-
-
-def swapping(
-    model: CodedModel,
-    source: Series,
-    hooks: str | Sequence[str] | None = None,
-    pos: Index = None,
-    *,
-    source_pos: Index = None,
-    group: Index = None,
-    head: Index = None,
-    mask: Mask | None = None,
-) -> Hooks:
-    """The hooks of :meth:`CodedModel.swap_codes`; runs the model on ``source`` once."""
-    splices = model.code_splices(hooks)
-    model.require_on(splices)
-    with torch.no_grad(), model.watch_codes() as seen:
-        model(source, mask=mask)
-    found: Hooks = []
-    for name in splices:
-        book, taken = Book.at(model, name), (seen[name].snap.acts.detach(), seen[name].keep)
-        function = _swap(book, *taken, len(source), (pos, source_pos), (group, head))
-        found.append((f"{book.hook}.hook_sae_acts_post", function))
-    return found
 
 
 def _swap(
@@ -551,7 +487,7 @@ class CodedModel(SplicedDictionaries):
         return {name: torch.cat(found) for name, found in parts.items()}
 
     @checked
-    @contextmanager
+    @_in_a_block
     def force_codes(
         self,
         codes: Mapping[str, Codes],
@@ -560,7 +496,7 @@ class CodedModel(SplicedDictionaries):
         group: Index = None,
         head: Index = None,
         others: Literal["keep", "drop"] = "keep",
-    ) -> Iterator[Any]:
+    ) -> Hooks:
         """Make codes active, whatever the activation is, in every run inside the block.
 
         Answers "what does the model make of this code here?".
@@ -588,12 +524,26 @@ class CodedModel(SplicedDictionaries):
             ...     model.code_ids(torch.randn(1, 12, 25))[hook][0, :8, 0].tolist()
             [17, 17, 17, 17, 17, 17, 17, 17]
         """
-        hooks = forcing(self, codes, pos, group=group, head=head, others=others)
-        with self.hooks(fwd_hooks=hooks):
-            yield self
+        found = wanted(self, codes, group, head)
+        for book, some, _ in found:
+            if len(some) > book.k:
+                raise ArgumentError(
+                    f"expected at most k={book.k} codes to force at {book.hook}, got {len(some)}"
+                )
+
+        def keep(by_group: Tensor, where: Tensor, on: Tensor, book: Book) -> Tensor:
+            # Codes that were forced before come after these.
+            finite = by_group.clamp(max=torch.finfo(by_group.dtype).max)
+            return finite.masked_fill(where & on, float("inf"))
+
+        def drop(by_group: Tensor, where: Tensor, on: Tensor, book: Book) -> Tensor:
+            return torch.where(where, on.to(by_group) * (book.k / int(on.sum())), by_group)
+
+        point = "hook_sae_acts_pre" if others == "keep" else "hook_sae_acts_post"
+        return _edits(found, pos, point, keep if others == "keep" else drop)
 
     @checked
-    @contextmanager
+    @_in_a_block
     def ban_codes(
         self,
         codes: Mapping[str, Codes],
@@ -602,7 +552,7 @@ class CodedModel(SplicedDictionaries):
         *,
         group: Index = None,
         head: Index = None,
-    ) -> Iterator[Any]:
+    ) -> Hooks:
         """Keep codes from being active in every run inside the block.
 
         Answers "what does the model do without this code?".
@@ -618,11 +568,23 @@ class CodedModel(SplicedDictionaries):
             HookError: a codebook that is switched off.
             ArgumentError: no such code, position, group or head; fewer than k codes left.
         """
-        with self.hooks(fwd_hooks=banning(self, codes, fill, pos, group=group, head=head)):
-            yield self
+        found = wanted(self, codes, group, head)
+        for book, some, _ in found:
+            n_banned = len(set(some))
+            if fill == "next" and book.n_codes - n_banned < book.k:
+                raise ArgumentError(
+                    f"banning {n_banned} of {book.n_codes} codes at {book.hook} leaves fewer than "
+                    f"k={book.k}; ban fewer, or use fill='zero'"
+                )
+
+        def ban(by_group: Tensor, where: Tensor, on: Tensor, book: Book) -> Tensor:
+            return by_group.masked_fill(where & on, float("-inf") if fill == "next" else 0.0)
+
+        point = "hook_sae_acts_pre" if fill == "next" else "hook_sae_acts_post"
+        return _edits(found, pos, point, ban)
 
     @checked
-    @contextmanager
+    @_in_a_block
     def swap_codes(
         self,
         source: Series,
@@ -633,7 +595,7 @@ class CodedModel(SplicedDictionaries):
         group: Index = None,
         head: Index = None,
         mask: Mask | None = None,
-    ) -> Iterator[Any]:
+    ) -> Hooks:
         """Give the series that run inside the block the codes that other series have.
 
         Answers "is what tells the two apart in these codes?". Where the source is padding the
@@ -653,10 +615,16 @@ class CodedModel(SplicedDictionaries):
             SeriesShapeError: numbers of series or positions that do not match.
             ArgumentError: no such position, group or head, or padding to take codes from.
         """
-        tables = {"group": group, "head": head}
-        swapped = swapping(self, source, hooks, pos, source_pos=source_pos, mask=mask, **tables)
-        with self.hooks(fwd_hooks=swapped):
-            yield self
+        splices = self.code_splices(hooks)
+        self.require_on(splices)
+        with torch.no_grad(), self.watch_codes() as seen:
+            self(source, mask=mask)
+        found: Hooks = []
+        for name in splices:
+            book, taken = Book.at(self, name), (seen[name].snap.acts.detach(), seen[name].keep)
+            function = _swap(book, *taken, len(source), (pos, source_pos), (group, head))
+            found.append((f"{book.hook}.hook_sae_acts_post", function))
+        return found
 
     @checked
     def codes_by_group(

@@ -25,6 +25,7 @@ from tstlens.model.heads import check_labels, loss_of, make_head
 from tstlens.model.hooking import in_turn
 from tstlens.model.norms import watched
 from tstlens.model.parts import CustomConfig, LinearPatchesConfig
+from tstlens.model.processing import ProcessedWeights
 from tstlens.model.saving import SavedModel
 from tstlens.model.state import TrunkState
 from tstlens.model.steering import pushing
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
 ReturnType = Literal["logits", "loss", "both"] | None
 
 
-class HookedTST(Trunk, CodedModel, StackedWeights, SavedModel):
+class HookedTST(Trunk, CodedModel, StackedWeights, ProcessedWeights, SavedModel):
     """A trunk of transformer blocks between an embedding front end and a head.
 
     Everything a TransformerLens user expects works: ``run_with_cache``, ``run_with_hooks``,
@@ -222,7 +223,7 @@ class HookedTST(Trunk, CodedModel, StackedWeights, SavedModel):
         self.check_series(series, mask)
         if watched(self.hook_series):
             series = self.hook_series(series.clone())  # hooks may edit in place
-        embedded, state = self.embed(series, mask)
+        embedded, state = self._front_end(series, mask)
         self._check_dtype(embedded, "embeddings")
         self._check_positions(state)
         self._tell_padding(state)
@@ -235,6 +236,30 @@ class HookedTST(Trunk, CodedModel, StackedWeights, SavedModel):
         if watched(self.hook_pos_embed):
             positions = self.hook_pos_embed(positions.expand(len(embedded), -1, -1).clone())
         return self.enter(embedded + positions), state
+
+    def _front_end(self, series: Series, mask: Mask | None) -> tuple[Residual, TrunkState]:
+        """What the front end gives. Hooks that other libraries put on it see the embedding alone.
+
+        What they do to it counts, as at ``hook_embed``; the state goes by them.
+        """
+        front: Any = self.embed
+        hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+        if not any(getattr(front, name) for name in hooks):
+            return front(series, mask)
+        inner, own, states = front.forward, vars(front).get("forward"), []
+
+        def alone(*args: Any, **kwargs: Any) -> Residual:
+            embedded, state = inner(*args, **kwargs)
+            states.append(state)
+            return embedded
+
+        front.forward = alone
+        try:
+            return front(series, mask), states[-1]
+        finally:
+            del front.forward
+            if own is not None:
+                front.forward = own
 
     def _biased(self, state: TrunkState, embedded: Residual) -> TrunkState:
         bias = self.position_bias(embedded.shape[1])

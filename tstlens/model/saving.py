@@ -38,6 +38,7 @@ class SavedModel(nn.Module):
     info: dict[str, Any]
     parity: Any
     save_spliced: Callable[[Path], None]
+    process_weights_: Callable[..., None]
 
     @checked
     def save_pretrained(self, folder: str | Path) -> Path:
@@ -68,6 +69,10 @@ class SavedModel(nn.Module):
         device: str | int | torch.device | None = None,
         dtype: torch.dtype | str | None = None,
         torch_dtype: torch.dtype | str | None = None,
+        fold_ln: bool = False,
+        center_writing_weights: bool = False,
+        center_unembed: bool = False,
+        fold_value_biases: bool = False,
     ) -> _Model:
         """Load a model in eval mode.
 
@@ -81,6 +86,11 @@ class SavedModel(nn.Module):
             device: where to put the model.
             dtype: what to cast it to; ``"float32"`` is ``torch.float32``.
             torch_dtype: the same, as Hugging Face's libraries call it.
+            fold_ln: as the three after it, see ``HookedTST.process_weights_``; other than in
+                TransformerLens weights are as they were saved unless something else is asked for.
+            center_writing_weights: likewise.
+            center_unembed: likewise.
+            fold_value_biases: likewise.
 
         Raises:
             UnknownCheckpointError: nothing goes by that name.
@@ -88,6 +98,8 @@ class SavedModel(nn.Module):
             CorruptFileError: weights are truncated or altered, or do not fit the config.
             ConfigVersionError: a newer tstlens wrote the folder.
             ArgumentError: the model needs ``embed`` or ``head`` and they were not given.
+            NonlinearResidualError, ArgumentError: a rewriting of weights that would change the
+                model's output; the message says why.
 
         Example:
             >>> from tstlens.model import HookedTST
@@ -102,8 +114,21 @@ class SavedModel(nn.Module):
             raise ArgumentError(f"dtype and torch_dtype mean the same; got {dtype} and {also}")
         dtype = dtype or also
         folder = find_checkpoint(name)
-        if is_foreign(folder):
-            return _convert(folder, device, dtype)
+        model = (
+            family_index.convert(folder) if is_foreign(folder) else cls._load(folder, embed, head)
+        )
+        model.process_weights_(
+            fold_ln=fold_ln,
+            center_writing_weights=center_writing_weights,
+            center_unembed=center_unembed,
+            fold_value_biases=fold_value_biases,
+        )
+        return model.to(device=device, dtype=dtype) if device or dtype else model
+
+    @classmethod
+    def _load(
+        cls: type[_Model], folder: Path, embed: nn.Module | None, head: nn.Module | None
+    ) -> _Model:
         record = read_config(folder)
         with storage.reading(
             folder / CONFIG, "does not describe a model", "fetch or save the model again"
@@ -122,7 +147,7 @@ class SavedModel(nn.Module):
         model.load_state_dict(weights, strict=True)
         model.info = info
         model.parity = parity
-        return model.to(device=device, dtype=dtype) if device or dtype else model
+        return model
 
 
 def _dtype(given: torch.dtype | str | None) -> torch.dtype | None:
@@ -130,11 +155,6 @@ def _dtype(given: torch.dtype | str | None) -> torch.dtype | None:
     if given is not None and not (isinstance(found, torch.dtype) and found.is_floating_point):
         raise ArgumentError(f"expected a floating point dtype for the model, got {given}")
     return found
-
-
-def _convert(folder: Path, device: Any, dtype: torch.dtype | None) -> Any:
-    model = family_index.convert(folder)
-    return model.to(device=device, dtype=dtype) if device or dtype else model
 
 
 def save_with(

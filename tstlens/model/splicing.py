@@ -32,7 +32,7 @@ from torch import Tensor, nn
 from transformer_lens.hook_points import HookPoint
 
 from tstlens import storage
-from tstlens.arguments import checked
+from tstlens.arguments import checked, warn
 from tstlens.errors import ArgumentError, HookError, UnknownHookError
 from tstlens.model.hooking import CheckedHooks
 from tstlens.model.norms import listened_to
@@ -302,6 +302,7 @@ class SplicedDictionaries(CheckedHooks):
     """A hooked model that dictionaries can be spliced into, with sae-lens' method names."""
 
     cfg: Any
+    processing: tuple[str, ...]
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
@@ -385,6 +386,9 @@ class SplicedDictionaries(CheckedHooks):
             use_error_term: add back what the dictionary misses.
             bypass: positions that keep the activation as it is; negative counts from the end.
             head: at q, k, v and z, the one head to reconstruct; None for all.
+
+        A dictionary whose metadata say that it was trained on weights processed otherwise (see
+        ``HookedTST.process_weights_``) is spliced in with a warning.
         """
         out = hook_name_out or hook_name
         for method in ("encode", "decode"):
@@ -412,6 +416,22 @@ class SplicedDictionaries(CheckedHooks):
         except BaseException:
             self._restore(before)
             raise
+        self._compare_processing(dictionary, hook_name)
+
+    def _compare_processing(self, dictionary: nn.Module, hook_name: str) -> None:
+        """Say so where a dictionary was trained on weights that were processed otherwise."""
+        metadata = getattr(getattr(dictionary, "cfg", None), "metadata", None)
+        known = getattr(metadata, "processing", None)
+        ours = ("tstlens_version", "tstlens_fit")
+        if known is None and any(getattr(metadata, name, None) for name in ours):
+            known = ()  # trained before weights could be processed
+        if known is not None and set(known) != set(self.processing):
+            was, now = (", ".join(words) or "as they were" for words in (known, self.processing))
+            warn(
+                f"the dictionary at {hook_name} was trained on weights {was}, and this model's are "
+                f"{now}: it may read activations that it has not seen; process the model alike "
+                "(model.process_weights_, model.processing), or train a dictionary on this one"
+            )
 
     @checked
     def reset_saes(self, act_names: str | Sequence[str] | None = None) -> None:

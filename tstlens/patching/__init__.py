@@ -69,6 +69,7 @@ from tstlens.patching.statistics import (
     summary,
 )
 from tstlens.patching.sweep import sweep
+from tstlens.patching.together import TogetherResult
 from tstlens.patching.transformer_lens_names import (
     generic_activation_patch,
     get_act_patch_attn_head_all_pos_every,
@@ -118,6 +119,7 @@ __all__ = [
     "Summary",
     "SweepResult",
     "Together",
+    "TogetherResult",
     "ablate",
     "agreement",
     "alike_pairs",

@@ -96,10 +96,15 @@ def delta(here: Tensor, given: Tensor, name: str) -> Tensor:
     """What replacing changes, ``given - here``; zero where both are the same infinity or NaN.
 
     Raises:
-        ArgumentError: scores that are masked in one run and not in the other.
+        ArgumentError: scores that are masked in one run and not in the other, or NaN in one.
     """
     same = (here == given) | (here.isnan() & given.isnan())
     difference = torch.where(same, 0.0, given - here)
+    if bool(difference.isnan().any()):
+        raise ArgumentError(
+            f"{name} is NaN in one of the two runs: the model overflows on that series; leave it "
+            "out, or scale it as the training data were"
+        )
     if not bool(difference.isfinite().all()):
         raise ArgumentError(
             f"the change of {name} is not finite: the two runs mask different keys there, and no "
@@ -169,8 +174,11 @@ def input_gradients(
         residual = (start + at * way).flatten(0, 1).requires_grad_(True)
         kept: dict[str, Tensor] = {}
 
-        def keep(activation: Tensor, hook: Any) -> None:
+        def keep(activation: Tensor, hook: Any) -> Tensor:
+            if not activation.requires_grad:  # a decoder's, which what enters block 0 does not move
+                activation = activation.detach().requires_grad_(True)
             kept[hook.name] = activation
+            return activation
 
         output = model.run_with_hooks(
             residual,
@@ -468,6 +476,7 @@ def attribution(
         path=config.path if steps else None,
         qk_correction=config.qk_correction,
         n_slices=config.n_slices,
+        **what.fixed,
     )
     return replace(found, **words)
 

@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm import tqdm
 
-from tstlens.arguments import Positive, checked
+from tstlens.arguments import Positive, check_finite, checked
 from tstlens.effects import Labelled
 from tstlens.errors import ArgumentError
 from tstlens.model import HookedTST
@@ -144,7 +144,8 @@ def head_influence(
         ``signed()``, frame and figure.
 
     Raises:
-        ArgumentError: a site other than z without ``n_slices``, or slices that do not fit.
+        ArgumentError: a site other than z without ``n_slices``, slices that do not fit, or a run
+            that is not finite.
         SeriesShapeError: clean and corrupted differ in shape, or do not fit the model.
 
     Source: the head-to-head matrix of Kalnāre 2025 (arXiv 2511.21514), there over slices of
@@ -180,6 +181,7 @@ def head_influence(
             pieces.append(_of_block(model, what, *runs, memory_mb))
             bar.update(block.stop - block.start)
     values, projection, gap = (torch.cat(part) for part in zip(*pieces, strict=True))
+    check_finite(values.movedim(0, -1), f"{site} of later layers")
     return Influence(
         values,
         projection,

@@ -20,7 +20,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from tstlens.arguments import Share, check_finite, check_slice, checked, numbers_of_rows
-from tstlens.data.forecasting import ForecastWindows
+from tstlens.data import ForecastWindows, Pairs
 from tstlens.data.labels import IndexNames, class_index
 from tstlens.errors import ArgumentError, LabelError, SeriesShapeError, SeriesValueError
 from tstlens.metrics import Metric, OfClass, check_targets, of_class
@@ -581,6 +581,29 @@ def as_metric(metric: MeasureOutput, n_pairs: int, model: Any = None) -> Metric:
             f"the metric has targets for {metric.n_pairs} pairs, the series are {n_pairs} pairs"
         )
     return metric if model is None else metric.for_model(model)
+
+
+def metric_named(name: str, pairs: Pairs, what: str) -> Metric:
+    """The metric of this name for these pairs.
+
+    Args:
+        name: that results keep.
+        pairs: whose targets, and predicted classes, it is of.
+        what: was made with it, for the error.
+
+    Raises:
+        ArgumentError: it cannot be made from the pairs alone.
+    """
+    made = [make(pairs.target) for make in (log_prob, prob, logit)]
+    if pairs.predicted is not None:
+        made.append(logit_diff(pairs.target, pairs.predicted))
+    for metric in made:
+        if metric.name == name:
+            return metric
+    raise ArgumentError(
+        f"{what} was made with the metric {name!r}, which these pairs alone do not give; pass "
+        "metric=, for these pairs"
+    )
 
 
 def read_metric(metric: Metric, output: Tensor) -> Tensor:

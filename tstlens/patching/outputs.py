@@ -62,8 +62,13 @@ class Swept:
     @property
     def site_name(self) -> str:
         """The site as results call it."""
+        return repr(self.site) if self.fixed else self.site.name
+
+    @property
+    def fixed(self) -> dict[str, Any]:
+        """The site where it fixes more than a name, for what results keep."""
         chosen = self.site.selections() or self.site.layer is not None
-        return repr(self.site) if chosen else self.site.name
+        return {"fixed": self.site} if chosen else {}
 
     @property
     def names(self) -> list[str]:

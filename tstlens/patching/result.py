@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import builtins
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -9,13 +11,17 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from tstlens.arguments import Count, checked
+from tstlens.arguments import Amount, Count, checked
 from tstlens.effects import Labelled, strongest
 from tstlens.errors import ArgumentError, UnknownAxisError
 from tstlens.metrics import ANY, Better
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from tstlens.data import Pairs
+    from tstlens.model import HookedTST
+    from tstlens.patching.together import TogetherResult
 
 _SMALL = 1e-6  # a clean-corrupted gap below this cannot be divided by
 
@@ -151,6 +157,59 @@ class SweepResult(Labelled):
         """The ``n`` sites whose mean effect is largest in size, strongest first."""
         result = self.mean("pair") if "pair" in self.axes else self
         return strongest(result.to_dataframe(), "effect", n)
+
+    @checked
+    def together(
+        self,
+        model: HookedTST,
+        pairs: Pairs,
+        ks: Sequence[int] = builtins.range(1, 11),  # a field is called range
+        n_random: Amount = 20,
+        **options: Any,
+    ) -> TogetherResult:
+        """The strongest sites patched together, beside random sites as many.
+
+        The strongest are those whose mean effect moves the metric furthest towards the clean run.
+        Each is set to what it was in the source's own run. Sites chosen on these very pairs look
+        better than they are: sweep some pairs, and give others here.
+
+        Args:
+            model: the model.
+            pairs: the pairs of the sweep, or others.
+            ks: how many sites at once; numbers above all that were swept are left out.
+            n_random: random orders of all sites swept, whose first k are patched too.
+            **options: ``metric`` (for these pairs; the sweep's own where None), ``source`` (the
+                sweep's own where None), ``reference`` and ``reference_mask`` (for
+                ``source="mean"``), ``seed`` (of the random orders), ``memory_mb`` and ``progress``
+                as in :func:`~tstlens.patching.sweep`.
+
+        Returns:
+            A sweep over ("pair", "k") with the sites in their order, the sum of their single
+            effects, and what the random ones do.
+
+        Raises:
+            ArgumentError: an ablation, a result over axes of no site, a metric that the pairs do
+                not give, or a source that results do not keep.
+            UnknownSiteError, UnknownAxisError: a model or a result that does not have these sites.
+
+        Example:
+            >>> import torch
+            >>> from tstlens import patching
+            >>> from tstlens.data import Pairs
+            >>> from tstlens.model import HookedTST, HookedTSTConfig, HeadConfig, PerStepConfig
+            >>> model = HookedTST(HookedTSTConfig(
+            ...     n_layers=2, d_model=16, n_heads=4, d_mlp=32, n_channels=3,
+            ...     embed=PerStepConfig(), head=HeadConfig("mean", n_classes=5)))
+            >>> pairs = Pairs(*torch.randn(2, 6, 3, 8), torch.arange(6) % 5)
+            >>> swept = patching.sweep(model, pairs.clean, pairs.corrupted, "z",
+            ...     ("layer", "head"), patching.log_prob(pairs.target), progress=False)
+            >>> found = swept.together(model, pairs, ks=(1, 3, 8), progress=False)
+            >>> found.effect().shape, found.random.shape, len(found.order)
+            (torch.Size([6, 3]), torch.Size([20, 6, 3]), 8)
+        """
+        from tstlens.patching.together import together
+
+        return together(self, model, pairs, ks, n_random, **options)
 
     def columns(self) -> dict[str, Any]:
         """Value, baseline, clean, effect, normalized; of an exact sweep also ``at_rounding``."""

@@ -175,6 +175,7 @@ def swept_pairs(
             place=place,
             method="exact",
             n_slices=what.n_slices,
+            **what.fixed,
         )
         for metric, of_metric in zip(metrics, pieces, strict=True)
     ]

@@ -9,7 +9,7 @@ and goes on from block l + 1. Worlds run in chunks that fit in memory. The seria
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -206,15 +206,70 @@ def _run_hooked(
 ) -> Tensor:
     """Worlds that start at the block's residual stream, at the series or at the head."""
     n_worlds = worlds.stop - worlds.start
-    condition = grid.condition(worlds)
+    hooks = [_replacing(run, place, layer, grid.condition(worlds), source, n_worlds)]
+    first = start_of(model, place, layer)
+    return _run_from(model, run, first, n_worlds, state, hooks)
+
+
+def run_replaced(
+    model: HookedTST,
+    run: CorruptedRun,
+    place: Place,
+    conditions: Mapping[int | None, Tensor],
+    given: Mapping[str, Tensor],
+    n_worlds: int,
+) -> Tensor:
+    """Outputs [world, pair, ...] of worlds that each replace something in several layers at once.
+
+    Args:
+        model: the model.
+        run: the corrupted run.
+        place: where things are replaced.
+        conditions: by layer bool [world, 1 (pair), *axes], True where a world replaces.
+        given: what they are replaced by, [row, ...] by hook name.
+        n_worlds: how many there are.
+    """
+    hooks = [
+        _replacing(run, place, layer, condition, given[place.hook_name(layer)], n_worlds)
+        for layer, condition in conditions.items()
+    ]
+    layers = [layer for layer in conditions if layer is not None]
+    first = start_of(model, place, min(layers, default=None))
+    state = None
+    if first is not None:
+        rows = torch.arange(run.n_pairs, device=run.final.device).repeat(n_worlds)
+        state = run.state_entering(first).rows(rows)
+    output = _run_from(model, run, first, n_worlds, state, hooks)
+    return output.unflatten(0, (n_worlds, run.n_pairs))
+
+
+def _replacing(
+    run: CorruptedRun,
+    place: Place,
+    layer: int | None,
+    condition: Tensor,
+    source: Tensor,
+    n_worlds: int,
+) -> tuple[str, Callable[[Tensor, Any], Tensor]]:
+    """A hook that replaces, in rows of worlds, what the condition says."""
     by_series = place.by_series(source)
 
     def replace(activation: Tensor, hook: Any) -> Tensor:
         per_world = place.by_series(activation).unflatten(0, (n_worlds, run.n_pairs))
         return torch.where(condition, by_series, per_world).reshape(activation.shape)
 
-    hooks = [(place.hook_name(layer), replace)]
-    first = start_of(model, place, layer)
+    return place.hook_name(layer), replace
+
+
+def _run_from(
+    model: HookedTST,
+    run: CorruptedRun,
+    first: int | None,
+    n_worlds: int,
+    state: TrunkState | None,
+    hooks: list[Any],
+) -> Tensor:
+    """Worlds of the corrupted run with hooks, from a layer on; None for the series."""
     if first is not None:
         residual = _repeat(run.entering(first), n_worlds)
         return model.run_with_hooks(residual, start_at_layer=first, state=state, fwd_hooks=hooks)

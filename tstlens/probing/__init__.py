@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from tstlens.lazy import lazy
 
 if TYPE_CHECKING:
+    from tstlens.model.activations import Activations, activations
     from tstlens.probing.clustering import ClusterEffect, Clusters, cluster_effect, clusters
     from tstlens.probing.deletion import (
         DeletionConfig,
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
         prediction_difference,
     )
     from tstlens.probing.explanations import AttributionAgreement
-    from tstlens.probing.extraction import Activations, activations
     from tstlens.probing.input_attribution import AttributionConfig, InputAttribution, attribute
     from tstlens.probing.layer_similarity import Similarity, SkipCost, cka, similarity, skip_cost
     from tstlens.probing.probes import ProbeConfig, ProbeResult, probe
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     )
     from tstlens.probing.surrogates import Surrogate, surrogate
     from tstlens.probing.unit_association import Units, units
+    from tstlens.probing.unit_matching import UnitMatch, match_units
 
 __all__ = [
     "Activations",
@@ -53,6 +54,7 @@ __all__ = [
     "Similarity",
     "SkipCost",
     "Surrogate",
+    "UnitMatch",
     "Units",
     "activations",
     "attribute",
@@ -63,6 +65,7 @@ __all__ = [
     "direction",
     "dose_response",
     "latent_direction",
+    "match_units",
     "prediction_difference",
     "probe",
     "random_directions",

@@ -1,8 +1,6 @@
 """Clusters of activations and of latents, beside what shuffled labels and the raw input give.
 
-Clusters of samples or of latents, as plain data.
-
-Keeping or ablating the latents of a cluster inside the model, beside random latents.
+The latents of a cluster can be kept or ablated inside the model, beside random latents.
 """
 
 from __future__ import annotations
@@ -19,10 +17,10 @@ from tqdm.auto import tqdm
 
 from tstlens.arguments import Count, Draws, Seed, checked
 from tstlens.data import TimeSeriesData
+from tstlens.effects import Labelled
 from tstlens.errors import ArgumentError
-from tstlens.metrics import name_of
 from tstlens.model import HookedTST
-from tstlens.probing.extraction import (
+from tstlens.model.activations import (
     Activations,
     Pool,
     activations,
@@ -30,9 +28,9 @@ from tstlens.probing.extraction import (
     layer_of,
     spliced,
 )
-from tstlens.probing.measures import MeasureOutput, check_task, score
+from tstlens.probing.measures import MeasureOutput, check_task, score, task_name
 from tstlens.randomness import seeded
-from tstlens.results import Result
+from tstlens.results import TableResult
 from tstlens.run import Runs
 
 if TYPE_CHECKING:
@@ -67,7 +65,7 @@ class Agreement:
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Clusters(Result):
+class Clusters(TableResult):
     """Which samples (series or positions) or which latents belong together.
 
     Args:
@@ -189,17 +187,14 @@ class Clusters(Result):
         index = pd.Index(clusters, name="cluster")
         return pd.DataFrame(table, index=index, columns=pd.Index(self.class_names, name="class"))
 
-    def to_dataframe(self) -> pd.DataFrame:
-        """One row per series, position or latent, with its ``cluster``."""
-        import pandas as pd
-
+    def _rows(self) -> dict[str, Any]:
+        """One per series, position or latent, with its ``cluster``."""
         if self.what == "latents":
-            return pd.DataFrame({"latent": self.places[:, 0], "cluster": self.assigned})
-        frame = pd.DataFrame(self.places, columns=["series", "channel", "pos"])
-        frame["cluster"] = self.assigned
-        if self.labels is not None:
-            frame["label"] = [self.class_names[index] for index in self.labels]
-        return frame
+            return {"latent": self.places[:, 0], "cluster": self.assigned}
+        rows = {name: self.places[:, at] for at, name in enumerate(("series", "channel", "pos"))}
+        rows["cluster"] = self.assigned
+        names = {} if self.labels is None else {"label": [self.class_names[i] for i in self.labels]}
+        return rows | names
 
     def __repr__(self) -> str:
         said = f"Clusters({self.n_clusters} of {len(self.assigned)} {self.what} at {self.hook}"
@@ -285,7 +280,7 @@ def clusters(
         raise ArgumentError("give either hook=, or sae= (which knows its hook point)")
     read = {"batch_size": batch_size, "progress": progress}
     if sae is not None:
-        found = latents(model, data, sae, **read)
+        found = latents(model, sae, data, **read)
     else:
         by_name = activations(model, data, cast(str, hook), **read)
         if len(by_name) > 1:
@@ -472,7 +467,7 @@ Mode = Literal["ablate", "keep"]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class ClusterEffect(Result):
+class ClusterEffect(Labelled):
     """What becomes of the task when a cluster's latents are ablated, or kept alone.
 
     Args:
@@ -509,16 +504,19 @@ class ClusterEffect(Result):
     hook: str
     made: dict[str, Any] = field(default_factory=dict)
 
-    def to_dataframe(self) -> pd.DataFrame:
-        """One row per cluster.
+    @property
+    def random_ends(self) -> Float[np.ndarray, "end cluster"]:
+        """2.5 and 97.5 percentiles of the metric with random latents."""
+        return np.quantile(self.random_value, [0.025, 0.975], axis=1)
 
-        ``size`` (latents), ``value`` and ``accuracy``, the mean of random latents for both with
-        their 2.5 and 97.5 percentiles, ``p``, and the numbers with all and with no latent.
-        """
-        import pandas as pd
+    def entries(self) -> dict[str, Sequence[int]]:
+        """The clusters."""
+        return {"cluster": range(len(self.value))}
 
-        low, high = np.quantile(self.random_value, [0.025, 0.975], axis=1)
-        columns = {
+    def columns(self) -> dict[str, Any]:
+        """Latents, metric and accuracy beside those of random latents, of all and of none; p."""
+        low, high = self.random_ends
+        return {
             "size": self.sizes,
             "value": self.value,
             "random": self.random_value.mean(1),
@@ -532,7 +530,6 @@ class ClusterEffect(Result):
             "none_value": self.none[0],
             "none_accuracy": self.none[1],
         }
-        return pd.DataFrame(columns).rename_axis("cluster")
 
     def __repr__(self) -> str:
         return (
@@ -656,7 +653,7 @@ def cluster_effect(
         sizes=tuple(len(group) for group in groups),
         p=(1 + as_good) / (1 + n_draws),
         mode=mode,
-        metric="log-probability of the true class (nats)" if metric is None else name_of(metric),
+        metric=task_name(metric),
         class_names=data.class_names,
         hook=found.hook,
         made={"use_error_term": error, "n_draws": n_draws, "seed": seed, "n_series": len(data)},

@@ -1,7 +1,5 @@
 """Deletion and insertion: does the output follow the order that an attribution gives?
 
-What deletion and insertion return: curves with areas, beside random orders.
-
 Prediction difference: what the output loses with the units that an attribution ranks first.
 """
 
@@ -44,7 +42,7 @@ from tstlens.probing.input_attribution import (
 )
 from tstlens.probing.measures import measured
 from tstlens.probing.steering import series_and_mask
-from tstlens.results import Result
+from tstlens.results import TableResult
 from tstlens.run import evaluating
 from tstlens.stats import limits_of, mean_interval
 
@@ -53,7 +51,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, repr=False)
-class DeletionInsertion(Result):
+class DeletionInsertion(TableResult):
     """The measure while units are replaced by the baseline, or put back, in an order.
 
     Args:
@@ -103,14 +101,12 @@ class DeletionInsertion(Result):
         """
         return self._ends(getattr(self, kind))
 
-    def to_dataframe(self) -> pd.DataFrame:
-        """One row for deletion, one for insertion: areas, random areas, differences, intervals.
+    def _rows(self) -> list[dict[str, Any]]:
+        """One for deletion, one for insertion: areas, random areas, differences, intervals.
 
         ``better`` is how much better than random order: random less own area for deletion, own
         less random for insertion, paired by series, with the ends of its interval.
         """
-        import pandas as pd
-
         rows = []
         for kind, sign in (("deletion", -1.0), ("insertion", 1.0)):
             own = _areas(self.fractions, getattr(self, kind))
@@ -132,7 +128,7 @@ class DeletionInsertion(Result):
                     "n_random": len(random),
                 }
             )
-        return pd.DataFrame(rows)
+        return rows
 
     def curves(self) -> pd.DataFrame:
         """One row per share: mean deletion and insertion, own and random."""

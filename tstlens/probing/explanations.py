@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 
 from tstlens.errors import ArgumentError
 from tstlens.probing.input_attribution import InputAttribution
-from tstlens.results import Result
+from tstlens.results import TableResult
 from tstlens.stats import check_intervals, mean_interval, rank_correlation
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 _FEWEST_SITES = 3  # ranks of fewer sites say nothing
 
 
 @dataclass(frozen=True, repr=False)
-class AttributionAgreement(Result):
+class AttributionAgreement(TableResult):
     """Rank correlation of attributions and causal effects, series by series.
 
     Args:
@@ -58,11 +55,8 @@ class AttributionAgreement(Result):
     level: float = 0.95
     made: dict[str, Any] = field(default_factory=dict)
 
-    def to_dataframe(self) -> pd.DataFrame:
-        """One row per series: spearman."""
-        import pandas as pd
-
-        return pd.DataFrame({"series": range(len(self.spearman)), "spearman": self.spearman})
+    def _rows(self) -> dict[str, Any]:
+        return {"series": range(len(self.spearman)), "spearman": self.spearman}
 
     def __repr__(self) -> str:
         return (

@@ -1,18 +1,13 @@
 """Attribution of the output to its input, by captum's and shap's methods.
 
-Calls of captum and shap: nothing is computed here that they compute.
-
-What a series is compared with: never left unsaid.
-
-What attribution is shared out over: channel x patch, or channel x sample.
-
-What an attribution returns: a share of the output for every channel and unit.
+Nothing is computed here that they compute. What a series is compared with is never left unsaid, and
+every channel and unit (patch or sample) has a share of the output.
 """
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -25,18 +20,16 @@ from tqdm import tqdm
 from tstlens.arguments import Count, Seed, check_fields, check_gradients, checked, configured
 from tstlens.data import TimeSeriesData
 from tstlens.data.validate import check_series
+from tstlens.effects import Labelled
 from tstlens.errors import ArgumentError, SeriesShapeError, SeriesValueError
 from tstlens.metrics import Metric
 from tstlens.model import HookedTST
 from tstlens.probing.measures import measured
 from tstlens.probing.steering import series_and_mask
 from tstlens.randomness import seeded
-from tstlens.results import Result
 from tstlens.run import evaluating
 
 if TYPE_CHECKING:
-    import pandas as pd
-
     from tstlens.probing.explanations import AttributionAgreement
 
 
@@ -412,7 +405,7 @@ def _permutation_shap(
 
 
 @dataclass(frozen=True, repr=False)
-class InputAttribution(Result):
+class InputAttribution(Labelled):
     """Attribution of a measure to channel x patch or channel x sample, series by series.
 
     Args:
@@ -487,22 +480,14 @@ class InputAttribution(Result):
 
         return agreement(self, sweep, **options)
 
-    def to_dataframe(self) -> pd.DataFrame:
-        """One row per series, channel and unit: first and last sample, attribution."""
-        import pandas as pd
+    def entries(self) -> dict[str, Sequence[int]]:
+        """Series, channels and units."""
+        return {name: range(n) for name, n in zip(self.axes, self.values.shape, strict=True)}
 
-        index = pd.MultiIndex.from_product(
-            [range(size) for size in self.values.shape], names=list(self.axes)
-        )
-        n = self.values.shape[0] * self.values.shape[1]
-        return pd.DataFrame(
-            {
-                "start": [cell[0] for cell in self.cells] * n,
-                "stop": [cell[1] for cell in self.cells] * n,
-                "attribution": self.values.reshape(-1).numpy(),
-            },
-            index=index,
-        ).reset_index()
+    def columns(self) -> dict[str, Any]:
+        """First and last sample of every unit, and the attribution."""
+        start, stop = np.array(self.cells).reshape(-1, 2).T
+        return {"start": start, "stop": stop, "attribution": self.values}
 
     @checked
     def one(self, index: int) -> InputAttribution:
@@ -512,30 +497,16 @@ class InputAttribution(Result):
             raise ArgumentError(f"expected a series in 0..{n - 1}, got {index}")
         at = slice(index % n, index % n + 1)
         own = len(self.baseline) == n and self.made.get("baseline") != "samples"
-        return InputAttribution(
-            self.values[at],
-            self.unit,
-            self.cells,
-            self.series[at],
-            self.baseline[at] if own else self.baseline,
-            self.baseline_name,
-            self.output[at],
-            self.baseline_output[at],
-            None if self.target is None else self.target[at],
-            self.method,
-            self.measure,
-            self.measure_unit,
-            None if self.mask is None else self.mask[at],
-            self.made,
-        )
+        per_series = {"values": self.values, "series": self.series, "output": self.output}
+        per_series |= {"baseline_output": self.baseline_output, "target": self.target}
+        per_series |= {"mask": self.mask} | ({"baseline": self.baseline} if own else {})
+        cut = {name: part[at] for name, part in per_series.items() if part is not None}
+        return replace(self, **cut)
 
     def __repr__(self) -> str:
-        sizes = ", ".join(
-            f"{name}={size}" for name, size in zip(self.axes, self.values.shape, strict=True)
-        )
         median = float(self.completeness.nanmedian())
         return (
-            f"InputAttribution({self.method} [{sizes}], {self.measure}, against "
+            f"InputAttribution({self.method} [{self.shape_text()}], {self.measure}, against "
             f"{self.baseline_name}; residual {median:.1%} of the difference)"
         )
 

@@ -1,13 +1,10 @@
-"""Linear CKA: how alike two sets of activations of the same series are.
-
-What it costs to skip a run of layers: the stream passes through unchanged.
-"""
+"""Linear CKA, how alike layers are on the same series; and what it costs to skip a run of them."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -18,25 +15,22 @@ from tqdm.auto import tqdm
 
 from tstlens.arguments import Count, Seed, checked
 from tstlens.data import TimeSeriesData
+from tstlens.effects import Labelled
 from tstlens.errors import ArgumentError, HookError, SeriesShapeError
-from tstlens.metrics import Better, Metric, name_of
+from tstlens.metrics import Better, Metric
 from tstlens.model import HookedTST
-from tstlens.probing.extraction import Activations, Pool, activations, layer_of
-from tstlens.probing.measures import MeasureOutput, check_task, score
-from tstlens.results import Result
+from tstlens.model.activations import Activations, Pool, activations, layer_of
+from tstlens.probing.measures import MeasureOutput, check_task, score, task_name
+from tstlens.results import TableResult
 from tstlens.run import Runs
 from tstlens.stats import mean_interval
-
-if TYPE_CHECKING:
-    import pandas as pd
-
 
 Rows = Literal["positions", "series"]
 FEWEST = 4  # rows, below which the debiased estimate is not defined
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Similarity(Result):
+class Similarity(Labelled):
     """Linear CKA between hook points of one model or two.
 
     Args:
@@ -96,14 +90,13 @@ class Similarity(Result):
             start = stop
         return tuple(found)  # type: ignore[arg-type]
 
-    def to_dataframe(self) -> pd.DataFrame:
-        """One row per pair of hook points: ``a``, ``b``, ``cka``, ``null``, ``null_high``."""
-        import pandas as pd
+    def entries(self) -> dict[str, tuple[str, ...]]:
+        """Hook points of a, and of b."""
+        return {"a": self.hooks_a, "b": self.hooks_b}
 
-        index = pd.MultiIndex.from_product([self.hooks_a, self.hooks_b], names=["a", "b"])
-        columns = {"cka": self.values, "null": self.null, "null_high": self.null_high}
-        frame = pd.DataFrame({name: part.ravel() for name, part in columns.items()}, index=index)
-        return frame.reset_index()
+    def columns(self) -> dict[str, np.ndarray]:
+        """CKA, and the mean and largest of its null."""
+        return {"cka": self.values, "null": self.null, "null_high": self.null_high}
 
     def __repr__(self) -> str:
         return (
@@ -292,7 +285,7 @@ def _table(found: Activations, rows: Rows, pool: Pool) -> tuple[np.ndarray, np.n
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class SkipCost(Result):
+class SkipCost(TableResult):
     """Metric and accuracy with every run of layers skipped.
 
     Args:
@@ -323,27 +316,18 @@ class SkipCost(Result):
         """[first, last] change of the metric; negative where skipping costs."""
         return self.value - self.full[0]
 
-    def to_dataframe(self) -> pd.DataFrame:
-        """One row per run: ``first``, ``last``, ``n_layers``, ``value``, ``change`` with ``low``
-        and ``high``, ``accuracy``, ``changed``; the whole model's numbers beside them."""
-        import pandas as pd
-
-        first, last = np.triu_indices(len(self.value))
-        return pd.DataFrame(
-            {
-                "first": first,
-                "last": last,
-                "n_layers": last - first + 1,
-                "value": self.value[first, last],
-                "change": self.change[first, last],
-                "low": self.low[first, last],
-                "high": self.high[first, last],
-                "accuracy": self.accuracy[first, last],
-                "changed": self.changed[first, last],
-                "full_value": self.full[0],
-                "full_accuracy": self.full[1],
-            }
-        )
+    def _rows(self) -> dict[str, Any]:
+        """One per run of layers, with the whole model's numbers beside it."""
+        first, last = at = np.triu_indices(len(self.value))
+        measured = ("value", "change", "low", "high", "accuracy", "changed")
+        return {
+            "first": first,
+            "last": last,
+            "n_layers": last - first + 1,
+            **{name: getattr(self, name)[at] for name in measured},
+            "full_value": self.full[0],
+            "full_accuracy": self.full[1],
+        }
 
     def __repr__(self) -> str:
         return (
@@ -425,7 +409,7 @@ def skip_cost(
     return SkipCost(
         **parts,
         full=(float(value.mean()), float(right.mean())),
-        metric="log-probability of the true class (nats)" if metric is None else name_of(metric),
+        metric=task_name(metric),
         made={"model": model.cfg.model_name, "n_series": len(data)},
         better=metric.better if isinstance(metric, Metric) else "higher",
     )

@@ -1,7 +1,4 @@
-"""What of the output is explained or steered: one number per series.
-
-What an intervention does to the task: a score per series, before and after.
-"""
+"""One number per series: what of the output is explained or steered, and how the task is done."""
 
 from __future__ import annotations
 
@@ -15,7 +12,7 @@ from tstlens.arguments import check_finite, one_per_row
 from tstlens.data import TimeSeriesData
 from tstlens.data.labels import IndexNames, class_index
 from tstlens.errors import ArgumentError, LabelError, SeriesShapeError
-from tstlens.metrics import OF_CLASS, Metric, mean_forecast, of_class
+from tstlens.metrics import OF_CLASS, Metric, mean_forecast, name_of, of_class
 from tstlens.model import HookedTST
 
 FORECAST = "mean_forecast"
@@ -94,6 +91,11 @@ def _targets(model: HookedTST, target: Tensor | int, n: int) -> Tensor:
 
 
 MeasureOutput = Metric | Callable[[Tensor], Tensor]  # outputs [batch, ...] -> [batch]
+
+
+def task_name(metric: MeasureOutput | None) -> str:
+    """What :func:`score` measures, in words."""
+    return "log-probability of the true class (nats)" if metric is None else name_of(metric)
 
 
 def check_task(data: TimeSeriesData, output: Tensor, metric: MeasureOutput | None) -> None:

@@ -36,7 +36,7 @@ from tstlens.data import TimeSeriesData
 from tstlens.effects import Labelled
 from tstlens.errors import ArgumentError, LabelError
 from tstlens.model import HookedTST
-from tstlens.probing.extraction import Activations, Pool, activations, layer_of
+from tstlens.model.activations import Activations, Pool, activations, latents, layer_of
 from tstlens.randomness import seeded
 from tstlens.stats import adjusted, by_cluster, mean_interval
 
@@ -89,12 +89,17 @@ Values = np.ndarray | Tensor
 Target = str | Values | tuple[Values, Values] | Callable[[TimeSeriesData], Values]
 
 
+_HOOKS = ("resid_post",)
+
+
 @dataclass(frozen=True)
 class ProbeConfig:
     """How probes are fitted and scored; every field is also a keyword of :func:`probe`.
 
     Args:
         hooks: full hook names, or TransformerLens' short ones, which stand for all layers.
+        sae: an SAE, transcoder or codebook whose latents are read, at its own hook point and in
+            place of ``hooks``; what is fitted on is what ``saes.latents(model, sae, data)`` gives.
         by: ``"layer"`` for one probe per hook point, ``"position"`` for one per hook point and
             position, ``"head"`` for one per head (hooks with heads), or several of them.
         target: ``"labels"``, the model's classes where it names them; an array [series] or
@@ -117,7 +122,8 @@ class ProbeConfig:
         progress: show progress bars.
     """
 
-    hooks: str | Sequence[str] = ("resid_post",)
+    hooks: str | Sequence[str] = _HOOKS
+    sae: Any = None
     by: str | Sequence[str] = "position"
     target: Target = "labels"
     kind: Kind = "logistic"
@@ -138,6 +144,11 @@ class ProbeConfig:
         if not self.axes or self.axes - {"layer", "head", "position"}:
             raise ArgumentError(
                 f"expected by to be one or several of layer, head, position, got {self.by!r}"
+            )
+        if self.sae is not None and self.hooks != _HOOKS:
+            raise ArgumentError(
+                f"sae= is read at its own hook point; leave out hooks={self.hooks!r}, or probe "
+                "the two one after the other"
             )
 
     @property
@@ -595,10 +606,10 @@ def probe(
         test: other series to score on; None cross-validates within ``train``, all rows of a series
             in the same fold.
         config: how; None for the defaults.
-        **settings: fields of :class:`ProbeConfig`, which says what they mean: ``hooks``, ``by``,
-            ``target``, ``kind``, ``pool``, ``channels``, ``strength``, ``n_folds``,
-            ``n_shuffles``, ``level``, ``n_boot``, ``seed``, ``batch_size``, ``n_jobs`` and
-            ``progress``.
+        **settings: fields of :class:`ProbeConfig`, which says what they mean: ``hooks`` or
+            ``sae``, ``by``, ``target``, ``kind``, ``pool``, ``channels``, ``strength``,
+            ``n_folds``, ``n_shuffles``, ``level``, ``n_boot``, ``seed``, ``batch_size``,
+            ``n_jobs`` and ``progress``.
 
     Returns:
         Scores [hook, (head), (pos)] with controls; ``figure()`` draws the map.
@@ -628,8 +639,15 @@ def probe(
     kept, held, name = targets_of(config.target, train, test)
     pipeline(config.kind, config.strength, kept.is_class)  # says what is wrong at once
     read = {"batch_size": config.batch_size, "progress": config.progress}
-    by_hook = activations(model, train, config.hooks, **read)
-    by_hook_held = None if test is None else activations(model, test, config.hooks, **read)
+
+    def read_of(data: TimeSeriesData) -> dict[str, Activations]:
+        if config.sae is None:
+            return activations(model, data, config.hooks, **read)
+        found = latents(model, config.sae, data, **read)
+        return {found.hook: found}
+
+    by_hook = read_of(train)
+    by_hook_held = None if test is None else read_of(test)
     first = next(iter(by_hook.values()))
     sizes = {name: (one.n_heads, one.values.shape[2]) for name, one in by_hook.items()}
     if "head" in config.axes and min(n for n, _ in sizes.values()) < 2:

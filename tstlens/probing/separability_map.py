@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -13,21 +13,18 @@ from tqdm import tqdm
 
 from tstlens.arguments import Count, Seed, checked
 from tstlens.data import TimeSeriesData
+from tstlens.effects import Labelled
 from tstlens.errors import ArgumentError
 from tstlens.model import HookedTST
-from tstlens.probing.extraction import activations
+from tstlens.model.activations import activations
 from tstlens.probing.steering import as_data
 from tstlens.randomness import seeded
-from tstlens.results import Result
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 RIDGES = (1.0, 10.0, 100.0, 1000.0, 10000.0)  # on standardised activations
 
 
 @dataclass(frozen=True, repr=False)
-class Separability(Result):
+class Separability(Labelled):
     """Held-out AUC of a linear discriminant at every hook point and position.
 
     Args:
@@ -48,6 +45,11 @@ class Separability(Result):
     made: dict[str, Any] = field(default_factory=dict)
 
     @property
+    def null_95(self) -> Float[np.ndarray, "hook pos"]:
+        """95th percentile of the null, place by place."""
+        return np.quantile(self.null, 0.95, axis=0)
+
+    @property
     def p(self) -> Float[np.ndarray, "hook pos"]:
         """p-value corrected for the whole map: how often the null's *largest* AUC is as large.
 
@@ -58,23 +60,19 @@ class Separability(Result):
         count = (largest[:, None, None] >= self.auc[None]).sum(0)
         return np.where(known, (1 + count) / (1 + len(largest)), np.nan)
 
-    def to_dataframe(self) -> pd.DataFrame:
-        """One row per hook point and position: auc, mean and 95th percentile of the null, p, n."""
-        import pandas as pd
+    def entries(self) -> dict[str, Sequence[Any]]:
+        """Hook points and positions."""
+        return {"hook": self.hooks, "pos": range(self.auc.shape[1])}
 
-        index = pd.MultiIndex.from_product(
-            [self.hooks, range(self.auc.shape[1])], names=["hook", "pos"]
-        )
-        return pd.DataFrame(
-            {
-                "auc": self.auc.ravel(),
-                "null_mean": self.null.mean(0).ravel(),
-                "null_95": np.quantile(self.null, 0.95, axis=0).ravel(),
-                "p": self.p.ravel(),
-                "n_series": self.n_series.ravel(),
-            },
-            index=index,
-        ).reset_index()
+    def columns(self) -> dict[str, np.ndarray]:
+        """AUC, mean and 95th percentile of the null, p, series."""
+        return {
+            "auc": self.auc,
+            "null_mean": self.null.mean(0),
+            "null_95": self.null_95,
+            "p": self.p,
+            "n_series": self.n_series,
+        }
 
     def __repr__(self) -> str:
         if not np.isfinite(self.auc).any():

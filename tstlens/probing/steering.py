@@ -1,10 +1,7 @@
-"""Dose response: the model's output against the strength of a push, beside random pushes.
+"""Directions in an activation, and the model's output against the strength of a push along one.
 
-What users pass as series: a tensor with its mask, or data that bring their own.
-
-Directions in an activation: from one set of series to another, or of one latent or code.
-
-Every direction knows what strength 1 means. From two sets of series the vector is as long as the
+A direction leads from one set of series to another, or is that of one latent or code. Every one
+knows what strength 1 means. From two sets of series the vector is as long as the
 way between their means *along it*, so strengths of different methods can be compared.
 """
 
@@ -12,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -23,18 +20,15 @@ from tqdm import tqdm
 from tstlens.arguments import Count, Draws, Seed, Share, check_fields, checked
 from tstlens.data import TimeSeriesData
 from tstlens.data.validate import blanked, check_series
+from tstlens.effects import Labelled
 from tstlens.errors import ArgumentError, HookError, SeriesShapeError
 from tstlens.model import HookedTST
+from tstlens.model.activations import Activations, activations
 from tstlens.model.hooking import require_one_pass
-from tstlens.probing.extraction import Activations, activations
 from tstlens.probing.measures import measured
 from tstlens.randomness import seeded
-from tstlens.results import Result
 from tstlens.run import Runs
 from tstlens.stats import limits_of, mean_interval
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 
 def series_and_mask(
@@ -73,7 +67,7 @@ Method = Literal["mean", "median", "lda", "probe"]
 
 
 @dataclass(frozen=True, repr=False)
-class Direction(Result):
+class Direction(Labelled):
     """A vector at a hook point, ready for ``model.steer``.
 
     Args:
@@ -103,14 +97,14 @@ class Direction(Result):
         """Euclidean length of the vector, in units of the activation."""
         return float(self.vector.double().norm())
 
-    def to_dataframe(self) -> pd.DataFrame:
-        """One row per entry of the vector: (head,) feature, value."""
-        import pandas as pd
+    def entries(self) -> dict[str, Sequence[int]]:
+        """Entries of the vector, by head where it has several."""
+        names = ("head", "feature")[-self.vector.ndim :]
+        return {name: range(n) for name, n in zip(names, self.vector.shape, strict=True)}
 
-        axes = ("head", "feature") if self.vector.ndim == 2 else ("feature",)
-        index = pd.MultiIndex.from_product([range(n) for n in self.vector.shape], names=axes)
-        values = self.vector.reshape(-1).cpu().numpy()
-        return pd.DataFrame({"value": values}, index=index).reset_index()
+    def columns(self) -> dict[str, Tensor]:
+        """The value."""
+        return {"value": self.vector}
 
     def __repr__(self) -> str:
         head = "" if self.head is None else f", head {self.head}"
@@ -332,7 +326,7 @@ def _normal(first: np.ndarray, last: np.ndarray, method: str) -> Float[np.ndarra
 
 
 @dataclass(frozen=True, repr=False)
-class DoseResponse(Result):
+class DoseResponse(Labelled):
     """The measure of every series at every strength, for a direction and for random ones.
 
     Args:
@@ -404,23 +398,15 @@ class DoseResponse(Result):
     def _none(self) -> int:
         return self.strengths.index(0.0)
 
-    def to_dataframe(self) -> pd.DataFrame:
-        """One row per strength: mean, change, low, high, random_change, above_*, p."""
-        import pandas as pd
+    def entries(self) -> dict[str, tuple[float, ...]]:
+        """The strengths."""
+        return {"strength": self.strengths}
 
-        return pd.DataFrame(
-            {
-                "strength": self.strengths,
-                "mean": self.mean,
-                "change": self.change,
-                "low": self.low,
-                "high": self.high,
-                "random_change": self.random_change.mean(0),
-                "above_low": self.above_low,
-                "above_high": self.above_high,
-                "p": self.p,
-            }
-        )
+    def columns(self) -> dict[str, np.ndarray]:
+        """Mean, change with its interval, that of random directions, the difference's, p."""
+        own = {name: getattr(self, name) for name in ("mean", "change", "low", "high")}
+        above = {name: getattr(self, name) for name in ("above_low", "above_high", "p")}
+        return {**own, "random_change": self.random_change.mean(0), **above}
 
     def __repr__(self) -> str:
         last = int(np.argmax(np.abs(self.strengths)))

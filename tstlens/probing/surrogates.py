@@ -19,7 +19,7 @@ from tstlens.errors import ArgumentError
 from tstlens.model import HookedTST
 from tstlens.probing.measures import measured
 from tstlens.randomness import seeded
-from tstlens.results import Result
+from tstlens.results import TableResult
 from tstlens.run import Runs
 from tstlens.stats import mean_interval
 
@@ -30,7 +30,7 @@ Kind = Literal["linear", "tree"]
 
 
 @dataclass(frozen=True, repr=False)
-class Surrogate(Result):
+class Surrogate(TableResult):
     """How well a readable model follows the model, and what it says if it does.
 
     Args:
@@ -66,17 +66,13 @@ class Surrogate(Result):
     measure_unit: str
     made: dict[str, Any] = field(default_factory=dict)
 
-    def to_dataframe(self) -> pd.DataFrame:
-        """The explanation: feature, weight; no rows where it is withheld (``withheld`` says why).
+    def _rows(self) -> pd.DataFrame | dict[str, list[Any]]:
+        """The explanation: feature, weight; none where it is withheld (``withheld`` says why).
 
         Weights of a linear surrogate are changes of the measure per standard deviation of the
         feature; those of a tree are shares of the explained variance.
         """
-        import pandas as pd
-
-        if self.explanation is None:
-            return pd.DataFrame({"feature": [], "weight": []})
-        return self.explanation
+        return {"feature": [], "weight": []} if self.explanation is None else self.explanation
 
     def __repr__(self) -> str:
         state = "explains" if self.explanation is not None else "explanation withheld"

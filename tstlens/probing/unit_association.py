@@ -1,9 +1,4 @@
-"""Hidden units and latents against predictors of the input that a person can name.
-
-Predictors: what of the raw window of every position a unit may follow.
-
-Which predictors hidden units and latents follow, as plain data.
-"""
+"""Hidden units and latents against predictors of the input window that a person can name."""
 
 from __future__ import annotations
 
@@ -21,8 +16,8 @@ from tstlens.data import TimeSeriesData
 from tstlens.data.window_properties import widened, window_properties, windows
 from tstlens.errors import ArgumentError
 from tstlens.model import HookedTST
-from tstlens.probing.extraction import Activations, activations, latents
-from tstlens.results import Result
+from tstlens.model.activations import Activations, activations, latents
+from tstlens.results import TableResult
 from tstlens.stats import adjusted, clustered_correlation, mean_known, t_interval
 
 if TYPE_CHECKING:
@@ -132,7 +127,7 @@ class Found:
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Units(Result):
+class Units(TableResult):
     """Units against predictors of the input window, for neurons and dictionaries, over seeds.
 
     Args:
@@ -191,24 +186,21 @@ class Units(Result):
             rows.append(row)
         return pd.DataFrame(rows).set_index("kind")
 
-    def to_dataframe(self) -> pd.DataFrame:
-        """One row per confirmed pair: ``seed``, ``kind``, ``unit``, ``predictor``, ``r``, ``q``
-        and ``r_heldout``."""
+    def _rows(self) -> pd.DataFrame:
+        """One per confirmed pair of a unit and a predictor."""
         import pandas as pd
 
         parts = []
         for name, found in self.kinds.items():
-            seed, unit, predictor = np.nonzero(found.confirmed)
+            seed, unit, predictor = at = np.nonzero(found.confirmed)
             columns = {
                 "seed": np.array(self.seeds)[seed],
                 "kind": name,
                 "unit": unit,
                 "predictor": np.array(self.predictors, dtype=object)[predictor],
-                "r": found.r[seed, unit, predictor],
-                "q": found.q[seed, unit, predictor],
-                "r_heldout": found.r_heldout[seed, unit, predictor],
             }
-            parts.append(pd.DataFrame(columns))
+            numbers = {key: getattr(found, key)[at] for key in ("r", "q", "r_heldout")}
+            parts.append(pd.DataFrame(columns | numbers))
         return pd.concat(parts, ignore_index=True)
 
     @checked
@@ -350,7 +342,7 @@ def units(
     given = predictors_of(data, spans, neurons.values.shape[1] > 1, predictors, standard)
     of_kind = {NEURONS: neurons}
     for name, dictionary in dictionaries.items():
-        of_kind[name] = latents(model, data, dictionary, batch_size=batch_size)
+        of_kind[name] = latents(model, dictionary, data, batch_size=batch_size)
         if of_kind[name].observed.shape != neurons.observed.shape:
             raise ArgumentError(
                 f"expected latents at the positions of {neurons.hook}, got those of "

@@ -37,7 +37,6 @@ from tstlens.patching import (
     agreement,
     attribution,
     log_prob,
-    patch,
     split_half,
     summary,
     sweep,
@@ -594,27 +593,20 @@ def together(
         heads: the sweep of single heads, axes ("pair", "layer", "head").
         sizes: how many heads at once.
     """
-    alone = heads.mean("pair").effect()
-    order = [divmod(int(flat), alone.shape[1]) for flat in alone.flatten().argsort(descending=True)]
-    metric = log_prob(pairs.target)
-    gap = float((heads.clean - heads.baseline).mean())
-    found = []
-    for size in sorted({*(size for size in sizes if size < len(order)), len(order)}):
-        output = patch(
-            model,
-            pairs.clean,
-            pairs.corrupted,
-            [Site("z", layer=layer, head=head) for layer, head in order[:size]],
-            clean_mask=pairs.clean_mask,
-            corrupted_mask=pairs.corrupted_mask,
-        )
-        patched = metric(output)
-        effect = float((patched - heads.baseline).mean())
-        share = effect / gap if gap else float("nan")
-        found.append(
-            Together(size, tuple(order[:size]), effect, share, float(patched.exp().mean()))
-        )
-    return tuple(found)
+    n_heads = heads.values[0].numel()
+    ks = sorted({*(size for size in sizes if size < n_heads), n_heads})
+    joint = heads.together(model, pairs, ks, 0, progress=False)
+    order = tuple((site["layer"], site["head"]) for site in joint.order)
+    mean = joint.mean("pair")
+    columns = (
+        mean.effect().tolist(),
+        mean.normalized().tolist(),
+        joint.values.exp().mean(0).tolist(),
+    )
+    return tuple(
+        Together(size, order[:size], effect, share, probability)
+        for size, effect, share, probability in zip(ks, *columns, strict=True)
+    )
 
 
 LEVEL = 0.05  # q-value up to which a head counts as shown to matter

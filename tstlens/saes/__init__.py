@@ -19,6 +19,7 @@ except ImportError as error:
     ) from error
 
 if TYPE_CHECKING:
+    from tstlens.model.activations import latents
     from tstlens.saes.dictionaries import browse, from_linear, list_saes, load, save
     from tstlens.saes.graph.build import GraphConfig, feature_graph
     from tstlens.saes.graph.result import FeatureGraph
@@ -33,7 +34,15 @@ if TYPE_CHECKING:
         score,
     )
     from tstlens.saes.stream import ActivationStream, TensorStream
-    from tstlens.saes.training import TrainConfig, architectures, fit, train, training_config
+    from tstlens.saes.training import (
+        TrainConfig,
+        TrainingHistory,
+        architectures,
+        fit,
+        history,
+        train,
+        training_config,
+    )
 
 __all__ = [
     "ActivationStream",
@@ -43,6 +52,7 @@ __all__ = [
     "Scores",
     "TensorStream",
     "TrainConfig",
+    "TrainingHistory",
     "ablate_latent",
     "architectures",
     "browse",
@@ -51,6 +61,8 @@ __all__ = [
     "features",
     "fit",
     "from_linear",
+    "history",
+    "latents",
     "list_saes",
     "load",
     "neuron_dictionary",

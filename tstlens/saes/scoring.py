@@ -28,7 +28,7 @@ from tstlens.errors import ArgumentError
 from tstlens.model import HookedTST
 from tstlens.randomness import seeded
 from tstlens.results import Result
-from tstlens.run import Heads
+from tstlens.run import Heads, Runs
 from tstlens.saes.checks import check_data
 from tstlens.saes.stream import ActivationRows
 
@@ -157,10 +157,23 @@ class DictionaryScore:
         n_latents: size of the dictionary.
         explained_variance: 1 - squared error / squared distance from the mean; 1 is perfect, 0 is
             the mean, below 0 is worse than the mean.
-        mse: mean squared error per entry, in the activation's units.
+        mse: mean squared error per entry, in the activation's units; sae-lens' own is the sum over
+            entries, d_in times as large.
         l0: active latents per activation, mean.
         density: [latent], share of activations at which each latent is active.
         task: the task's measures with the dictionary spliced in, without error term.
+        l1: sum of the latents' sizes per activation, mean.
+        cosine: of reconstruction and activation, mean; 0 where one of them is zero.
+        l2_ratio: norm of the reconstruction over that of the activation, mean; below 1 it shrinks.
+            An activation of a norm below 1e-4 counts as one of norm 1.
+        relative_reconstruction_bias: mean squared norm of the reconstruction over its mean product
+            with the activation; 1 is unbiased, below 1 is shrinkage.
+        encoder_norm: [latent], norm of the encoder's column; None without such an encoder.
+        encoder_decoder_cosine: [latent], of the encoder's column and the decoder's row, 0 where one
+            of them is zero; None where they are of different width, or without such an encoder.
+
+    Source: the evaluations of sae-lens (``sae_lens.evals``), whose definitions these are; the bias
+        is equation 10 of Rajamanoharan et al. 2024 (arXiv 2404.16014).
     """
 
     name: str
@@ -170,6 +183,12 @@ class DictionaryScore:
     l0: float
     density: Float[np.ndarray, " latent"]
     task: dict[str, float]
+    l1: float = float("nan")
+    cosine: float = float("nan")
+    l2_ratio: float = float("nan")
+    relative_reconstruction_bias: float = float("nan")
+    encoder_norm: Float[np.ndarray, " latent"] | None = None
+    encoder_decoder_cosine: Float[np.ndarray, " latent"] | None = None
 
     @property
     def n_dead(self) -> int:
@@ -184,7 +203,9 @@ class Scores(Result):
     Args:
         rows: the trained dictionary first, then the controls.
         task: the task's measures of the model as it is ("original"), with the activation replaced
-            by zeros ("zero") and by its mean over these data ("mean").
+            by zeros ("zero") and by its mean over these data ("mean"). Of a classifier these are
+            accuracy, cross-entropy and the KL divergence of the output from the original one
+            (nats, mean over series), of a forecaster the mean squared error.
         hook: the hook point that is read.
         n_activations: activations scored; padding is left out.
         data: name and split.
@@ -222,6 +243,10 @@ class Scores(Result):
                 "explained_variance": row.explained_variance,
                 "mse": row.mse,
                 "l0": row.l0,
+                "l1": row.l1,
+                "cosine": row.cosine,
+                "l2_ratio": row.l2_ratio,
+                "relative_reconstruction_bias": row.relative_reconstruction_bias,
                 "dead": row.n_dead,
             }
             for measure, value in row.task.items():
@@ -230,6 +255,29 @@ class Scores(Result):
                     entry[f"{measure}_{kind}"] = found[measure]
             table.append(entry)
         return pd.DataFrame(table)
+
+    def latents_dataframe(self) -> pd.DataFrame:
+        """One row per dictionary and latent: its density, encoder norm and encoder-decoder cosine.
+
+        The last two are NaN where the dictionary has no such encoder.
+        """
+        import pandas as pd
+
+        blank = float("nan")
+        return pd.concat(
+            pd.DataFrame(
+                {
+                    "dictionary": row.name,
+                    "latent": np.arange(row.n_latents),
+                    "density": row.density,
+                    "encoder_norm": blank if row.encoder_norm is None else row.encoder_norm,
+                    "encoder_decoder_cosine": (
+                        blank if row.encoder_decoder_cosine is None else row.encoder_decoder_cosine
+                    ),
+                }
+            )
+            for row in self.rows
+        ).reset_index(drop=True)
 
     @checked
     def density_histogram(self, bins: Count = 24) -> pd.DataFrame:
@@ -334,17 +382,18 @@ def score(
                     ("neurons", neuron_dictionary(sae, read, k)),
                 ]
             measured = [trained] + [_measure(n, made, read, written) for n, made in dictionaries]
+            original = Runs(model, data, batch_size=batch_size).outputs()
             scored = []
             for found, made in zip(measured, [sae, *(d for _, d in dictionaries)], strict=True):
                 with model.saes([made], use_error_term=False):
-                    task = task_measures(model, data, target, batch_size)
+                    task = task_measures(model, data, target, batch_size, original)
                 scored.append(replace(found, task=task))
-            tasks = {"original": task_measures(model, data, target, batch_size)}
+            tasks = {"original": task_measures(model, data, target, batch_size, original)}
             one_head = head if isinstance(head, int) else None
             for kind, value in (("zero", torch.zeros_like(mean)), ("mean", mean)):
                 with model.saes():  # puts back at its end what was spliced in before
                     model.splice(_Constant(value), out, head=one_head)
-                    tasks[kind] = task_measures(model, data, target, batch_size)
+                    tasks[kind] = task_measures(model, data, target, batch_size, original)
     finally:
         sae.train(was_training)
     named = getattr(sae.cfg, "architecture", None)
@@ -398,7 +447,8 @@ def _activations(
 
 
 def _measure(name: str, sae: Any, read: Tensor, written: Tensor) -> DictionaryScore:
-    squared, active, counts = 0.0, 0, None
+    sums: dict[str, float] = {}
+    counts = torch.zeros(0)
     joins = getattr(sae, "hook_z_reshaping_mode", False)
     for given, true in zip(read.split(4096), written.split(4096), strict=True):
         latents = sae.encode(given.unsqueeze(1) if joins else given)
@@ -406,35 +456,77 @@ def _measure(name: str, sae: Any, read: Tensor, written: Tensor) -> DictionarySc
         found = sae.decode(latents).reshape(len(given), -1)
         skip = getattr(sae, "W_skip", None)
         found = found if skip is None else found + given @ skip.T
-        squared += float((true - found).double().pow(2).sum())
-        on = latents.reshape(len(given), -1) != 0
-        active += int(on.sum())
-        counts = on.sum(0) if counts is None else counts + on.sum(0)
-    if counts is None:
+        latents = latents.reshape(len(given), -1)
+        x, y = true.double(), found.double()
+        norm = x.norm(dim=1)
+        for measure, part in {
+            "squared": (true - found).double().pow(2),
+            "active": latents != 0,
+            "l1": latents.double().abs(),
+            "cosine": nn.functional.cosine_similarity(x, y, eps=1e-12),
+            "l2_ratio": y.norm(dim=1) / torch.where(norm < 1e-4, 1.0, norm),
+            "size": y.pow(2),
+            "product": x * y,
+        }.items():
+            sums[measure] = sums.get(measure, 0.0) + float(part.sum())
+        on = (latents != 0).sum(0)
+        counts = counts + on if len(counts) else on
+    if not sums:
         raise ArgumentError("the data have no observed position to score")
     spread = float((written - written.mean(0)).double().pow(2).sum())
+    encoder_norm, encoder_decoder_cosine = _encoder(sae, len(counts))
     return DictionaryScore(
         name,
         len(counts),
-        1 - squared / spread if spread else float("nan"),
-        squared / written.numel(),
-        active / len(read),
+        1 - sums["squared"] / spread if spread else float("nan"),
+        sums["squared"] / written.numel(),
+        sums["active"] / len(read),
         (counts.double() / len(read)).cpu().numpy(),
         task={},
+        l1=sums["l1"] / len(read),
+        cosine=sums["cosine"] / len(read),
+        l2_ratio=sums["l2_ratio"] / len(read),
+        relative_reconstruction_bias=(
+            sums["size"] / sums["product"] if sums["product"] else float("nan")
+        ),
+        encoder_norm=encoder_norm,
+        encoder_decoder_cosine=encoder_decoder_cosine,
     )
 
 
-@torch.no_grad()
+def _encoder(sae: Any, n_latents: int) -> tuple[np.ndarray | None, np.ndarray | None]:
+    """Norms of the encoder's columns, and their cosines with the decoder's rows."""
+    encoder = getattr(sae, "W_enc", None)
+    if not isinstance(encoder, Tensor) or encoder.shape[1:] != (n_latents,):
+        return None, None
+    columns, rows = encoder.double().T, sae.W_dec.double()
+    cosine = None
+    if columns.shape == rows.shape:
+        cosine = nn.functional.cosine_similarity(columns, rows, eps=1e-12).cpu().numpy()
+    return columns.norm(dim=1).cpu().numpy(), cosine
+
+
 def task_measures(
-    model: HookedTST, data: TimeSeriesData, target: Tensor | None, batch_size: int
+    model: HookedTST,
+    data: TimeSeriesData,
+    target: Tensor | None,
+    batch_size: int,
+    original: Tensor | None = None,
 ) -> dict[str, float]:
-    """Accuracy and cross-entropy (nats) of a classifier, mse of a forecaster, as the model is."""
+    """What a classifier or forecaster is worth as it is.
+
+    Args:
+        model: the model.
+        data: series, with labels for a classifier.
+        target: true values of a forecaster.
+        batch_size: series per forward pass.
+        original: output to take a classifier's KL divergence from.
+
+    Returns:
+        Accuracy, cross-entropy and KL divergence (nats) of a classifier; mse of a forecaster.
+    """
     data = data.for_model(model) if target is None else data
-    outputs = []
-    for index in torch.arange(len(data)).split(batch_size):
-        mask = None if data.mask is None else data.mask[index].to(model.cfg.device)
-        outputs.append(model(data.series[index].to(model.cfg.device), mask=mask))
-    output = torch.cat(outputs)
+    output = Runs(model, data, batch_size=batch_size).outputs()
     if target is not None:
         return {"mse": float(model.loss(output, target.to(output)))}
     labels = data.labels
@@ -442,4 +534,8 @@ def task_measures(
         raise ArgumentError("expected data with labels, got none")
     loss = model.loss(output, labels.to(output.device))
     right = output.argmax(-1) == labels.to(output.device)
-    return {"accuracy": float(right.double().mean()), "cross_entropy": float(loss)}
+    measured = {"accuracy": float(right.double().mean()), "cross_entropy": float(loss)}
+    if original is not None:
+        was, now = (one.double().log_softmax(-1) for one in (original, output))
+        measured["kl_divergence"] = float((was.exp() * (was - now)).sum(-1).mean())
+    return measured

@@ -51,6 +51,7 @@ from tstlens.data.validate import check_dtype_name, usable_device
 from tstlens.errors import ArgumentError, CorruptFileError, StorageError, UnknownNameError
 from tstlens.model import HookedTST
 from tstlens.randomness import seeded
+from tstlens.results import TableResult
 from tstlens.run import Heads
 from tstlens.saes.stream import ActivationStream, TensorStream, fingerprint
 from tstlens.shapes import Mask, Series
@@ -75,8 +76,8 @@ class TrainConfig:
         batch_size: activations per step.
         lr: peak learning rate of Adam; falls linearly to a tenth over the last fifth of the steps.
         seed: of the weights and the order of activations.
-        normalize: sae-lens' ``normalize_activations``; folded into the weights at the end, so that
-            the SAE takes activations as they are.
+        normalize: how activations are scaled, sae-lens' ``normalize_activations``; folded into the
+            weights at the end, so that the SAE takes activations as they are.
         checkpoint: folder to keep progress in; a training found there goes on, a finished one is
             loaded, one on other activations or with other settings is refused.
         checkpoint_every: steps between checkpoints.
@@ -266,6 +267,57 @@ _DONE = "sae"
 _OVER = "delete the folder to start over"
 
 
+_ROWS_KEPT = 100  # of a training's history
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class TrainingHistory(TableResult):
+    """How the training of an SAE went.
+
+    Args:
+        rows: about a hundred steps: step, losses by name as sae-lens calls them (of batches scaled
+            as in training), l0 (mean number of active latents), dead (latents silent for longer
+            than the trainer's window) and, but for transcoders, explained_variance, all of the
+            step's own batch.
+        name: of the SAE.
+    """
+
+    rows: list[dict[str, Any]]
+    name: str = "an SAE"
+
+    def _rows(self) -> list[dict[str, Any]]:
+        return self.rows
+
+    def __repr__(self) -> str:
+        return f"TrainingHistory({self.name}, {len(self.rows)} steps recorded)"
+
+
+@checked
+def history(sae: SAE[Any]) -> TrainingHistory:
+    """How the training of an SAE went, which its metadata hold: a frame and a figure.
+
+    Args:
+        sae: from :func:`train` or :func:`fit`, also where it was saved and loaded.
+
+    Raises:
+        ArgumentError: an SAE that was not trained here, or by an older tstlens.
+
+    Example:
+        >>> import torch
+        >>> sae = fit(torch.randn(256, 8), d_sae=16, k=2, steps=20, progress=False)
+        >>> history(sae).to_dataframe()["step"].iloc[-1]
+        np.int64(20)
+    """
+    rows = sae.cfg.metadata.history
+    if not rows:
+        raise ArgumentError(
+            "this SAE's metadata hold no history: it was trained elsewhere, or by an older tstlens"
+        )
+    where = sae.cfg.metadata.hook_name
+    name = f"{sae.cfg.architecture()} SAE" + ("" if where is None else f" at {where}")
+    return TrainingHistory([dict(row) for row in rows], name)
+
+
 class TrainingFolder:
     """Where a training keeps its progress.
 
@@ -315,6 +367,7 @@ class TrainingFolder:
             trainer.load_trainer_state(path)
             state = storage.read_torch(path / _STREAM, "a stream's place", _OVER)
             torch.set_rng_state(state["random"])
+            trainer.sae.cfg.metadata.history = list(state.get("history", []))
             if hasattr(stream, "load_state_dict"):
                 stream.load_state_dict(state["stream"])
         if not hasattr(stream, "load_state_dict"):
@@ -327,6 +380,7 @@ class TrainingFolder:
         name = f"step-{trainer.n_training_steps:08d}"
         position = stream.state_dict() if hasattr(stream, "state_dict") else {}
         state = {"stream": position, "batches": batches, "random": torch.get_rng_state()}
+        state["history"] = trainer.sae.cfg.metadata.history
 
         def write(staging: Path) -> None:
             trainer.save_checkpoint(staging.name, base_path=staging.parent)
@@ -445,6 +499,7 @@ def run(
     steps, logs = config.steps, trainer.cfg.logger.log_to_wandb
     thresholds = [n for n in trainer.checkpoint_thresholds if n > trainer.n_training_samples]
     log = _logging(trainer, config) if logs else None
+    history, every = trainer.sae.cfg.metadata.history, max(1, steps // _ROWS_KEPT)
     with tqdm(
         total=steps,
         initial=trainer.n_training_steps,
@@ -461,6 +516,8 @@ def run(
             bar.update()
             if trainer.n_training_steps % 100 == 0:
                 bar.set_postfix(loss=f"{output.losses['mse_loss'].item():.3f}", refresh=False)
+            if trainer.n_training_steps % every == 0 or trainer.n_training_steps == steps:
+                history.append(_row(trainer, output))
             due = folder is not None and trainer.n_training_steps % config.checkpoint_every == 0
             if due or trainer.n_training_steps % 100 == 0 or trainer.n_training_steps == steps:
                 _check_finite(trainer, output.loss, kept=folder is not None)
@@ -477,6 +534,25 @@ def run(
         whitening, scaler.whitening = scaler.whitening, None
         sae.fold_activation_whitening(whitening.mean, whitening.matrix, whitening.inverse_matrix)
     trainer.set_final_sae_metadata()
+
+
+@torch.no_grad()
+def _row(trainer: SAETrainer[Any, Any], output: Any) -> dict[str, Any]:
+    """A step in the history: its losses, how sparse its batch was and what it explained."""
+    row: dict[str, Any] = {"step": trainer.n_training_steps}
+    row |= {name: float(loss) for name, loss in output.losses.items()}
+    if len(output.losses) > 1:
+        row["loss"] = float(output.loss)
+    row["l0"] = float((output.feature_acts != 0).sum(-1).float().mean())
+    row["dead"] = int(trainer.dead_neurons.sum())
+    if (
+        trainer.sae.cfg.metadata.hook_name_out is None
+        and output.sae_out.shape == output.sae_in.shape
+    ):
+        given = output.sae_in.flatten(1)
+        left = (given - output.sae_out.flatten(1)).square().sum()
+        row["explained_variance"] = float(1 - left / (given - given.mean(0)).square().sum())
+    return row
 
 
 def _logging(trainer: SAETrainer[Any, Any], config: TrainConfig) -> Callable[[Any], None]:
@@ -610,6 +686,7 @@ def train(
         "dataset_split": data.split if isinstance(data, TimeSeriesData) else "",
         "n_series": len(stream.rows),
         "tstlens_version": tstlens.__version__,
+        "processing": list(model.processing),
     }
     if isinstance(sae, str) and hook_out is None and hook.endswith("hook_z") and head == "joined":
         config = dataclasses.replace(
@@ -700,7 +777,7 @@ def fit(
         device=device,
         options={name: one for name, one in config.options.items() if name not in options},
     )
-    told = {"seed": config.seed, "training_steps": config.steps}
+    told = {"seed": config.seed, "training_steps": config.steps, "history": []}
     cfg.metadata = SAEMetadata(**{**cfg.metadata.to_dict(), **(metadata or {}), **told})
     settings = {name: getattr(config, name) for name in ("steps", "batch_size", "lr", "seed")}
     settings |= {"config": {**cfg.to_dict(), "device": None, "metadata": None}}

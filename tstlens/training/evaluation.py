@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -69,6 +70,39 @@ class Evaluation:
         )
         columns = {"precision": precision, "recall": recall, "f1": f1, "support": support}
         return pandas.DataFrame(columns, index=pandas.Index(self.class_names, name="class"))
+
+    def series_table(self) -> pandas.DataFrame:
+        """One row per series, in the order of the data.
+
+        Columns: ``label`` and ``prediction`` by name, ``correct``, the ``probability`` of the
+        prediction and of the label (``label_probability``), and the class that came second,
+        ``runner_up``, with its ``runner_up_probability``. The index is the series' row in the data.
+
+        Example:
+            >>> data = TimeSeriesData(torch.zeros(2, 1, 4), torch.tensor([0, 1]), ("a", "b"))
+            >>> logits = torch.tensor([3.0, 1.0]).log()
+            >>> table = evaluate(lambda series: logits.expand(len(series), 2), data).series_table()
+            >>> table.loc[~table["correct"], ["label", "prediction"]].to_dict("records")
+            [{'label': 'b', 'prediction': 'a'}]
+        """
+        import pandas
+
+        names = np.array(self.class_names, dtype=object)
+        row = torch.arange(self.n)
+        others = self.probabilities.clone()
+        others[row, self.predictions] = -1.0
+        second = others.argmax(1)
+        columns = {
+            "label": names[self.labels.numpy()],
+            "prediction": names[self.predictions.numpy()],
+            "correct": (self.predictions == self.labels).numpy(),
+            "probability": self.probabilities[row, self.predictions].numpy(),
+            "label_probability": self.probabilities[row, self.labels].numpy(),
+        }
+        if len(names) > 1:
+            columns["runner_up"] = names[second.numpy()]
+            columns["runner_up_probability"] = self.probabilities[row, second].numpy()
+        return pandas.DataFrame(columns, index=pandas.RangeIndex(self.n, name="series"))
 
     def to_dict(self) -> dict[str, Any]:
         """The summary as plain JSON values; per-series arrays are left out."""

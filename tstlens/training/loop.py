@@ -29,7 +29,7 @@ import time
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
+from typing import Annotated, Any, Literal, NoReturn
 
 import torch
 import torch.nn.functional as F
@@ -51,13 +51,11 @@ from tstlens.arguments import (
 from tstlens.data import TimeSeriesData
 from tstlens.errors import ArgumentError, LabelError, SeriesValueError
 from tstlens.randomness import seeded
+from tstlens.results import TableResult
 from tstlens.shapes import Labels, Mask, Series
 from tstlens.training.augment import Augment
 from tstlens.training.evaluation import device_of, evaluate, labels_of
 from tstlens.training.split import stratified_split
-
-if TYPE_CHECKING:
-    import pandas
 
 
 class LastGood:
@@ -345,8 +343,10 @@ def _schedule(
 
 
 @dataclasses.dataclass(frozen=True)
-class TrainingResult:
+class TrainingResult(TableResult):
     """How a training run went; the weights are in the model that was passed.
+
+    ``figure()`` draws loss, accuracy and learning rate over the epochs.
 
     Args:
         history: one dict per epoch: phase ("fit", or "refit" on every series), epoch (from 1),
@@ -362,11 +362,8 @@ class TrainingResult:
     settings: dict[str, Any]
     seconds: float
 
-    def to_dataframe(self) -> pandas.DataFrame:
-        """The history, one row per epoch."""
-        import pandas
-
-        return pandas.DataFrame(self.history)
+    def _rows(self) -> list[dict[str, Any]]:
+        return self.history
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as plain JSON values."""
@@ -378,7 +375,7 @@ class TrainConfig:
     """How :func:`train` trains.
 
     Args:
-        val_fraction: of the data to hold out, stratified, where no ``val`` is given; 0 for none.
+        val_fraction: of the data to hold out, stratified; 0 for none. Not where ``val`` is given.
         epochs: passes over the series; with ``refit``, the most that may be chosen.
         batch_size: series per step.
         lr: learning rate, the peak of the schedule.

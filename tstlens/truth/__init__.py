@@ -30,7 +30,6 @@ if TYPE_CHECKING:
         RegimeScore,
         fit_regime,
         regime_experiment,
-        regime_model,
         score_regime,
     )
     from tstlens.truth.sae_recovery import Recovery, recovery
@@ -53,6 +52,7 @@ if TYPE_CHECKING:
         PlantedRecipe,
         fit_next_patch,
         fit_planted,
+        regime_model,
         score_next_patch,
     )
 

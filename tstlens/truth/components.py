@@ -1,56 +1,53 @@
-"""``component_task``: a transformer with a known circuit, by name.
+"""``component_task``: a transformer with a known circuit, by name, and whether its graph holds.
 
-Circuits that a transformer is trained to have, by strict interchange intervention training.
-
-Every step draws pairs of series, replaces some components' outputs in one by those of the other,
-and asks for the class that the program gives with the same values replaced. Components of the
-circuit must carry their variable and nothing else that matters; those outside, replaced likewise,
-must change nothing. Behaviour alone would leave it to chance which heads do the work.
+The weights of some are written by hand (``programs.py``). Others are trained to have the circuit,
+by strict interchange intervention training: every step draws pairs of series, replaces some
+components' outputs in one by those of the other, and asks for the class that the program gives
+with the same values replaced. Components of the circuit must carry their variable and nothing else
+that matters; those outside, replaced likewise, must change nothing. Behaviour alone would leave it
+to chance which heads do the work.
 
 Source: Gupta et al. 2024, InterpBench (arXiv 2407.14494); Geiger et al. 2022 (arXiv 2112.00826).
-
-Whether a planted graph holds: interchange interventions on series that nobody was fitted on.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import numpy as np
 import torch
-from jaxtyping import Int
-from torch import Tensor, nn
-from tqdm.auto import tqdm
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn import functional as F
 
+from tstlens.arguments import Count, Positive, Seed, checked
 from tstlens.data import Pairs
+from tstlens.effects import Labelled
 from tstlens.errors import ArgumentError, UnknownNameError
 from tstlens.model.config import HookedTSTConfig
 from tstlens.model.hooked_tst import HookedTST
 from tstlens.model.parts import HeadConfig, LinearPatchesConfig, PerStepConfig
-from tstlens.results import Result
 from tstlens.shapes import Series
-from tstlens.training.loop import LastGood
-from tstlens.truth import programs as handwritten
 from tstlens.truth.programs import (
+    BY_HAND,
     Drawn,
     Program,
+    Recipe,
     Values,
     Variable,
     component_nodes,
     interchange,
     splice_positions,
 )
-
-if TYPE_CHECKING:
-    import pandas as pd
-
+from tstlens.truth.training import TRAINING_SEEDS, descend
 
 REQUIRED = 0.99
 
 
 @dataclass(frozen=True)
-class Verification(Result):
+class Verification(Labelled):
     """How often the model answers as its program does, intervention by intervention.
 
     Args:
@@ -78,16 +75,14 @@ class Verification(Result):
         """Whether every intervention is answered rightly in 99 % of the pairs or more."""
         return self.worst >= REQUIRED
 
-    def to_dataframe(self) -> pd.DataFrame:
-        """One row per intervention: intervention, inside, accuracy."""
-        import pandas as pd
+    def entries(self) -> dict[str, Sequence[str]]:
+        """The interventions."""
+        return {"intervention": list(self.accuracy)}
 
-        return pd.DataFrame(
-            [
-                {"intervention": name, "inside": name in self.inside, "accuracy": value}
-                for name, value in self.accuracy.items()
-            ]
-        )
+    def columns(self) -> dict[str, list[Any]]:
+        """Whether they are on the circuit, and the accuracy."""
+        inside = [name in self.inside for name in self.accuracy]
+        return {"inside": inside, "accuracy": list(self.accuracy.values())}
 
     def __repr__(self) -> str:
         worst = min(self.accuracy, key=self.accuracy.__getitem__)
@@ -115,7 +110,8 @@ def verify(
     places = [pos for pos in range(n_pos) if pos not in program.positions]
 
     def right(swapped: dict[str, Tensor]) -> float:
-        return correct(model, program, base, source, swapped).float().mean().item()
+        wanted, logits = run_both(model, program, base, source, swapped)
+        return (logits.argmax(1) == wanted).float().mean().item()
 
     accuracy = {"none": right({})}
     accuracy |= {name: right({name: whole}) for name in inside}
@@ -129,18 +125,6 @@ def verify(
     )
     names = ("none", *inside, "any of the circuit")
     return Verification(accuracy, names, n, {"model": model.cfg.model_name, "seed": seed})
-
-
-def correct(
-    model: HookedTST,
-    program: Program,
-    base: tuple[Series, Values],
-    source: tuple[Series, Values],
-    swapped: dict[str, Tensor],
-) -> Tensor:
-    """bool [series], where the model's answer is the program's under the same swaps."""
-    wanted, logits = run_both(model, program, base, source, swapped)
-    return logits.argmax(1) == wanted
 
 
 def run_both(
@@ -175,22 +159,22 @@ def run_both(
     return program.run(base[1], source[1], known), interchange(model, series, source[0], nodes)
 
 
-_TRAINING_SEEDS = 2**32  # series for training take seeds from here on
 _MOST_CYCLES = 4  # of training, until the circuit holds
 _N_ASKED, _ENOUGH = 1000, 0.998  # a margin above what is required on other series
 
 
+@checked
 def fit_interchange(
     model: HookedTST,
     program: Program,
     draw: Callable[[int, torch.Generator], Drawn],
     *,
-    steps: int,
-    batch_size: int = 128,
-    lr: float = 6e-3,
-    seed: int = 0,
+    steps: Count,
+    batch_size: Count = 128,
+    lr: Positive = 6e-3,
+    seed: Seed = 0,
     progress: bool = True,
-) -> list[float]:
+) -> Float[np.ndarray, " step"]:
     """Train a model in place to do what a program does, component by component.
 
     Args:
@@ -207,41 +191,22 @@ def fit_interchange(
         The loss of every step (nats). The model is in eval mode.
 
     Raises:
-        ArgumentError: fewer than one step, or a loss that is no longer finite.
+        ArgumentError: a loss that is no longer finite.
     """
-    if steps < 1 or batch_size < 1:
-        raise ArgumentError(
-            f"expected steps and batch_size of at least 1, got {steps}, {batch_size}"
-        )
-    generator = torch.Generator().manual_seed(_TRAINING_SEEDS + seed)
+    generator = torch.Generator().manual_seed(TRAINING_SEEDS + seed)
     inside = (*program.factors, *program.nodes)
     outside = [node for node in component_nodes(model) if node not in program.nodes]
-    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.98), weight_decay=0.0)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, max_lr=lr, total_steps=steps + 1, pct_start=0.1, cycle_momentum=False
-    )
-    losses: list[float] = []
-    good = LastGood(model, lr)
-    for _ in tqdm(range(steps), desc="interchange training", disable=not progress):
+
+    def loss_at(_: int) -> Tensor:
         base, source = draw(batch_size, generator), draw(batch_size, generator)
         n_pos = model.n_pos(base[0].shape[2]) or 0
         places = [f"pos{pos}" for pos in range(n_pos) if pos not in program.positions]
         swapped = _some(inside, batch_size, (0.0, 0.3, 0.6), generator)
         swapped |= _some([*outside, *places], batch_size, (0.0, 0.3, 1.0), generator)
         wanted, logits = run_both(model, program, base, source, swapped)
-        loss = nn.functional.cross_entropy(logits, wanted)
-        losses.append(loss.item())
-        good.check_loss(losses[-1], f"at step {len(losses)}")
-        optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-        if len(losses) % 100 == 0:
-            good.keep(f"at step {len(losses)}")
-    good.keep("at the end")
-    model.eval()
-    return losses
+        return F.cross_entropy(logits, wanted)
+
+    return descend(model, loss_at, steps, lr, "interchange training", progress)
 
 
 def _fit_until_it_holds(
@@ -259,13 +224,20 @@ def _fit_until_it_holds(
             program,
             draw,
             steps=steps,
-            seed=seed + 2 * cycle * _TRAINING_SEEDS,
+            seed=seed + 2 * cycle * TRAINING_SEEDS,
             progress=progress,
         )
-        asking = torch.Generator().manual_seed(2 * _TRAINING_SEEDS + seed)
+        asking = torch.Generator().manual_seed(2 * TRAINING_SEEDS + seed)
         base, source = draw(_N_ASKED, asking), draw(_N_ASKED, asking)
         if verify(model, program, base, source, seed).worst >= _ENOUGH:
             return
+
+
+def _untrained(**options: Any) -> HookedTST:
+    """What the models that are trained to a graph share."""
+    head = HeadConfig("mean", n_classes=2)
+    shared = {"n_layers": 2, "positions": "learned", "act_fn": "gelu", "head": head}
+    return HookedTST(HookedTSTConfig(**shared, **options))
 
 
 def _some(
@@ -282,18 +254,14 @@ def _some(
 _BOTH_TIME, BOTH_WINDOWS = 12, ((1, 2, 3), (7, 8, 9))
 
 
-def both_program() -> Program:
-    """Is there a bump in channel 0 in the first window and one in channel 1 in the second?"""
-    return Program(
-        (
-            Variable("L0H0", lambda v: v["a"], "bump in channel 0, first window"),
-            Variable("L0H2", lambda v: v["b"], "bump in channel 1, second window"),
-            Variable("L1MLP", lambda v: v["L0H0"] * v["L0H2"], "both of them"),
-        ),
-        {"a": BOTH_WINDOWS[0], "b": BOTH_WINDOWS[1]},
-    )
-
-
+BOTH = Program(
+    (
+        Variable("L0H0", lambda v: v["a"], "bump in channel 0, first window"),
+        Variable("L0H2", lambda v: v["b"], "bump in channel 1, second window"),
+        Variable("L1MLP", lambda v: v["L0H0"] * v["L0H2"], "both of them"),
+    ),
+    {"a": BOTH_WINDOWS[0], "b": BOTH_WINDOWS[1]},
+)
 BOTH_EDGES = (
     *(f"pos{pos}->L0H0" for pos in BOTH_WINDOWS[0]),
     *(f"pos{pos}->L0H2" for pos in BOTH_WINDOWS[1]),
@@ -318,24 +286,19 @@ def draw_both(n: int, generator: torch.Generator) -> Drawn:
 
 def both_model(seed: int, steps: int = 600, progress: bool = True) -> HookedTST:
     """A pre-norm transformer with layer norms, trained to the graph."""
-    cfg = HookedTSTConfig(
-        n_layers=2,
+    model = _untrained(
         d_model=24,
         n_heads=3,
         d_mlp=48,
         n_channels=2,
         n_time=_BOTH_TIME,
         embed=PerStepConfig(),
-        positions="learned",
         norm_position="pre",
         final_norm=True,
-        act_fn="gelu",
-        head=HeadConfig("mean", n_classes=2),
         model_name="both-motifs",
         seed=seed,
     )
-    model = HookedTST(cfg)
-    _fit_until_it_holds(model, both_program(), draw_both, steps, seed, progress)
+    _fit_until_it_holds(model, BOTH, draw_both, steps, seed, progress)
     return model
 
 
@@ -344,20 +307,16 @@ def both_model(seed: int, steps: int = 600, progress: bool = True) -> HookedTST:
 _UNLIKE_POS, _UNLIKE_PATCH, _UNLIKE_AT = 6, 4, (1, 3, 5)
 
 
-def unlike_program() -> Program:
-    """Do patches 1 and 3 go different ways, or is patch 5 high?"""
-    return Program(
-        (
-            Variable("L0H1", lambda v: v["s"], "trend of patch 1"),
-            Variable("L0H3", lambda v: v["t"], "trend of patch 3"),
-            Variable("L0MLP", lambda v: v["L0H1"] != v["L0H3"], "whether they differ"),
-            Variable("L1H0", lambda v: v["u"], "whether patch 5 is high"),
-            Variable("L1MLP", lambda v: v["L0MLP"] | v["L1H0"], "one or the other"),
-        ),
-        {name: (pos,) for name, pos in zip("stu", _UNLIKE_AT, strict=True)},
-    )
-
-
+UNLIKE = Program(
+    (
+        Variable("L0H1", lambda v: v["s"], "trend of patch 1"),
+        Variable("L0H3", lambda v: v["t"], "trend of patch 3"),
+        Variable("L0MLP", lambda v: v["L0H1"] != v["L0H3"], "whether they differ"),
+        Variable("L1H0", lambda v: v["u"], "whether patch 5 is high"),
+        Variable("L1MLP", lambda v: v["L0MLP"] | v["L1H0"], "one or the other"),
+    ),
+    {name: (pos,) for name, pos in zip("stu", _UNLIKE_AT, strict=True)},
+)
 UNLIKE_EDGES = (
     "pos1->L0H1",
     "pos3->L0H3",
@@ -385,23 +344,18 @@ def draw_unlike(n: int, generator: torch.Generator) -> Drawn:
 
 def unlike_model(seed: int, steps: int = 1400, progress: bool = True) -> HookedTST:
     """A post-norm transformer with layer norms, trained to the graph."""
-    cfg = HookedTSTConfig(
-        n_layers=2,
+    model = _untrained(
         d_model=32,
         n_heads=4,
         d_mlp=64,
         n_channels=1,
         n_time=_UNLIKE_POS * _UNLIKE_PATCH,
         embed=LinearPatchesConfig(_UNLIKE_PATCH, _UNLIKE_PATCH),
-        positions="learned",
         norm_position="post",
-        act_fn="gelu",
-        head=HeadConfig("mean", n_classes=2),
         model_name="unlike-or-high",
         seed=seed,
     )
-    model = HookedTST(cfg)
-    _fit_until_it_holds(model, unlike_program(), draw_unlike, steps, seed, progress)
+    _fit_until_it_holds(model, UNLIKE, draw_unlike, steps, seed, progress)
     return model
 
 
@@ -467,18 +421,14 @@ class ComponentTask:
     draw: Callable[[int, torch.Generator], Drawn]
     made: dict[str, Any] = field(default_factory=dict)
 
-    def sample(self, n: int, seed: int = 0) -> ComponentSample:
-        """Fresh series; those with a seed below 2**32 were never trained on.
-
-        Raises:
-            ArgumentError: fewer than one, or a negative seed.
-        """
-        if n < 1 or seed < 0:
-            raise ArgumentError(f"expected n of at least 1 and a seed from 0 on, got {n}, {seed}")
+    @checked
+    def sample(self, n: Count, seed: Seed = 0) -> ComponentSample:
+        """Fresh series; those with a seed below 2**32 were never trained on."""
         series, factors = self.draw(n, torch.Generator().manual_seed(seed))
         return ComponentSample(series, self.program.run(factors), factors)
 
-    def pairs(self, n: int, seed: int = 0) -> Pairs:
+    @checked
+    def pairs(self, n: Count, seed: Seed = 0) -> Pairs:
         """Clean series, each with a corrupted one of another class; the target is the clean class.
 
         Args:
@@ -500,7 +450,8 @@ class ComponentTask:
         made = {"how": "another class", "task": self.name, "seed": seed}
         return Pairs(clean.series, corrupted, clean.labels, predicted=predicted, made=made)
 
-    def verify(self, n: int = 500, seed: int = 0) -> Verification:
+    @checked
+    def verify(self, n: Count = 500, seed: Seed = 0) -> Verification:
         """Does the graph hold under interchange interventions on series of this seed?
 
         A method that is scored on a task whose graph does not hold is scored against nothing, so
@@ -525,54 +476,18 @@ class ComponentTask:
         )
 
 
-@dataclass(frozen=True)
-class _Recipe:
-    """How a task is made."""
-
-    description: str
-    program: Callable[[], Program]
-    edges: tuple[str, ...]
-    draw: Callable[[int, torch.Generator], Drawn]
-    make: Callable[..., HookedTST]
-    by_hand: bool
-
-
-_RECIPES = {
-    "compare-windows": _Recipe(
-        "Is the mean of channel 0 in one window above that of channel 1 in a later one?",
-        handwritten.compare_program,
-        handwritten.COMPARE_EDGES,
-        handwritten.draw_compare,
-        handwritten.compare_model,
-        True,
-    ),
-    "same-trend": _Recipe(
-        "Do two patches go the same way?",
-        handwritten.same_program,
-        handwritten.SAME_EDGES,
-        handwritten.draw_same,
-        handwritten.same_model,
-        True,
-    ),
-    "marked-sample": _Recipe(
-        "Is channel 0 positive at the sample that channel 1 marks?",
-        handwritten.marked_program,
-        handwritten.MARKED_EDGES,
-        handwritten.draw_marked,
-        handwritten.marked_model,
-        True,
-    ),
-    "both-motifs": _Recipe(
+_RECIPES = BY_HAND | {
+    "both-motifs": Recipe(
         "Is there a bump in channel 0 in one window and one in channel 1 in another?",
-        both_program,
+        BOTH,
         BOTH_EDGES,
         draw_both,
         both_model,
         False,
     ),
-    "unlike-or-high": _Recipe(
+    "unlike-or-high": Recipe(
         "Do two patches go different ways, or is a third one high?",
-        unlike_program,
+        UNLIKE,
         UNLIKE_EDGES,
         draw_unlike,
         unlike_model,
@@ -591,7 +506,8 @@ def component_names() -> list[str]:
     return list(_RECIPES)
 
 
-def component_task(name: str, seed: int = 0, *, progress: bool = True) -> ComponentTask:
+@checked
+def component_task(name: str, seed: Seed = 0, *, progress: bool = True) -> ComponentTask:
     """A transformer whose circuit is known.
 
     It answers whether a method that says *which component* does the work is right. What can
@@ -610,7 +526,6 @@ def component_task(name: str, seed: int = 0, *, progress: bool = True) -> Compon
 
     Raises:
         UnknownNameError: no task of this name.
-        ArgumentError: a negative seed.
 
     Source: Gupta et al. 2024, InterpBench (arXiv 2407.14494), for the trained ones.
 
@@ -623,10 +538,8 @@ def component_task(name: str, seed: int = 0, *, progress: bool = True) -> Compon
     """
     if name not in _RECIPES:
         raise UnknownNameError(name, _RECIPES, "this names a task with a known circuit")
-    if seed < 0:
-        raise ArgumentError(f"seed: expected 0 or more, got {seed}")
     recipe = _RECIPES[name]
-    program = recipe.program()
+    program = recipe.program
     nodes = (*(f"pos{pos}" for pos in sorted(program.positions)), *program.nodes)
     model = recipe.make(seed) if recipe.by_hand else recipe.make(seed, progress=progress)
     return ComponentTask(

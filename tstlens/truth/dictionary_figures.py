@@ -3,39 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import numpy as np
 import plotly.graph_objects as go
 
-from tstlens.figures import style
+from tstlens.figures import marks, style
 from tstlens.figures.drawing import draw
 from tstlens.truth.regime_codebooks import RegimeExperiment, RegimeScore
 from tstlens.truth.sae_recovery import Recovery
 
-_KINDS = {
-    "codes": {"color": style.BLUE, "symbol": "circle", "size": 9},
-    "control": {"color": style.MUTED, "symbol": "line-ns-open", "size": 13},
-    "neuron": {"color": style.ORANGE, "symbol": "diamond-open", "size": 9},
-    "tuned": {"color": style.ORANGE, "symbol": "triangle-up-open", "size": 9},
-    "original": {"color": style.INK, "symbol": "circle-open", "size": 9},
+_KINDS = {  # later ones lie on top -> colour, symbol, size, name in the legend
+    "control": (style.MUTED, "line-ns-open", 13, "control"),
+    "tuned": (style.ORANGE, "triangle-up-open", 9, "same, tuned"),
+    "neuron": (style.ORANGE, "diamond-open", 9, "best neuron"),
+    "original": (style.INK, "circle-open", 9, "original model"),
+    "codes": (style.BLUE, "circle", 9, "codes"),
 }
-_OUTLINE = {"width": 1, "color": style.PAPER}
-_SAID = {
-    "codes": "codes",
-    "original": "original model",
-    "neuron": "best neuron",
-    "tuned": "same, tuned",
-    "control": "control",
-}
-
-
-@dataclass(frozen=True)
-class _Point:
-    row: str
-    kind: str
-    value: float
-    said: str
+_Point = tuple[str, str, float, str]  # row, kind, value, what is said on hover
 
 
 @draw.register
@@ -45,9 +29,6 @@ def draw_regime_experiment(result: RegimeExperiment, *, title: str | None = "") 
     Args:
         result: of :func:`tstlens.truth.regime_experiment`.
         title: "" for one made from the result, None for none.
-
-    Returns:
-        A plotly figure.
     """
     return _drawn(result.scores, result.seeds, title)
 
@@ -59,39 +40,27 @@ def draw_regime_score(result: RegimeScore, *, title: str | None = "") -> go.Figu
     Args:
         result: of :func:`tstlens.truth.score_regime`.
         title: "" for one made from the result, None for none.
-
-    Returns:
-        A plotly figure.
     """
     return _drawn((result,), (int(result.made.get("machine_seed", 0)),), title)
 
 
 def _drawn(scores: tuple[RegimeScore, ...], seeds: tuple[int, ...], title: str | None) -> go.Figure:
-    by_kind: dict[str, list[tuple[int, _Point]]] = {kind: [] for kind in _KINDS}
-    rows: dict[str, None] = {}
-    for seed, score in zip(seeds, scores, strict=True):
-        for point in _points(score):
-            rows[point.row] = None
-            by_kind[point.kind].append((seed, point))
+    points = [
+        (seed, *one) for seed, score in zip(seeds, scores, strict=True) for one in _points(score)
+    ]
     figure = go.Figure()
-    for kind in ("control", "tuned", "neuron", "original", "codes"):
-        points = by_kind[kind]
-        if not points:
+    for kind, (color, symbol, size, name) in _KINDS.items():
+        own = [one for one in points if one[2] == kind]
+        if not own:
             continue
-        figure.add_scatter(
-            x=[point.value for _, point in points],
-            y=[point.row for _, point in points],
-            mode="markers",
-            marker={**_KINDS[kind], "line": _OUTLINE if kind == "codes" else {"width": 1.8}},
-            opacity=0.9,
-            name=_SAID[kind],
-            hovertext=[
-                f"<b>{point.row}</b>, seed {seed}<br>{point.said}: {point.value:.3f}"
-                for seed, point in points
-            ],
-            hovertemplate="%{hovertext}<extra></extra>",
-        )
-    order = list(rows)
+        line = {"width": 1, "color": style.PAPER} if kind == "codes" else {"width": 1.8}
+        said = [
+            f"<b>{row}</b>, seed {seed}<br>{of}: {value:.3f}" for seed, row, _, value, of in own
+        ]
+        x, y = [one[3] for one in own], [one[1] for one in own]
+        look = {"symbol": symbol, "line": line}
+        marks.dots(figure, x, y, color, size, look=look, name=name, said=said, opacity=0.9)
+    order = list(dict.fromkeys(row for _, row, *_ in points))
     figure.update_yaxes(
         categoryorder="array",
         categoryarray=order[::-1],
@@ -99,18 +68,7 @@ def _drawn(scores: tuple[RegimeScore, ...], seeds: tuple[int, ...], title: str |
         zeroline=False,
     )
     figure.update_xaxes(range=[-0.02, 1.04], zeroline=False, title={"text": "share, or NMI"})
-    figure.update_layout(
-        legend={
-            "orientation": "h",
-            "y": 0,
-            "yref": "container",
-            "yanchor": "bottom",
-            "x": 0,
-            "xref": "container",
-            "traceorder": "reversed",
-            "font": {"size": 11, "color": style.MUTED},
-        }
-    )
+    marks.legend_below(figure).update_layout(legend={"traceorder": "reversed"})
     hook = scores[0].best_hook
     best = max(score.states[hook]["all"].nmi for score in scores)
     low = min(max(one["all"].nmi for one in score.states.values()) for score in scores)
@@ -132,32 +90,32 @@ def _drawn(scores: tuple[RegimeScore, ...], seeds: tuple[int, ...], title: str |
 def _points(score: RegimeScore) -> Iterator[_Point]:
     mass = score.mass
     row = "valid mass"
-    yield _Point(row, "control", mass["patch alone"], "patch alone")
+    yield (row, "control", mass["patch alone"], "patch alone")
     if "original" in mass:
-        yield _Point(row, "original", mass["original"], "original model")
-    yield _Point(row, "codes", mass["codebooks"], "through codes")
+        yield (row, "original", mass["original"], "original model")
+    yield (row, "codes", mass["codebooks"], "through codes")
     patch = score.references["patch alone"]["all"]
     for hook, by_positions in score.states.items():
         row = f"NMI {_short(hook)}"
-        yield _Point(row, "control", patch.nmi, "the patch alone as code")
-        yield _Point(row, "codes", by_positions["all"].nmi, "codes and states")
+        yield (row, "control", patch.nmi, "the patch alone as code")
+        yield (row, "codes", by_positions["all"].nmi, "codes and states")
     for hook, by_positions in score.states.items():
         row = f"purity {_short(hook)}"
-        yield _Point(row, "control", patch.purity, "the patch alone as code")
-        yield _Point(row, "codes", by_positions["all"].purity, "codes")
+        yield (row, "control", patch.purity, "the patch alone as code")
+        yield (row, "codes", by_positions["all"].purity, "codes")
     for hook in score.states:
         for together, what in ((True, "state"), (False, "code")):
             row = f"precision by {what} {_short(hook)}"
             for name, value in score.precision(hook, together=together).items():
                 kind = {"original": "neuron"}.get(name, name)
                 said = "codes" if kind == "codes" else f"best neuron of the {name} model"
-                yield _Point(row, kind, value, said)
+                yield (row, kind, value, said)
     for swap in score.swaps:
         names = [_short(hook) for hook in swap.hooks]
         row = f"swap {names[0] if len(names) == 1 else 'all'}"
-        yield _Point(row, "control", swap.random, "random codes")
+        yield (row, "control", swap.random, "random codes")
         note = ", which leaves nothing else" if swap.by_construction else ""
-        yield _Point(row, "codes", swap.success, f"codes of the other state{note}")
+        yield (row, "codes", swap.success, f"codes of the other state{note}")
 
 
 def _short(hook: str) -> str:
@@ -172,9 +130,6 @@ def draw_recovery(result: Recovery, *, title: str | None = "") -> go.Figure:
     Args:
         result: what :func:`tstlens.truth.recovery` returned.
         title: "" for one made from the result, None for none.
-
-    Returns:
-        A plotly figure.
     """
     rows = [
         ("mean cosine with the features (MCC)", result.mcc),

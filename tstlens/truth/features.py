@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
+from annotated_types import Ge
 from jaxtyping import Float
 from torch import Tensor
 
+from tstlens.arguments import Amount, Count, Positive, Seed, checked
 from tstlens.errors import ArgumentError
-
-__all__ = ["PlantedFeatures", "planted_features"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,15 +29,16 @@ class PlantedFeatures:
     truth: Float[Tensor, "row feature"]
 
 
+@checked
 def planted_features(
-    n_rows: int,
+    n_rows: Count,
     *,
-    n_features: int = 32,
-    width: int = 16,
-    active: float = 2.0,
-    noise: float = 0.02,
-    seed: int = 0,
-    split: int = 0,
+    n_features: Count = 32,
+    width: Count = 16,
+    active: Positive = 2.0,
+    noise: Annotated[float, Ge(0)] = 0.02,
+    seed: Seed = 0,
+    split: Amount = 0,
 ) -> PlantedFeatures:
     """More features than dimensions, a few of them active at a time.
 
@@ -55,7 +57,7 @@ def planted_features(
         split: of the rows: other splits are other rows of the same features.
 
     Raises:
-        ArgumentError: sizes that are not possible.
+        ArgumentError: more than half of the features active at once.
 
     Source: the toy models of Elhage et al. 2022 (arXiv 2209.10652) and Sharkey et al. 2022.
 
@@ -63,13 +65,8 @@ def planted_features(
         >>> planted_features(100, n_features=8, width=4).truth.shape
         torch.Size([100, 8])
     """
-    if n_rows < 1 or n_features < 1 or width < 1 or not 0 < active <= n_features / 2:
-        raise ArgumentError(
-            f"expected sizes of at least 1 and active in 0..{n_features / 2:g}, got {n_rows} rows, "
-            f"{n_features} features, width {width}, active {active}"
-        )
-    if seed < 0 or split < 0 or noise < 0:
-        raise ArgumentError(f"expected seed, split, noise from 0 on: {seed}, {split}, {noise}")
+    if active > n_features / 2:
+        raise ArgumentError(f"expected active in 0..{n_features / 2:g}, got {active}")
     fixed = torch.Generator().manual_seed(seed)
     directions = torch.randn(n_features, width, generator=fixed)
     directions = torch.nn.functional.normalize(directions, dim=1)

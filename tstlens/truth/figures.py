@@ -1,7 +1,4 @@
-"""Planted tasks and the scores of methods that look for what was planted.
-
-Methods against known answers: a dot and an interval per method, a panel per measure.
-"""
+"""Planted series, scores of what was found in them, and methods against known answers."""
 
 from __future__ import annotations
 
@@ -13,9 +10,9 @@ from plotly.subplots import make_subplots
 
 from tstlens.arguments import checked
 from tstlens.errors import ArgumentError
-from tstlens.figures import style
+from tstlens.figures import marks, style
 from tstlens.figures.drawing import draw
-from tstlens.truth.scores import FeatureScore, StateScore, TruthTable, WhereScore
+from tstlens.truth.scores import TITLES, FeatureScore, StateScore, TruthTable, WhereScore
 from tstlens.truth.tasks import PlantedTask
 from tstlens.truth.training import NextPatchScore
 
@@ -46,25 +43,16 @@ def planted_series(task: PlantedTask, index: int = 0, *, title: str | None = "")
         raise ArgumentError(f"index: expected 0..{len(task) - 1}, got {index}")
     series, mask = task.series[index].cpu().numpy(), task.mask[index].cpu().numpy()
     n_channels, n_time = series.shape
-    time = np.arange(n_time)
     figure = make_subplots(rows=n_channels, cols=1, shared_xaxes=True, vertical_spacing=0.03)
     for channel, (values, decides) in enumerate(zip(series, mask, strict=True)):
-        for name, drawn, line in (
-            ("background", values, {"color": style.FAINT, "width": 1.5}),
-            ("decides", np.where(decides, values, np.nan), {"color": style.BLUE, "width": 2.5}),
+        place: dict[str, Any] = {"row": channel + 1, "col": 1, "showlegend": channel == 0}
+        said = f"channel {channel}, sample %{{x}}: %{{y:.2f}}"
+        for name, drawn, color, width in (
+            ("background", values, style.FAINT, 1.5),
+            ("decides", np.where(decides, values, np.nan), style.BLUE, 2.5),
         ):
-            figure.add_scatter(
-                x=time,
-                y=drawn,
-                mode="lines",
-                line=line,
-                name=name,
-                legendgroup=name,
-                showlegend=channel == 0,
-                hovertemplate=f"channel {channel}, sample %{{x}}: %{{y:.2f}}<extra></extra>",
-                row=channel + 1,
-                col=1,
-            )
+            options = {"name": name, "legendgroup": name, "said": said, **place}
+            marks.curve(figure, np.arange(n_time), drawn, color, width, **options)
         label = "value (SD)" if n_channels == 1 else f"ch {channel}"
         figure.update_yaxes(title={"text": label}, zeroline=False, row=channel + 1, col=1)
     figure.update_xaxes(title={"text": "sample"}, row=n_channels, col=1)
@@ -87,41 +75,24 @@ def draw_where(result: WhereScore, *, title: str | None = "") -> go.Figure:
     Args:
         result: of :func:`tstlens.truth.score_where`.
         title: "" for one with the mean and its interval, None for none.
-
-    Returns:
-        A plotly figure.
     """
-    scored = ~np.isnan(result.auprc)
-    order = np.argsort(-result.auprc[scored], kind="stable")
-    rank = 100 * (np.arange(len(order)) + 0.5) / max(1, len(order))
-    series = np.flatnonzero(scored)[order]
+    scored = np.flatnonzero(~np.isnan(result.auprc))
+    series = scored[np.argsort(-result.auprc[scored], kind="stable")]
+    rank = 100 * (np.arange(len(series)) + 0.5) / max(1, len(series))
+    random: dict[str, Any] = {"name": "random order", "said": "random order: %{y:.3f}"}
+    found: dict[str, Any] = {"name": "attribution", "customdata": series}
+    found["said"] = "series %{customdata}: %{y:.3f}"
     figure = go.Figure()
-    figure.add_scatter(
-        x=rank,
-        y=result.random[scored][order],
-        mode="lines",
-        line={"color": style.MUTED, "width": 1.5},
-        name="random order",
-        hovertemplate="random order: %{y:.3f}<extra></extra>",
-    )
-    figure.add_scatter(
-        x=rank,
-        y=result.auprc[scored][order],
-        mode="lines",
-        line={"color": style.BLUE, "width": 2.5},
-        name="attribution",
-        customdata=series,
-        hovertemplate="series %{customdata}: %{y:.3f}<extra></extra>",
-    )
+    marks.curve(figure, rank, result.random[series], style.MUTED, 1.5, **random)
+    marks.curve(figure, rank, result.auprc[series], style.BLUE, 2.5, **found)
     figure.update_xaxes(title={"text": "series, best first (%)"}, zeroline=False)
     figure.update_yaxes(title={"text": "AUPRC"}, range=[-0.02, 1.02], zeroline=False)
     interval = "" if np.isnan(result.low) else f" [{result.low:.3f}, {result.high:.3f}]"
-    heading = f"AUPRC {result.mean:.3f}{interval}"
+    heading = f"AUPRC {result.mean:.3f}{interval}" if title == "" else title
     subtitle = (
         f"{result.n_scored} series, {result.unit}; random order "
         f"{np.nanmean(result.random):.3f}; {100 * result.level:.0f} % interval over series"
     )
-    heading = heading if title == "" else title
     return style.finish(figure, heading, subtitle, plot_height=240, above=34, below=50, left=52)
 
 
@@ -132,32 +103,19 @@ def draw_states(result: StateScore, *, title: str | None = "") -> go.Figure:
     Args:
         result: of :func:`tstlens.truth.score_states`.
         title: "" for one with the mutual information, None for none.
-
-    Returns:
-        A plotly figure.
     """
     order = np.argsort(-result.precision, kind="stable")
     width = 100 * result.support[order] / result.n
-    start = np.concatenate([[0.0], np.cumsum(width)[:-1]])
     hover = [
         f"<b>code {result.codes[i]}</b> for state {result.stands_for[i]}<br>precision "
         f"{result.precision[i]:.3f}, recall {result.recall[i]:.3f}<br>{result.support[i]} positions"
         for i in order
     ]
-    figure = go.Figure()
-    figure.add_bar(
-        x=start,
-        y=result.precision[order],
-        width=width,
-        offset=0,
-        marker={"color": style.BLUE, "line": {"color": style.PAPER, "width": 0.5}},
-        hovertext=hover,
-        hovertemplate="%{hovertext}<extra></extra>",
-        showlegend=False,
-    )
-    figure.add_hline(y=result.shuffled_purity, line=_CONTROL)
+    edge = {"line": {"color": style.PAPER, "width": 0.5}}
+    place = {"x": np.cumsum(width) - width, "width": width, "offset": 0}
+    figure = _bars(result.precision[order], hover, result.shuffled_purity, edge, **place)
     figure.update_xaxes(title={"text": "positions, by code (%)"}, range=[0, 100])
-    figure.update_yaxes(title={"text": "precision"}, range=[0, 1.02])
+    figure.update_yaxes(title={"text": "precision"})
     heading = f"NMI {result.nmi:.3f}, purity {result.purity:.3f}" if title == "" else title
     subtitle = (
         f"{len(result.codes)} codes, {result.n} positions; shuffled: NMI "
@@ -173,9 +131,6 @@ def draw_feature_score(result: FeatureScore, *, title: str | None = "") -> go.Fi
     Args:
         result: of :func:`tstlens.truth.score_features`.
         title: "" for one with the mean, None for none.
-
-    Returns:
-        A plotly figure.
     """
     size = np.abs(result.correlation)
     order = np.argsort(-size, kind="stable")
@@ -185,25 +140,25 @@ def draw_feature_score(result: FeatureScore, *, title: str | None = "") -> go.Fi
         else f"<b>feature {i}</b>, no latent left"
         for i in order
     ]
-    figure = go.Figure()
-    figure.add_bar(
-        x=np.arange(len(order)),
-        y=size[order],
-        marker={"color": style.BLUE},
-        hovertext=hover,
-        hovertemplate="%{hovertext}<extra></extra>",
-        showlegend=False,
-    )
-    figure.add_hline(y=result.shuffled_mcc, line=_CONTROL)
-    ticks = {"tickvals": [], "title": {"text": "planted features, best first"}}
-    figure.update_xaxes(**ticks)
-    figure.update_yaxes(title={"text": "|r| with its latent"}, range=[0, 1.02])
+    figure = _bars(size[order], hover, result.shuffled_mcc, {}, x=np.arange(len(order)))
+    figure.update_xaxes(tickvals=[], title={"text": "planted features, best first"})
+    figure.update_yaxes(title={"text": "|r| with its latent"})
     heading = f"Mean correlation {result.mcc:.3f}" if title == "" else title
     subtitle = (
         f"{len(size)} features, {result.n_latents} latents; shuffled rows "
         f"{result.shuffled_mcc:.3f} (dotted)"
     )
     return style.finish(figure, heading, subtitle, plot_height=220, below=40, left=52)
+
+
+def _bars(
+    heights: np.ndarray, said: list[str], control: float, look: dict[str, Any], **place: Any
+) -> go.Figure:
+    """Upright bars of shares, and a dotted line at what shuffled rows reach."""
+    options = {"marker": {"color": style.BLUE, **look}, "showlegend": False}
+    figure = go.Figure(go.Bar(y=heights, **place, **options, **marks.hovered(said)))
+    figure.add_hline(y=control, line=_CONTROL)
+    return figure.update_yaxes(range=[0, 1.02])
 
 
 @draw.register
@@ -213,26 +168,16 @@ def draw_next_patch(result: NextPatchScore, *, title: str | None = "") -> go.Fig
     Args:
         result: of :func:`tstlens.truth.score_next_patch`.
         title: "" for one with the means, None for none.
-
-    Returns:
-        A plotly figure.
     """
-    pos = np.arange(len(result.valid_mass))
-    curves = (
-        ("best possible", result.best, {"color": style.INK, "width": 1.5, "dash": "dash"}),
-        ("patch alone", result.patch_only, {"color": style.MUTED, "width": 1.5}),
-        ("model", result.valid_mass, {"color": style.BLUE, "width": 2.5}),
-    )
     figure = go.Figure()
-    for name, values, line in curves:
-        figure.add_scatter(
-            x=pos,
-            y=values,
-            mode="lines",
-            line=line,
-            name=name,
-            hovertemplate=f"{name}, pos %{{x}}: %{{y:.3f}}<extra></extra>",
-        )
+    for name, values, color, width, dash in (
+        ("best possible", result.best, style.INK, 1.5, "dash"),
+        ("patch alone", result.patch_only, style.MUTED, 1.5, None),
+        ("model", result.valid_mass, style.BLUE, 2.5, None),
+    ):
+        said = f"{name}, pos %{{x}}: %{{y:.3f}}"
+        pos = np.arange(len(values))
+        marks.curve(figure, pos, values, color, width, name=name, said=said, dash=dash)
     figure.add_hline(y=result.chance, line=_CONTROL)
     figure.update_xaxes(title={"text": "position"}, zeroline=False)
     figure.update_yaxes(title={"text": "valid mass"}, range=[0, 1.04], zeroline=False)
@@ -244,24 +189,11 @@ def draw_next_patch(result: NextPatchScore, *, title: str | None = "") -> go.Fig
     return style.finish(figure, heading, subtitle, plot_height=240, above=34, below=50, left=52)
 
 
-_COLOURS = {
-    "method": style.BLUE,
-    "trivial": style.ORANGE,
-    "random": style.MUTED,
-    "answer": style.INK,
-}
-_NAMES = {
-    "method": "method",
-    "trivial": "trivial control",
-    "random": "random control",
-    "answer": "the answer itself",
-}
-_ASKED = {
-    "where": "Which samples decide?",
-    "component": "Which component does it?",
-    "feature": "Which feature is there?",
-    "state": "Which state is it in?",
-    "coverage": "Do intervals cover?",
+_KINDS = {  # of rows -> colour, and name in the legend
+    "method": (style.BLUE, "method"),
+    "trivial": (style.ORANGE, "trivial control"),
+    "random": (style.MUTED, "random control"),
+    "answer": (style.INK, "the answer itself"),
 }
 _ROW = 22  # pixels of a method
 
@@ -279,44 +211,44 @@ def draw_truth(result: TruthTable, *, task: str | None = None, title: str | None
     Returns:
         A plotly figure, one panel per measure.
     """
-    measures = result.measures
     summary = result.summary(task)
     rows = [method for method in result.methods if method in set(summary["method"])][::-1]
-    figure = make_subplots(rows=1, cols=len(measures), shared_yaxes=True, horizontal_spacing=0.04)
-    for column, measure in enumerate(measures, start=1):
-        for kind, colour in _COLOURS.items():
+    panels: dict[str, Any] = {"rows": 1, "cols": len(result.measures), "horizontal_spacing": 0.04}
+    figure = make_subplots(shared_yaxes=True, **panels)
+    for column, measure in enumerate(result.measures, start=1):
+        place: dict[str, Any] = {"row": 1, "col": column}
+        for kind, (colour, name) in _KINDS.items():
             part = summary[(summary["measure"] == measure) & (summary["kind"] == kind)]
             if not len(part):
                 continue
-            shared: dict[str, Any] = {"legendgroup": kind, "name": _NAMES[kind]}
-            _seeds(figure, result, list(part["method"]), measure, task, colour, column)
+            seeds = [
+                (value, method)
+                for method in part["method"]
+                for value in result.values(method, measure, task)
+            ]
+            faint = {"look": {"opacity": 0.35}, **place}
+            x, y = zip(*seeds, strict=True)
+            marks.dots(figure, x, y, colour, 5, **faint)
             mean, low, high = (np.asarray(part[name], float) for name in ("mean", "low", "high"))
             low, high = np.where(np.isnan(low), mean, low), np.where(np.isnan(high), mean, high)
-            figure.add_scatter(
-                x=mean,
-                y=part["method"],
-                mode="markers",
-                marker={"color": colour, "size": 8},
-                error_x={
-                    "type": "data",
-                    "symmetric": False,
-                    "array": high - mean,
-                    "arrayminus": mean - low,
-                    "color": colour,
-                    "thickness": 1.5,
-                    "width": 0,
-                },
+            marks.dots(
+                figure,
+                mean,
+                part["method"],
+                colour,
+                8,
+                name=name,
+                said="<b>%{y}</b><br>%{x:.3f} [%{customdata[0]:.3f}, %{customdata[1]:.3f}], "
+                "%{customdata[2]} seeds",
                 customdata=np.stack([low, high, part["n_seeds"]], 1),
-                hovertemplate="<b>%{y}</b><br>%{x:.3f} [%{customdata[0]:.3f}, "
-                "%{customdata[1]:.3f}], %{customdata[2]} seeds<extra></extra>",
+                error_x=marks.whiskers(mean, low, high, colour, 1.5),
+                legendgroup=kind,
                 showlegend=column == 1,
-                row=1,
-                col=column,
-                **shared,
+                **place,
             )
-        figure.update_xaxes(title={"text": measure}, nticks=4, row=1, col=column)
+        figure.update_xaxes(title={"text": measure}, nticks=4, **place)
     figure.update_yaxes(categoryorder="array", categoryarray=rows, zeroline=False)
-    heading = _ASKED.get(result.question, result.question) if title == "" else title
+    heading = TITLES.get(result.question, result.question) if title == "" else title
     seeds = len({score.seed for score in result.scores})
     of_tasks = task or f"mean over {len(result.tasks)} tasks"
     level = "one seed"
@@ -330,29 +262,4 @@ def draw_truth(result: TruthTable, *, task: str | None = None, title: str | None
         above=30,
         below=50,
         left=style.room_for(rows),
-    )
-
-
-def _seeds(
-    figure: go.Figure,
-    result: TruthTable,
-    methods: list[str],
-    measure: str,
-    task: str | None,
-    colour: str,
-    column: int,
-) -> None:
-    points = [
-        (value, method) for method in methods for value in result.values(method, measure, task)
-    ]
-    values, names = zip(*points, strict=True)
-    figure.add_scatter(
-        x=values,
-        y=names,
-        mode="markers",
-        marker={"color": colour, "size": 5, "opacity": 0.35},
-        hoverinfo="skip",
-        showlegend=False,
-        row=1,
-        col=column,
     )

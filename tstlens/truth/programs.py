@@ -5,21 +5,18 @@ a trend), and gives each node of the circuit a value. Replacing a value by that 
 says what the model has to answer when the node's activation is replaced likewise: an interchange
 intervention.
 
-Source: Geiger et al. 2021 (arXiv 2106.02997), Geiger et al. 2022 (arXiv 2112.00826).
-
-Circuits with every weight written by hand, under a little noise on all weights.
-
-The norms have an eps of 1e12 and a gain of 1e6 and so pass values through unchanged to float
-precision; what a head reads and writes can be seen from the weights alone. All components outside
-the circuit are busy: they write what they see into dimensions that hardly anything reads, so that
-the size of an activation says nothing. The noise lets them have some small effect, as in a trained
-model, so that no method is right merely because all else is exactly zero. Both are drawn from the
-seed: other seeds are other models.
-
-Interchange interventions: run some series with single components' outputs of other series.
+Circuits with every weight written by hand stand under a little noise on all weights. The norms
+have an eps of 1e12 and a gain of 1e6 and so pass values through unchanged to float precision; what
+a head reads and writes can be seen from the weights alone. All components outside the circuit are
+busy: they write what they see into dimensions that hardly anything reads, so that the size of an
+activation says nothing. The noise lets them have some small effect, as in a trained model, so that
+no method is right merely because all else is exactly zero. Both are drawn from the seed: other
+seeds are other models.
 
 A component is a head (its z at all positions), an MLP (what it writes), or the embedding at some
 positions, which for front ends whose positions do not overlap is a piece of the series.
+
+Source: Geiger et al. 2021 (arXiv 2106.02997), Geiger et al. 2022 (arXiv 2112.00826).
 """
 
 from __future__ import annotations
@@ -119,13 +116,35 @@ def _mixed(value: Tensor, other: Values, swapped: Values, name: str) -> Tensor:
     return torch.where(swapped[name], other[name], value)
 
 
+Drawn = tuple[Tensor, dict[str, Tensor]]  # series [n, channel, time], factors
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a task with a known circuit is made.
+
+    Args:
+        description: the question that the model answers.
+        program: the circuit.
+        edges: those that matter, as :class:`~tstlens.truth.PlantedGraph` names them.
+        draw: draws series and factors.
+        make: the model of a seed; of a seed and ``progress=`` where it is trained.
+        by_hand: whether its weights are written by hand.
+    """
+
+    description: str
+    program: Program
+    edges: tuple[str, ...]
+    draw: Callable[[int, torch.Generator], Drawn]
+    make: Callable[..., HookedTST]
+    by_hand: bool
+
+
 NOISE = 0.03  # standard deviation of what is added to every weight
 NOISE_IN_SCORES = 0.01  # the same for queries and keys, whose products are large
 BUSY = 0.35  # of the weights of components outside the circuit
 _UNREAD = 4  # dimensions that they write to
 HARD = 12.0  # a score that leaves e^-12 to all other positions
-
-Drawn = tuple[Tensor, dict[str, Tensor]]  # series [n, channel, time], factors
 
 
 def _blank(n_pos: int, seed: int, **options: Any) -> HookedTST:
@@ -195,18 +214,14 @@ COMPARE_WINDOWS = ((1, 2, 3), (6, 7, 8))
 _COMPARE_POS = 10
 
 
-def compare_program() -> Program:
-    """Is the mean of channel 0 in the first window above that of channel 1 in the second?"""
-    return Program(
-        (
-            Variable("L0H0", lambda v: v["a"], "mean of channel 0 over the first window"),
-            Variable("L0H1", lambda v: v["b"], "mean of channel 1 over the second window"),
-            Variable("L1MLP", lambda v: v["L0H0"] > v["L0H1"], "which of the two is higher"),
-        ),
-        {"a": COMPARE_WINDOWS[0], "b": COMPARE_WINDOWS[1]},
-    )
-
-
+COMPARE = Program(
+    (
+        Variable("L0H0", lambda v: v["a"], "mean of channel 0 over the first window"),
+        Variable("L0H1", lambda v: v["b"], "mean of channel 1 over the second window"),
+        Variable("L1MLP", lambda v: v["L0H0"] > v["L0H1"], "which of the two is higher"),
+    ),
+    {"a": COMPARE_WINDOWS[0], "b": COMPARE_WINDOWS[1]},
+)
 COMPARE_EDGES = (
     *(f"pos{pos}->L0H0.v" for pos in COMPARE_WINDOWS[0]),
     *(f"pos{pos}->L0H1.v" for pos in COMPARE_WINDOWS[1]),
@@ -249,7 +264,7 @@ def compare_model(seed: int) -> HookedTST:
         _move(attn, head, read, write)
     _difference(model.blocks[1].mlp, mean_a, mean_b, up, down)
     model.head.W_U[down, 0] = model.head.W_U[up, 1] = 4
-    return _under_noise(model, compare_program(), seed)
+    return _under_noise(model, COMPARE, seed)
 
 
 def _difference(mlp: Any, one: int, other: int, up: int, down: int) -> None:
@@ -265,18 +280,14 @@ _SAME_POS, SAME_PATCH, _SAME_AT = 6, 4, (1, 4)
 _RAMP = torch.tensor([-1.5, -0.5, 0.5, 1.5])
 
 
-def same_program() -> Program:
-    """Do patch 1 and patch 4 go the same way?"""
-    return Program(
-        (
-            Variable("L0H1", lambda v: v["s"], "trend of patch 1, copied to patch 4"),
-            Variable("L0MLP", lambda v: v["L0H1"] == v["t"], "whether both trends are alike"),
-            Variable("L1H0", lambda v: v["L0MLP"], "that, moved to the last position"),
-        ),
-        {"s": (_SAME_AT[0],), "t": (_SAME_AT[1],)},
-    )
-
-
+SAME = Program(
+    (
+        Variable("L0H1", lambda v: v["s"], "trend of patch 1, copied to patch 4"),
+        Variable("L0MLP", lambda v: v["L0H1"] == v["t"], "whether both trends are alike"),
+        Variable("L1H0", lambda v: v["L0MLP"], "that, moved to the last position"),
+    ),
+    {"s": (_SAME_AT[0],), "t": (_SAME_AT[1],)},
+)
 SAME_EDGES = (
     "pos1->L0H1.v",
     "L0H1->L0MLP",
@@ -322,7 +333,7 @@ def same_model(seed: int) -> HookedTST:
     _look(attn, 0, _SAME_POS - 1, _SAME_AT[1:])
     _move(attn, 0, alike, evidence)
     model.head.W_U[evidence, 1], model.head.W_U[evidence, 0] = 3, -3
-    return _under_noise(model, same_program(), seed)
+    return _under_noise(model, SAME, seed)
 
 
 # --- marked-sample: pre-norm, one position per sample, attention by content -------------------
@@ -330,17 +341,13 @@ def same_model(seed: int) -> HookedTST:
 _MARKED_POS, MARKED_WINDOW = 10, (2, 3, 4, 5, 6, 7)
 
 
-def marked_program() -> Program:
-    """Is channel 0 positive where channel 1 is marked?"""
-    return Program(
-        (
-            Variable("L0H2", lambda v: v["s"], "channel 0 at the marked sample"),
-            Variable("L1MLP", lambda v: v["L0H2"], "its sign"),
-        ),
-        {"s": MARKED_WINDOW},
-    )
-
-
+MARKED = Program(
+    (
+        Variable("L0H2", lambda v: v["s"], "channel 0 at the marked sample"),
+        Variable("L1MLP", lambda v: v["L0H2"], "its sign"),
+    ),
+    {"s": MARKED_WINDOW},
+)
 MARKED_EDGES = (
     *(f"pos{pos}->L0H2.{part}" for pos in MARKED_WINDOW for part in "kv"),
     "L0H2->L1MLP",
@@ -381,8 +388,30 @@ def marked_model(seed: int) -> HookedTST:
     _move(attn, 2, value, found)
     _difference(model.blocks[1].mlp, found, nothing, up, down)
     model.head.W_U[down, 0] = model.head.W_U[up, 1] = 4
-    return _under_noise(model, marked_program(), seed)
+    return _under_noise(model, MARKED, seed)
 
+
+BY_HAND = {
+    "compare-windows": Recipe(
+        "Is the mean of channel 0 in one window above that of channel 1 in a later one?",
+        COMPARE,
+        COMPARE_EDGES,
+        draw_compare,
+        compare_model,
+        True,
+    ),
+    "same-trend": Recipe(
+        "Do two patches go the same way?", SAME, SAME_EDGES, draw_same, same_model, True
+    ),
+    "marked-sample": Recipe(
+        "Is channel 0 positive at the sample that channel 1 marks?",
+        MARKED,
+        MARKED_EDGES,
+        draw_marked,
+        marked_model,
+        True,
+    ),
+}
 
 Swaps = Mapping[str, Bool[Tensor, " series"]]  # L0H1, L1MLP -> where it is the source's
 

@@ -1,12 +1,10 @@
-"""Part (a) of the suite: which samples decide? Every input explanation against a planted mask.
+"""The five parts of the suite, each a function from seeds to scores and what was checked first.
 
-Part (b) of the suite: which component? Circuit methods against circuits that are known.
-
-Part (c) of the suite: which feature? Dictionaries against sparse features that were planted.
-
-Part (d) of the suite: which state? Codes of a model of a regime machine against its states.
-
-Part (e) of the suite: do 95 % intervals cover? Simulated effects whose mean is known.
+- which samples decide? Every input explanation against a planted mask;
+- which component? Circuit methods against circuits that are known;
+- which feature? Dictionaries against sparse features that were planted;
+- which state? Codes of a model of a regime machine against its states;
+- do 95 % intervals cover? Simulated effects whose mean is known.
 """
 
 from __future__ import annotations
@@ -19,7 +17,6 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Float
-from scipy.stats import t
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -37,13 +34,13 @@ from tstlens.patching.circuits import (
 from tstlens.patching.windows import shares, window_places
 from tstlens.probing import attribute, prediction_difference
 from tstlens.randomness import seeded
-from tstlens.stats import mean_interval, percentile_interval
+from tstlens.stats import mean_interval, percentile_interval, t_interval
 from tstlens.truth.components import ComponentTask, component_task
 from tstlens.truth.features import PlantedFeatures, planted_features
 from tstlens.truth.regime import RegimeMachine, RegimeSeries
 from tstlens.truth.scores import Score, score_features, score_states, score_where
 from tstlens.truth.tasks import PlantedTask
-from tstlens.truth.training import fit_next_patch, fit_planted, score_next_patch
+from tstlens.truth.training import fit_next_patch, fit_planted, regime_model, score_next_patch
 from tstlens.zoo.converting import convert
 
 LEARNED = 0.95  # accuracy from which a model has an answer that a method can be right about
@@ -553,8 +550,6 @@ def state_scores(
         Scores, and "share of the possible, seed" -> valid-transition mass of the model, from 0
         (what the patch alone allows) to 1 (the best possible).
     """
-    from tstlens.truth.regime_codebooks import regime_model
-
     scores, checks = [], {}
     for seed in tqdm(seeds, desc="state", disable=not progress):
         machine = RegimeMachine(seed=seed)
@@ -642,11 +637,7 @@ def _codes(
         ),
         "random table": ("random", by_table),
         "shuffled k-means": ("random", lambda data: _shuffled(clusters(data), generator)),
-        "best possible reader": (
-            "answer",
-            # Rounded: states that are equally likely must not be told apart by the last bit.
-            lambda data: machine.state_probabilities(data).round(decimals=9).argmax(-1),
-        ),
+        "best possible reader": ("answer", machine.most_probable_states),
     }
     with torch.no_grad():
         return {
@@ -699,14 +690,13 @@ def coverage_scores(
             generator = np.random.default_rng(place)
             effects = drawn(tail, share, (n, repeats), generator)
             truth = share * _MEANS.get(tail, 1.0)
-            half = t.ppf((1 + LEVEL) / 2, n - 1) * effects.std(0, ddof=1) / n**0.5
-            mean = effects.mean(0)
             own = mean_interval(effects, level=LEVEL, n_boot=n_boot, seed=generator)
             nowhere = np.where(np.isfinite(own[0]), 0.0, np.nan)
+            low, high = t_interval(effects, LEVEL)
             found = {
                 "tstlens": own,
-                "plain t, the same samples": (mean - half + nowhere, mean + half),
-                "plain t": (mean - half, mean + half),
+                "plain t, the same samples": (low + nowhere, high),
+                "plain t": (low, high),
                 "percentile bootstrap": percentile_interval(effects, LEVEL, n_boot, generator),
             }
             task, measure = f"{tail}, {100 * share:g} % active", f"{n} series"

@@ -3,15 +3,6 @@
 Each patch of a series is written by a state; several states write the same prototype. Who reads
 one patch knows the prototype but not the state, and so not which patches may follow; who
 remembers the patches before it does. The states of every position come along.
-
-The best that anyone can know about a `RegimeMachine` from its last few patches, exactly.
-
-Series of a `RegimeMachine`: a data set that knows the state behind every patch.
-
-The graph of a `RegimeMachine`: who may follow whom.
-
-The union of ``n_edges`` permutations of the states, the first of them one cycle through all:
-every state is reached from every other and has as many ways in as out.
 """
 
 from __future__ import annotations
@@ -45,54 +36,6 @@ class RegimeBounds(NamedTuple):
     accuracy: float
     valid_mass: float
     state_accuracy: float
-
-
-def exact_bounds(
-    n_patches: int,
-    stationary: Float[Tensor, " state"],
-    transition: Float[Tensor, "state next"],
-    successors: Int[Tensor, "state edge"],
-    prototype_of: Int[Tensor, " state"],
-) -> RegimeBounds:
-    """Follow every path of states and gather those that write the same word of prototypes.
-
-    Args:
-        n_patches: length of the paths.
-        stationary: probability of each state where a path starts.
-        transition: probability of each next state.
-        successors: states that may follow each.
-        prototype_of: what each state writes.
-
-    Raises:
-        ArgumentError: no patches, or more paths than there is memory for.
-    """
-    n_states, n_edges = successors.shape
-    n_prototypes = int(prototype_of.max()) + 1
-    n_paths = n_states * n_edges ** max(n_patches - 1, 0)
-    if n_patches < 1 or n_paths > _MOST_PATHS:
-        raise ArgumentError(
-            f"n_patches: expected at least 1 and at most {_MOST_PATHS:,} paths of states, "
-            f"got {n_patches} ({n_paths:,} paths)"
-        )
-    shares = transition.gather(1, successors)
-    state = torch.arange(n_states)  # of each path, where it ends
-    weight, word = stationary, prototype_of
-    for _ in range(n_patches - 1):
-        weight = (weight[:, None] * shares[state]).flatten()
-        state = successors[state].flatten()
-        word = word.repeat_interleave(n_edges) * n_prototypes + prototype_of[state]
-        word = word.unique(return_inverse=True)[1]
-    joint = torch.zeros(int(word.max()) + 1, n_states, dtype=torch.float64)
-    joint.index_put_((word, state), weight, accumulate=True)  # probability of word and state
-    shown = torch.nn.functional.one_hot(prototype_of, n_prototypes).double()
-    shown_next = transition @ shown  # [state, prototype]
-    following = joint @ shown_next  # probability of word and next prototype
-    forecast = following / joint.sum(1, keepdim=True)
-    return RegimeBounds(
-        accuracy=float(following.amax(1).sum()),
-        valid_mass=float((joint * (forecast @ (shown_next > 0).double().T)).sum()),
-        state_accuracy=float(joint.amax(1).sum()),
-    )
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -151,25 +94,15 @@ _FORBIDDEN = 1e6  # beside costs between 0 and 1
 _ATTEMPTS = 200
 
 
-def draw_transitions(
+def _transitions(
     n_states: int, n_edges: int, n_prototypes: int, generator: np.random.Generator
 ) -> tuple[Int[np.ndarray, " state"], Int[np.ndarray, "state edge"]]:
-    """Draw which prototype each state writes and which states may follow it.
+    """Which prototype each state writes, in parts as equal as can be, and who may follow it.
 
-    The successors of a state differ in their prototypes, no state follows itself, states are
-    not visited in a rhythm, and no two states are indistinguishable.
-
-    Args:
-        n_states: states.
-        n_edges: successors of each.
-        n_prototypes: prototypes, dealt to the states in parts as equal as can be.
-        generator: of the draws.
-
-    Returns:
-        The prototype of each state, and its successors.
-
-    Raises:
-        ArgumentError: no such graph was found.
+    The union of ``n_edges`` permutations of the states, the first of them one cycle through all:
+    every state is reached from every other and has as many ways in as out. The successors of a
+    state differ in their prototypes, no state follows itself, states are not visited in a rhythm,
+    and no two states are indistinguishable.
     """
     for _ in range(_ATTEMPTS):
         prototype = generator.permutation(np.arange(n_states) % n_prototypes)
@@ -298,8 +231,6 @@ class RegimeMachine:
             )
         if not 0 <= self.noise < float("inf"):
             raise ArgumentError(f"noise: expected 0 or more, got {self.noise}")
-        if self.seed < 0:
-            raise ArgumentError(f"seed: expected 0 or more, got {self.seed}")
         given = self.edge_probabilities
         if given is not None and (
             len(given) != edges or min(given) <= 0 or abs(sum(given) - 1) > 1e-6
@@ -312,9 +243,14 @@ class RegimeMachine:
     @cached_property
     def _drawn(self) -> tuple[np.ndarray, np.ndarray]:
         key = np.random.SeedSequence((self.seed, 0))
-        return draw_transitions(
+        return _transitions(
             self.n_states, self.n_edges, self.n_prototypes, np.random.default_rng(key)
         )
+
+    @property
+    def _shares(self) -> tuple[float, ...]:
+        """Probability of each successor."""
+        return self.edge_probabilities or (1 / self.n_edges,) * self.n_edges
 
     @cached_property
     def prototype_of(self) -> Int[Tensor, " state"]:
@@ -329,9 +265,8 @@ class RegimeMachine:
     @cached_property
     def transition(self) -> Float[Tensor, "state next"]:
         """Probability of each next state; rows add up to 1."""
-        given = self.edge_probabilities or (1 / self.n_edges,) * self.n_edges
         matrix = torch.zeros(self.n_states, self.n_states, dtype=torch.float64)
-        shares = torch.tensor(given, dtype=torch.float64).expand(self.n_states, -1)
+        shares = torch.tensor(self._shares, dtype=torch.float64).expand(self.n_states, -1)
         return matrix.scatter_(1, self.successors, shares)
 
     @cached_property
@@ -386,7 +321,7 @@ class RegimeMachine:
 
     @checked
     def sample(
-        self, n: Count, n_pos: int = 32, *, seed: Seed = 0, split: str = "train"
+        self, n: Count, n_pos: Count = 32, *, seed: Seed = 0, split: str = "train"
     ) -> RegimeSeries:
         """Series of the machine, each from a state of its own drawing.
 
@@ -399,17 +334,12 @@ class RegimeMachine:
         Raises:
             ArgumentError: sizes below 1.
         """
-        if n < 1 or n_pos < 1:
-            raise ArgumentError(f"n and n_pos: expected at least 1, got {n} and {n_pos}")
-        if seed < 0:
-            raise ArgumentError(f"seed: expected 0 or more, got {seed}")
         generator = np.random.default_rng(np.random.SeedSequence((self.seed, 1, seed)))
-        shares = self.edge_probabilities or (1 / self.n_edges,) * self.n_edges
-        successors = self.successors.numpy()
+        shares, successors = np.array(self._shares), self.successors.numpy()
         states = np.empty((n, n_pos), dtype=np.int64)
         states[:, 0] = generator.choice(self.n_states, size=n, p=self.stationary.numpy())
         for pos in range(1, n_pos):
-            edge = generator.choice(self.n_edges, size=n, p=np.array(shares) / sum(shares))
+            edge = generator.choice(self.n_edges, size=n, p=shares / sum(self._shares))
             states[:, pos] = successors[states[:, pos - 1], edge]
         written = self.prototypes.numpy()[self.prototype_of.numpy()[states]]
         patches = written + self.noise * generator.standard_normal(written.shape)
@@ -545,6 +475,11 @@ class RegimeMachine:
             before = known[:, pos] @ transition if history else stationary
         return known
 
+    def most_probable_states(self, data: RegimeSeries) -> Int[Tensor, "n pos"]:
+        """The state that the best possible reader takes it for, at every position."""
+        # Rounded: states that are equally likely must not be told apart by the last bit.
+        return self.state_probabilities(data).round(decimals=9).argmax(-1)
+
     @checked
     def forecast(
         self, data: RegimeSeries, *, history: bool = True
@@ -571,8 +506,28 @@ class RegimeMachine:
         Raises:
             ArgumentError: less than 1, or more than there is memory for.
         """
-        return exact_bounds(
-            n_patches, self.stationary, self.transition, self.successors, self.prototype_of
+        n_paths = self.n_states * self.n_edges ** max(n_patches - 1, 0)
+        if n_patches < 1 or n_paths > _MOST_PATHS:
+            raise ArgumentError(
+                f"n_patches: expected at least 1 and at most {_MOST_PATHS:,} paths of states, "
+                f"got {n_patches} ({n_paths:,} paths)"
+            )
+        shares = self.transition.gather(1, self.successors)
+        state = torch.arange(self.n_states)  # of each path, where it ends
+        weight, word = self.stationary, self.prototype_of  # paths that write the same are one word
+        for _ in range(n_patches - 1):
+            weight = (weight[:, None] * shares[state]).flatten()
+            state = self.successors[state].flatten()
+            word = word.repeat_interleave(self.n_edges) * self.n_prototypes
+            word = (word + self.prototype_of[state]).unique(return_inverse=True)[1]
+        joint = torch.zeros(int(word.max()) + 1, self.n_states, dtype=torch.float64)
+        joint.index_put_((word, state), weight, accumulate=True)  # probability of word and state
+        following = joint @ self.shown_next  # probability of word and next prototype
+        forecast = following / joint.sum(1, keepdim=True)
+        return RegimeBounds(
+            accuracy=float(following.amax(1).sum()),
+            valid_mass=float((joint * (forecast @ self.valid_next.double().T)).sum()),
+            state_accuracy=float(joint.amax(1).sum()),
         )
 
     def _check_patches(self, patches: Tensor) -> None:

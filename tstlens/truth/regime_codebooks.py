@@ -1,10 +1,7 @@
-"""The experiment with a known answer: codebooks in models of regime machines, by seed.
+"""Codebooks in models of regime machines: what codes are to the states, beside controls, by seed.
 
-What codes are to the states of a regime machine, measured, with controls beside.
-
-Codes of a spliced model against the states that wrote its series.
-
-What forecasts become when the codes of a position are those of another state.
+Codes of a spliced model against the states that wrote its series, and what forecasts become when
+the codes of a position are those of another state.
 """
 
 from __future__ import annotations
@@ -12,10 +9,11 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 import torch
+from annotated_types import Ge
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
@@ -24,11 +22,11 @@ from tstlens.codebooks.codebook import Codebook
 from tstlens.codebooks.fitting import FittedCodebooks, fit, start
 from tstlens.codebooks.search import Places, best_rivals
 from tstlens.errors import ArgumentError, HookError
-from tstlens.model import CustomConfig, HookedTST, HookedTSTConfig, LinearPatchesConfig
-from tstlens.results import Result
+from tstlens.model import HookedTST
+from tstlens.results import TableResult
 from tstlens.truth.regime import RegimeMachine, RegimeSeries
 from tstlens.truth.scores import StateScore, score_states
-from tstlens.truth.training import NextPatchHead, fit_next_patch, score_next_patch
+from tstlens.truth.training import fit_next_patch, regime_model, score_next_patch
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -103,7 +101,7 @@ class StateSwap:
 
 
 @dataclass(frozen=True)
-class RegimeScore(Result):
+class RegimeScore(TableResult):
     """Codes against the true states of a :class:`~tstlens.truth.RegimeMachine`.
 
     Args:
@@ -156,13 +154,9 @@ class RegimeScore(Result):
             means[model] = float(np.mean([one.neurons[model] for one in found]))
         return means
 
-    def to_dataframe(self) -> pd.DataFrame:
-        """One row per number: measure, where, value, control, and what the control is."""
-        import pandas as pd
-
-        return pd.DataFrame(self._rows())
-
     def _rows(self) -> Iterator[dict[str, Any]]:
+        """One per number: measure, where, value, control, and what the control is."""
+
         def row(
             measure: str, where: str, value: float, control: float = np.nan, kind: str = ""
         ) -> dict[str, Any]:
@@ -208,7 +202,7 @@ class RegimeScore(Result):
 
 
 @dataclass(frozen=True)
-class RegimeExperiment(Result):
+class RegimeExperiment(TableResult):
     """The experiment on several machines, each with a model and codebooks of its own.
 
     Args:
@@ -221,15 +215,10 @@ class RegimeExperiment(Result):
     seeds: tuple[int, ...]
     made: dict[str, Any] = field(default_factory=dict)
 
-    def to_dataframe(self) -> pd.DataFrame:
-        """The frames of all scores below each other, with a column for the seed."""
-        import pandas as pd
-
-        frames = [
-            score.to_dataframe().assign(seed=seed)
-            for seed, score in zip(self.seeds, self.scores, strict=True)
-        ]
-        return pd.concat(frames, ignore_index=True)
+    def _rows(self) -> Iterator[dict[str, Any]]:
+        """Those of all scores below each other, with a column for the seed."""
+        for seed, score in zip(self.seeds, self.scores, strict=True):
+            yield from ({**row, "seed": seed} for row in score._rows())
 
     def summary(self) -> pd.DataFrame:
         """Mean, smallest and largest over seeds, one row per measure and place."""
@@ -407,6 +396,21 @@ def code_divergence(
 KNOWN = 0.99  # probability of a state, given all patches so far, from which it counts as known
 
 
+@dataclass(frozen=True)
+class _Sample:
+    """Series of the machine: those that things are chosen on, or those that are reported on.
+
+    Args:
+        data: the series and their states [series, pos].
+        known: [series, pos], where the state can be known.
+        ids: hook point -> codes [series, pos].
+    """
+
+    data: RegimeSeries
+    known: Bool[Tensor, "n pos"]
+    ids: dict[str, Int[Tensor, "n pos"]]
+
+
 @checked
 @torch.no_grad()
 def score_regime(
@@ -414,7 +418,7 @@ def score_regime(
     machine: RegimeMachine,
     *,
     original: HookedTST | None = None,
-    n_series: int = 512,
+    n_series: Annotated[int, Ge(2)] = 512,
     min_support: int = 20,
     seed: Seed = 0,
 ) -> RegimeScore:
@@ -458,40 +462,42 @@ def score_regime(
         ['codebooks', 'without codebooks', 'best possible', 'patch alone', 'chance']
     """
     books: dict[str, Codebook] = model.acts_to_codebooks
-    _check(model, machine, books, n_series)
-    n_pos = model.cfg.n_time // machine.patch_len  # type: ignore[operator]
-    choice, report = (
-        machine.sample(n_series, n_pos, seed=2**20 + 2 * seed + which, split=split)
-        for which, split in enumerate(("choice", "report"))
-    )
-    known = tuple(machine.state_probabilities(data).amax(-1) >= KNOWN for data in (choice, report))
-    ids = tuple(
-        {hook: found[..., 0] for hook, found in model.code_ids(data.series).items()}
-        for data in (choice, report)
-    )
-    states = {
-        hook: _against_states(
-            (ids[0][hook], ids[1][hook]), (choice.states, report.states), known, seed
+    _check(books)
+    n_pos = _n_pos(model, machine)
+    choice, report = samples = [
+        _sample(
+            model,
+            machine,
+            machine.sample(n_series, n_pos, seed=2**20 + 2 * seed + which, split=split),
         )
-        for hook in books
+        for which, split in enumerate(("choice", "report"))
+    ]
+    states = {
+        hook: _against_states([one.ids[hook] for one in samples], samples, seed) for hook in books
     }
-    activations = tuple(_neurons(model, original, books, data) for data in (choice, report))
+    data = (choice.data, report.data)
+    activations = tuple(_neurons(model, original, books, series) for series in data)
     codes: list[CodePrecision] = []
     for hook in books:
-        pair = (ids[0][hook], ids[1][hook])
-        codes += _precisions(
-            hook, pair, (choice, report), states[hook]["all"], activations, min_support
-        )
+        pair = (choice.ids[hook], report.ids[hook])
+        codes += _precisions(hook, pair, data, states[hook]["all"], activations, min_support)
     return RegimeScore(
-        mass=_masses(model, original, machine, (choice, report), seed),
+        mass=_masses(model, original, machine, *data, seed),
         states=states,
-        references=_references(machine, choice, report, known, seed),
-        codes=tuple(codes),
-        swaps=swap_states(model, machine, report, known[1], seed),
-        divergence={
-            hook: code_divergence(model, machine, report, ids[1][hook], seed) for hook in books
+        references={
+            name: _against_states([read(series) for series in data], samples, seed)
+            for name, read in {
+                "patch alone": lambda series: machine.nearest_prototype(series.patches),
+                "best possible": machine.most_probable_states,
+            }.items()
         },
-        known_share=float(known[1].double().mean()),
+        codes=tuple(codes),
+        swaps=swap_states(model, machine, report.data, report.known, seed),
+        divergence={
+            hook: code_divergence(model, machine, report.data, ids, seed)
+            for hook, ids in report.ids.items()
+        },
+        known_share=float(report.known.double().mean()),
         made={
             "model": model.cfg.model_name,
             "machine_seed": machine.seed,
@@ -504,9 +510,7 @@ def score_regime(
     )
 
 
-def _check(
-    model: HookedTST, machine: RegimeMachine, books: dict[str, Codebook], n_series: int
-) -> None:
+def _check(books: dict[str, Codebook]) -> None:
     if not books:
         raise HookError("no codebook is on the model: codebooks.fit(model, data, hooks)")
     for hook, book in books.items():
@@ -515,62 +519,48 @@ def _check(
                 f"a state is compared with one code per position: expected k=1 and n_groups=1 at "
                 f"{hook}, got k={book.k} and n_groups={book.n_groups}"
             )
+
+
+def _n_pos(model: HookedTST, machine: RegimeMachine) -> int:
     n_time = model.cfg.n_time
     if n_time is None or n_time % machine.patch_len or n_time <= machine.patch_len:
         raise ArgumentError(
             f"expected a model of series of several patches of {machine.patch_len} samples, as "
-            f"the machine writes them, got n_time={n_time}"
+            f"the machine writes them, got n_time={n_time}; see regime_model"
         )
-    if n_series < 2:
-        raise ArgumentError(f"n_series: expected at least 2, got {n_series}")
+    return n_time // machine.patch_len
+
+
+def _sample(model: HookedTST, machine: RegimeMachine, data: RegimeSeries) -> _Sample:
+    known = machine.state_probabilities(data).amax(-1) >= KNOWN
+    ids = {hook: found[..., 0] for hook, found in model.code_ids(data.series).items()}
+    return _Sample(data, known, ids)
 
 
 def _against_states(
-    ids: tuple[Tensor, Tensor],
-    states: tuple[Tensor, Tensor],
-    known: tuple[Tensor, ...],
-    seed: int,
+    ids: Sequence[Tensor], samples: Sequence[_Sample], seed: int
 ) -> dict[str, StateScore]:
-    found = {"all": score_states(ids[1], states[1], chosen_on=(ids[0], states[0]), seed=seed)}
-    if all(bool(places.any()) for places in known):
-        chosen_on = ids[0][known[0]], states[0][known[0]]
+    """Scores of what tells states, at all positions and where the state can be known."""
+    choice, report = samples
+    states = report.data.states
+    chosen_on = ids[0], choice.data.states
+    found = {"all": score_states(ids[1], states, chosen_on=chosen_on, seed=seed)}
+    if all(bool(one.known.any()) for one in samples):
+        chosen_on = ids[0][choice.known], choice.data.states[choice.known]
         found["known"] = score_states(
-            ids[1], states[1], chosen_on=chosen_on, observed=known[1], seed=seed
+            ids[1], states, chosen_on=chosen_on, observed=report.known, seed=seed
         )
     return found
-
-
-def _references(
-    machine: RegimeMachine,
-    choice: RegimeSeries,
-    report: RegimeSeries,
-    known: tuple[Tensor, ...],
-    seed: int,
-) -> dict[str, dict[str, StateScore]]:
-    """Mutual information of what needs no model: the prototype, and the exact reader's state."""
-    states = choice.states, report.states
-    patch, best = (
-        tuple(read(data) for data in (choice, report))
-        for read in (
-            lambda data: machine.nearest_prototype(data.patches),
-            lambda data: machine.state_probabilities(data).round(decimals=9).argmax(-1),
-        )
-    )
-    return {
-        "patch alone": _against_states((patch[0], patch[1]), states, known, seed),
-        "best possible": _against_states((best[0], best[1]), states, known, seed),
-    }
 
 
 def _masses(
     model: HookedTST,
     original: HookedTST | None,
     machine: RegimeMachine,
-    samples: tuple[RegimeSeries, RegimeSeries],
+    choice: RegimeSeries,
+    report: RegimeSeries,
     seed: int,
 ) -> dict[str, float]:
-    choice, report = samples
-
     def of(which: HookedTST) -> float:
         return score_next_patch(which, machine, report).valid_mass.mean()
 
@@ -688,50 +678,6 @@ FIT: dict[str, Any] = {
 
 
 @checked
-def regime_model(
-    machine: RegimeMachine,
-    *,
-    n_pos: int = 16,
-    n_layers: int = 3,
-    d_model: int = 16,
-    n_heads: int = 4,
-    d_mlp: int = 64,
-    seed: Seed = 0,
-) -> HookedTST:
-    """A small causal transformer, not trained, that says at every position which patch is next.
-
-    Args:
-        machine: whose patches it reads.
-        n_pos: patches of a series.
-        n_layers, d_model, n_heads, d_mlp: sizes.
-        seed: of the weights.
-
-    Example:
-        >>> from tstlens import truth
-        >>> from tstlens.truth import RegimeMachine
-        >>> machine = RegimeMachine()
-        >>> truth.regime_model(machine)(machine.sample(2, 16).series).shape
-        torch.Size([2, 16, 12])
-    """
-    config = HookedTSTConfig(
-        n_layers=n_layers,
-        d_model=d_model,
-        n_heads=n_heads,
-        d_mlp=d_mlp,
-        n_channels=1,
-        n_time=n_pos * machine.patch_len,
-        positions="learned",
-        causal=True,
-        final_norm=True,
-        embed=LinearPatchesConfig(machine.patch_len, machine.patch_len),
-        head=CustomConfig("tstlens.truth.training.NextPatchHead"),
-        seed=seed,
-        model_name=f"regime-machine-{machine.seed}",
-    )
-    return HookedTST(config, head=NextPatchHead(d_model, machine.patch_len, seed))
-
-
-@checked
 def fit_regime(
     model: HookedTST,
     machine: RegimeMachine,
@@ -754,10 +700,7 @@ def fit_regime(
         **options: of :func:`fit`, in place of those that work here: 256 codes, one active,
             Euclidean distance, tables trained by the task, 12 epochs.
     """
-    if model.cfg.n_time is None:
-        raise ArgumentError("expected a model of series of one length: see regime_model")
-    n_pos = model.cfg.n_time // machine.patch_len
-    data = machine.sample(n_series, n_pos + 1, seed=TRAINING_SEED + seed)
+    data = machine.sample(n_series, _n_pos(model, machine) + 1, seed=TRAINING_SEED + seed)
     chosen = {**FIT, "seed": seed, "progress": progress, **options}
     return fit(model, data.inputs, hooks, target=data.next_patches, **chosen)
 
@@ -811,8 +754,8 @@ def regime_experiment(
     for seed in chosen:
         world = RegimeMachine(**{"seed": seed, **(machine or {})})
         original = regime_model(world, **{"seed": seed, **(model or {})})
-        n_pos = original.cfg.n_time // world.patch_len  # type: ignore[operator]
-        fit_next_patch(original, world, n_pos=n_pos, steps=steps, seed=seed, progress=progress)
+        shown = {"n_pos": _n_pos(original, world), "progress": progress}
+        fit_next_patch(original, world, steps=steps, seed=seed, **shown)
         tuned = copy.deepcopy(original)
         fit_regime(tuned, world, places, n_series=n_fit, seed=seed, progress=progress, **options)
         scores.append(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -17,15 +17,12 @@ from torch import Tensor
 
 from tstlens.arguments import Seed, checked
 from tstlens.errors import ArgumentError
-from tstlens.results import Result
+from tstlens.results import TableResult
 from tstlens.saes.scoring import random_directions
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 
 @dataclass(frozen=True)
-class Recovery(Result):
+class Recovery(TableResult):
     """How well a dictionary matches planted features; a random one of its size beside it.
 
     Args:
@@ -45,11 +42,8 @@ class Recovery(Result):
     n_latents: int
     n_features: int
 
-    def to_dataframe(self) -> pd.DataFrame:
-        """One row."""
-        import pandas as pd
-
-        return pd.DataFrame([vars(self)])
+    def _rows(self) -> list[dict[str, Any]]:
+        return [vars(self)]
 
 
 @checked

@@ -1,15 +1,11 @@
-"""Scores against a planted answer: which samples, which states, which features.
+"""Scores against a planted answer: which samples, which states, which features; tables of them.
 
 Every score comes with what a method would get that knows nothing, on the same series.
-
-Scores of discrete codes against true states, and of activations against true features.
-
-A table of methods scored against known answers, with intervals over seeds.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -18,10 +14,11 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from tstlens.arguments import Seed, Share, checked
+from tstlens.arguments import Count, Seed, Share, checked
+from tstlens.effects import Labelled
 from tstlens.errors import ArgumentError, SeriesShapeError, UnknownNameError
 from tstlens.randomness import seeded
-from tstlens.results import Result
+from tstlens.results import TableResult
 from tstlens.stats import mean_interval, percentile_interval
 
 if TYPE_CHECKING:
@@ -29,10 +26,11 @@ if TYPE_CHECKING:
 
 
 SIGNS = ("given", "absolute", "positive")
+_OF_SERIES = ("auprc", "random", "density", "precision", "recall")
 
 
-@dataclass(frozen=True)
-class WhereScore(Result):
+@dataclass(frozen=True, eq=False)
+class WhereScore(Labelled):
     """How well an attribution finds the samples that decide, beside random order.
 
     Args:
@@ -65,13 +63,13 @@ class WhereScore(Result):
     unit: str
     made: dict[str, Any] = field(default_factory=dict)
 
-    def to_dataframe(self) -> pd.DataFrame:
-        """One row per series: auprc, random, density, precision, recall."""
-        import pandas as pd
+    def entries(self) -> dict[str, Sequence[int]]:
+        """The series."""
+        return {"series": range(len(self.auprc))}
 
-        names = ("auprc", "random", "density", "precision", "recall")
-        frame = pd.DataFrame({name: getattr(self, name) for name in names})
-        return frame.rename_axis("series").reset_index()
+    def columns(self) -> dict[str, np.ndarray]:
+        """Auprc, random, density, precision, recall."""
+        return {name: getattr(self, name) for name in _OF_SERIES}
 
     def __repr__(self) -> str:
         return (
@@ -87,7 +85,7 @@ def score_where(
     *,
     cells: Sequence[tuple[int, int]] | None = None,
     sign: str = "absolute",
-    top: float | None = None,
+    top: Share | None = None,
     level: Share = 0.95,
     seed: Seed = 0,
 ) -> WhereScore:
@@ -118,7 +116,7 @@ def score_where(
 
     Raises:
         SeriesShapeError: shapes that do not belong together.
-        ArgumentError: NaN in the attribution, no series to score, or a share that is none.
+        ArgumentError: NaN in the attribution, or no series to score.
         UnknownNameError: a sign that does not exist.
 
     Source: the explanation scores of Queen et al. 2023, arXiv 2306.02109;
@@ -132,9 +130,6 @@ def score_where(
     """
     if sign not in SIGNS:
         raise UnknownNameError(sign, SIGNS, "this names what score_where does with signs")
-    for name, share in (("top", top), ("level", level)):
-        if share is not None and not 0 < share < 1:
-            raise ArgumentError(f"{name}: expected a share between 0 and 1, got {share}")
     scores, truth, unit = _laid_out(attribution, mask, cells)
     if not bool(scores.isfinite().all()):
         raise ArgumentError("attribution: expected finite scores, got NaN or infinity")
@@ -197,8 +192,7 @@ def _laid_out(
 def _per_series(scores: np.ndarray, truth: np.ndarray, top: float | None) -> dict[str, np.ndarray]:
     from sklearn.metrics import average_precision_score
 
-    names = ("auprc", "random", "density", "precision", "recall")
-    values = {name: np.full(len(scores), np.nan) for name in names}
+    values = {name: np.full(len(scores), np.nan) for name in _OF_SERIES}
     values["density"] = truth.mean(1)
     for row, (score, decides) in enumerate(zip(scores, truth, strict=True)):
         n_true = int(decides.sum())
@@ -229,8 +223,8 @@ def _found(score: np.ndarray, decides: np.ndarray, k: int) -> float:
     return float(decides[above].sum() + room * decides[at].sum())
 
 
-@dataclass(frozen=True)
-class StateScore(Result):
+@dataclass(frozen=True, eq=False)
+class StateScore(Labelled):
     """How well codes tell states apart, beside shuffled codes.
 
     Args:
@@ -262,19 +256,14 @@ class StateScore(Result):
     n: int
     made: dict[str, Any] = field(default_factory=dict)
 
-    def to_dataframe(self) -> pd.DataFrame:
-        """One row per code that occurs: code, state, precision, recall, support."""
-        import pandas as pd
+    def entries(self) -> dict[str, Any]:
+        """The codes that occur."""
+        return {"code": self.codes}
 
-        return pd.DataFrame(
-            {
-                "code": self.codes,
-                "state": self.stands_for,
-                "precision": self.precision,
-                "recall": self.recall,
-                "support": self.support,
-            }
-        )
+    def columns(self) -> dict[str, np.ndarray]:
+        """State, precision, recall, support."""
+        names = ("precision", "recall", "support")
+        return {"state": self.stands_for} | {name: getattr(self, name) for name in names}
 
     def __repr__(self) -> str:
         return (
@@ -292,7 +281,7 @@ def score_states(
     *,
     chosen_on: tuple[Tensor, Tensor] | None = None,
     observed: Bool[Tensor, "*place"] | None = None,
-    n_shuffles: int = 10,
+    n_shuffles: Count = 10,
     seed: Seed = 0,
 ) -> StateScore:
     """Whether discrete codes (or clusters) are the states of the machine behind the series.
@@ -329,8 +318,6 @@ def score_states(
     """
     from sklearn.metrics import normalized_mutual_info_score
 
-    if n_shuffles < 1:
-        raise ArgumentError(f"n_shuffles: expected at least 1, got {n_shuffles}")
     code, state = _flat(ids, states, observed)
     pair = (code, state) if chosen_on is None else _flat(*chosen_on, None)
     n_states = int(max(state.max(), pair[1].max())) + 1
@@ -388,8 +375,8 @@ def _counts(code: np.ndarray, state: np.ndarray, n_codes: int, n_states: int) ->
     return flat.reshape(n_codes, n_states)
 
 
-@dataclass(frozen=True)
-class FeatureScore(Result):
+@dataclass(frozen=True, eq=False, repr=False)
+class FeatureScore(Labelled):
     """How well activations match true features one to one, beside shuffled rows.
 
     Args:
@@ -409,12 +396,13 @@ class FeatureScore(Result):
     n_latents: int
     made: dict[str, Any] = field(default_factory=dict)
 
-    def to_dataframe(self) -> pd.DataFrame:
-        """One row per feature: feature, latent, correlation."""
-        import pandas as pd
+    def entries(self) -> dict[str, Sequence[int]]:
+        """The planted features."""
+        return {"feature": range(len(self.latent))}
 
-        frame = pd.DataFrame({"latent": self.latent, "correlation": self.correlation})
-        return frame.rename_axis("feature").reset_index()
+    def columns(self) -> dict[str, np.ndarray]:
+        """Latent and correlation."""
+        return {"latent": self.latent, "correlation": self.correlation}
 
 
 @checked
@@ -422,7 +410,7 @@ def score_features(
     activations: Float[Tensor, "row latent"],
     truth: Float[Tensor, "row feature"],
     *,
-    n_shuffles: int = 10,
+    n_shuffles: Count = 10,
     seed: Seed = 0,
 ) -> FeatureScore:
     """Whether single latents follow the features that were planted.
@@ -456,10 +444,8 @@ def score_features(
             "expected activations [row, latent] and truth [row, feature] with the same rows, "
             f"got {list(activations.shape)} and {list(truth.shape)}"
         )
-    if len(truth) < 2 or n_shuffles < 1:
-        raise ArgumentError(
-            f"expected at least 2 rows and 1 shuffle, got {len(truth)} and {n_shuffles}"
-        )
+    if len(truth) < 2:
+        raise ArgumentError(f"expected at least 2 rows, got {len(truth)}")
     latents = _standard(activations.detach().cpu().double().numpy())
     features = _standard(truth.detach().cpu().double().numpy())
     correlation, latent = _matched(latents, features)
@@ -497,6 +483,13 @@ def _matched(latents: np.ndarray, features: np.ndarray) -> tuple[np.ndarray, np.
 
 
 KINDS = ("method", "trivial", "random", "answer")
+TITLES = {  # question -> in words
+    "where": "Which samples decide?",
+    "component": "Which component does it?",
+    "feature": "Which feature is there?",
+    "state": "Which state is it in?",
+    "coverage": "Do intervals cover?",
+}
 
 
 class Score(NamedTuple):
@@ -521,12 +514,12 @@ class Score(NamedTuple):
 
 
 @dataclass(frozen=True)
-class TruthTable(Result):
+class TruthTable(TableResult):
     """How near each method comes to a planted answer, task by task and over all tasks.
 
     Args:
-        question: ``"where"``, ``"component"``, ``"feature"`` or ``"state"``.
-        scores: every number that was measured.
+        question: ``"where"``, ``"component"``, ``"feature"``, ``"state"`` or ``"coverage"``.
+        scores: every number that was measured, the rows of the frame.
         notes: what to know when reading it: where each method misleads.
         checks: what was checked before any method was scored (a model's accuracy, a graph under
             interchange interventions) -> the lowest value over tasks and seeds.
@@ -608,13 +601,8 @@ class TruthTable(Result):
                 rows.append(row)
         return pd.DataFrame(rows)
 
-    def to_dataframe(self) -> pd.DataFrame:
-        """One row per number: question, task, method, kind, measure, seed, value."""
-        import pandas as pd
-
-        frame = pd.DataFrame(self.scores, columns=list(Score._fields))
-        frame.insert(0, "question", self.question)
-        return frame
+    def _rows(self) -> list[dict[str, Any]]:
+        return [{"question": self.question, **score._asdict()} for score in self.scores]
 
     def to_markdown(self, task: str | None = None) -> str:
         """A Markdown table, one row per method and one column per measure.
@@ -647,13 +635,6 @@ def interval(values: Sequence[float] | np.ndarray, level: float = 0.95) -> tuple
     values = np.asarray(values, dtype=float)
     low, high = percentile_interval(values[:, None], level, 5000)
     return float(low[0]), float(high[0])
-
-
-def joined(tables: Iterable[TruthTable]) -> pd.DataFrame:
-    """The numbers of several tables, one under the other."""
-    import pandas as pd
-
-    return pd.concat([table.to_dataframe() for table in tables], ignore_index=True)
 
 
 def _named(method: str, kind: str) -> str:

@@ -10,14 +10,14 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 import tstlens
 from tstlens.errors import ArgumentError, UnknownNameError
 from tstlens.figures.drawing import write_png
-from tstlens.results import Result
+from tstlens.results import TableResult
 from tstlens.storage import write_set
 from tstlens.truth.components import component_names
 from tstlens.truth.questions import (
@@ -27,20 +27,9 @@ from tstlens.truth.questions import (
     state_scores,
     where_scores,
 )
-from tstlens.truth.scores import Score, TruthTable, joined
+from tstlens.truth.scores import TITLES, Score, TruthTable
 from tstlens.truth.tasks import planted_names
 
-if TYPE_CHECKING:
-    import pandas as pd
-
-
-TITLES = {
-    "where": "Which samples decide?",
-    "component": "Which component does it?",
-    "feature": "Which feature is there?",
-    "state": "Which state is it in?",
-    "coverage": "Do intervals cover?",
-}
 ABOUT = {
     "where": (
         "Small transformers trained on tasks in which a motif at a random place decides the class. "
@@ -271,7 +260,7 @@ def _listed(names: Sequence[str]) -> str:
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
 
 
-QUESTIONS = ("where", "component", "feature", "state", "coverage")
+QUESTIONS = tuple(TITLES)
 _IMAGE = 960  # pixels; the width of a page of a code host
 _NEED_SAE_LENS = ("feature", "state")
 
@@ -295,7 +284,7 @@ SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
 
 
 @dataclass(frozen=True)
-class Truth(Result):
+class Truth(TableResult):
     """What every method got right, question by question.
 
     Args:
@@ -317,9 +306,8 @@ class Truth(Result):
         known = [table.question for table in self.tables]
         raise UnknownNameError(question, known, "this names a table of the suite")
 
-    def to_dataframe(self) -> pd.DataFrame:
-        """Every number: question, task, method, kind, measure, seed, value."""
-        return joined(self.tables)
+    def _rows(self) -> list[dict[str, Any]]:
+        return [row for table in self.tables for row in table._rows()]
 
     def to_markdown(self, images: Mapping[str, str] | None = None) -> str:
         """The page of all tables, with what each says and where each method misleads.

@@ -354,8 +354,8 @@ def planted(
     seed: Seed = 0,
     *,
     split: str = "train",
-    n_train: int = 1000,
-    n_test: int = 400,
+    n_train: Count = 1000,
+    n_test: Count = 400,
     n_time: Count | None = None,
     n_channels: int | None = None,
     background: str = "narma",
@@ -426,8 +426,6 @@ def _sizes(name: str, n: int, n_channels: int | None, n_time: int | None) -> Siz
         task.n_channels if n_channels is None else n_channels,
         task.n_time if n_time is None else n_time,
     )
-    if n < 1:
-        raise ArgumentError(f"n_train and n_test: expected at least 1 series, got {n}")
     if sizes.n_channels < task.fewest_channels:
         raise ArgumentError(
             f"n_channels: {name} needs at least {task.fewest_channels}, got {sizes.n_channels}"
@@ -440,8 +438,6 @@ def _sizes(name: str, n: int, n_channels: int | None, n_time: int | None) -> Siz
 
 
 def _draw(name: str, sizes: Sizes, split: str, made: dict[str, Any]) -> PlantedTask:
-    if made["seed"] < 0:
-        raise ArgumentError(f"seed: expected 0 or more, got {made['seed']}")
     task = WHERE[name]
     # Apart from each other: what is planted, and the background that it is planted in.
     key = (made["seed"], zlib.crc32(name.encode()), _SPLITS.index(split))

@@ -24,9 +24,9 @@ patch alone 0.482, 0.496, 0.461), from position 5 on 0.987 to 0.988 (best possib
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -36,31 +36,20 @@ from torch.nn import functional as F
 from tqdm.auto import tqdm
 
 from tstlens.arguments import Count, Positive, Seed, checked, needs_gradients
-from tstlens.errors import ArgumentError, SeriesShapeError, UnknownNameError
+from tstlens.effects import Labelled
+from tstlens.errors import SeriesShapeError, UnknownNameError
+from tstlens.model import CustomConfig, HookedTST, HookedTSTConfig, LinearPatchesConfig
 from tstlens.randomness import seeded
-from tstlens.results import Result
+from tstlens.run import Runs
 from tstlens.training.conv_tst import ConvTST, ConvTSTConfig
 from tstlens.training.evaluation import Evaluation, device_of, evaluate
 from tstlens.training.loop import LastGood, TrainingResult, train
 from tstlens.truth.regime import RegimeMachine, RegimeSeries
 from tstlens.truth.tasks import PlantedTask, planted
 
-if TYPE_CHECKING:
-    import pandas as pd
-
-__all__ = [
-    "PLANTED_RECIPES",
-    "NextPatchHead",
-    "NextPatchScore",
-    "PlantedRecipe",
-    "fit_next_patch",
-    "fit_planted",
-    "score_next_patch",
-]
-
 TARGETS = ("patch", "prototype")
 _BLOCK = 50  # batches drawn at once
-_TRAINING_SEEDS = 2**32  # training series take seeds from here on; smaller ones stay for tests
+TRAINING_SEEDS = 2**32  # training series take seeds from here on; smaller ones stay for tests
 
 
 @dataclass(frozen=True)
@@ -175,15 +164,59 @@ class NextPatchHead(nn.Module):
 
 
 @checked
+def regime_model(
+    machine: RegimeMachine,
+    *,
+    n_pos: int = 16,
+    n_layers: int = 3,
+    d_model: int = 16,
+    n_heads: int = 4,
+    d_mlp: int = 64,
+    seed: Seed = 0,
+) -> HookedTST:
+    """A small causal transformer, not trained, that says at every position which patch is next.
+
+    Args:
+        machine: whose patches it reads.
+        n_pos: patches of a series.
+        n_layers, d_model, n_heads, d_mlp: sizes.
+        seed: of the weights.
+
+    Example:
+        >>> from tstlens import truth
+        >>> from tstlens.truth import RegimeMachine
+        >>> machine = RegimeMachine()
+        >>> truth.regime_model(machine)(machine.sample(2, 16).series).shape
+        torch.Size([2, 16, 12])
+    """
+    config = HookedTSTConfig(
+        n_layers=n_layers,
+        d_model=d_model,
+        n_heads=n_heads,
+        d_mlp=d_mlp,
+        n_channels=1,
+        n_time=n_pos * machine.patch_len,
+        positions="learned",
+        causal=True,
+        final_norm=True,
+        embed=LinearPatchesConfig(machine.patch_len, machine.patch_len),
+        head=CustomConfig("tstlens.truth.training.NextPatchHead"),
+        seed=seed,
+        model_name=f"regime-machine-{machine.seed}",
+    )
+    return HookedTST(config, head=NextPatchHead(d_model, machine.patch_len, seed))
+
+
+@checked
 @needs_gradients
 @torch.enable_grad()
 def fit_next_patch(
     model: nn.Module,
     machine: RegimeMachine,
     *,
-    n_pos: int = 16,
+    n_pos: Count = 16,
     target: str = "patch",
-    steps: int = 4000,
+    steps: Count = 4000,
     batch_size: Count = 64,
     lr: Positive = 2e-2,
     seed: Seed = 0,
@@ -217,39 +250,64 @@ def fit_next_patch(
         SeriesShapeError: an output of another shape.
 
     Example:
-        >>> from tstlens.model import CustomConfig, HookedTST, HookedTSTConfig, LinearPatchesConfig
         >>> machine = RegimeMachine()
-        >>> model = HookedTST(
-        ...     HookedTSTConfig(n_layers=3, d_model=16, n_heads=4, d_mlp=64, n_channels=1,
-        ...         n_time=16 * machine.patch_len, positions="learned", causal=True,
-        ...         embed=LinearPatchesConfig(machine.patch_len, machine.patch_len),
-        ...         head=CustomConfig("tstlens.truth.training.NextPatchHead"), final_norm=True),
-        ...     head=NextPatchHead(16, machine.patch_len))
+        >>> model = regime_model(machine)
         >>> losses = fit_next_patch(model, machine, steps=2, progress=False)
         >>> score_next_patch(model, machine, machine.sample(8, 16, seed=1)).n_series
         8
     """
     if target not in TARGETS:
         raise UnknownNameError(target, TARGETS, "this names what fit_next_patch predicts")
-    for name, value in (("steps", steps), ("batch_size", batch_size), ("n_pos", n_pos)):
-        if value < 1:
-            raise ArgumentError(f"{name}: expected at least 1, got {value}")
     device = device_of(model) or torch.device("cpu")
+    block = machine.sample(1, n_pos)
+    model.train()
+
+    def loss_at(step: int) -> Tensor:
+        nonlocal block
+        at = step % _BLOCK
+        if at == 0:
+            n = batch_size * min(_BLOCK, steps - step)
+            drawn_with = TRAINING_SEEDS * (seed + 1) + step
+            block = machine.sample(n, n_pos + 1, seed=drawn_with).to(device)
+        return _loss(model, machine, block[at * batch_size : (at + 1) * batch_size], target)
+
+    return descend(model, loss_at, steps, lr, "next patch", progress)
+
+
+def descend(
+    model: nn.Module,
+    loss_at: Callable[[int], Tensor],
+    steps: int,
+    lr: float,
+    title: str,
+    progress: bool,
+) -> Float[np.ndarray, " step"]:
+    """AdamW on a one-cycle schedule, in place; the model is in eval mode afterwards.
+
+    Args:
+        model: what is trained.
+        loss_at: the loss of a step, from its number.
+        steps: how many.
+        lr: peak of the schedule.
+        title: of the bar.
+        progress: whether to show it.
+
+    Returns:
+        The loss of every step.
+
+    Raises:
+        ArgumentError: a loss or weights that are no longer finite; the last ones that were are put
+            back.
+    """
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.98), weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, max_lr=lr, total_steps=steps + 1, pct_start=0.1, cycle_momentum=False
     )
     losses, good = np.empty(steps), LastGood(model, lr)
-    model.train()
-    block = machine.sample(1, n_pos)
-    for step in tqdm(range(steps), desc="next patch", disable=not progress):
-        at = step % _BLOCK
-        if at == 0:
-            n = batch_size * min(_BLOCK, steps - step)
-            drawn_with = _TRAINING_SEEDS * (seed + 1) + step
-            block = machine.sample(n, n_pos + 1, seed=drawn_with).to(device)
+    for step in tqdm(range(steps), desc=title, disable=not progress):
+        if step % _BLOCK == 0:
             good.keep(f"at step {step}")
-        loss = _loss(model, machine, block[at * batch_size : (at + 1) * batch_size], target)
+        loss = loss_at(step)
         losses[step] = loss.item()
         good.check_loss(losses[step], f"at step {step}")
         optimizer.zero_grad()
@@ -265,19 +323,17 @@ def fit_next_patch(
 def _loss(
     model: Callable[..., Tensor], machine: RegimeMachine, data: RegimeSeries, target: str
 ) -> Tensor:
-    output = _output(model, machine, data.inputs, target)
+    output = _checked(model(data.inputs.series), machine, data.inputs.states.shape, target)
     if target == "patch":
         return F.mse_loss(output, data.next_patches)
     following = machine.prototype_of.to(data.states.device)[data.states[:, 1:]]
     return F.cross_entropy(output.flatten(0, 1), following.flatten())
 
 
-def _output(
-    model: Callable[..., Tensor], machine: RegimeMachine, data: RegimeSeries, target: str
-) -> Tensor:
-    output = model(data.series)
-    width = machine.patch_len if target == "patch" else machine.n_prototypes
-    expected = (*data.states.shape, width)
+def _checked(
+    output: Any, machine: RegimeMachine, shape: Sequence[int], target: str
+) -> Float[Tensor, "batch pos d_out"]:
+    expected = (*shape, machine.patch_len if target == "patch" else machine.n_prototypes)
     if output.shape != expected:
         raise SeriesShapeError(
             f"expected the model to give [batch, pos, {target}] {list(expected)}, "
@@ -286,8 +342,8 @@ def _output(
     return output
 
 
-@dataclass(frozen=True)
-class NextPatchScore(Result):
+@dataclass(frozen=True, eq=False)
+class NextPatchScore(Labelled):
     """How well a model forecasts a `RegimeMachine`, between chance and the best possible.
 
     Args:
@@ -309,13 +365,14 @@ class NextPatchScore(Result):
     n_series: int
     made: dict[str, Any] = field(default_factory=dict)
 
-    def to_dataframe(self) -> pd.DataFrame:
-        """One row per position: valid_mass, best, patch_only, chance, valid_choice."""
-        import pandas as pd
+    def entries(self) -> dict[str, Sequence[int]]:
+        """The positions."""
+        return {"pos": range(len(self.valid_mass))}
 
-        names = ("valid_mass", "best", "patch_only", "valid_choice")
-        frame = pd.DataFrame({name: getattr(self, name) for name in names})
-        return frame.assign(chance=self.chance).rename_axis("pos").reset_index()
+    def columns(self) -> dict[str, Any]:
+        """Masses of the model, the best, and the patch alone, right choices, chance."""
+        names = ("valid_mass", "best", "patch_only", "valid_choice", "chance")
+        return {name: getattr(self, name) for name in names}
 
     def __repr__(self) -> str:
         means = (self.valid_mass.mean(), self.best.mean(), self.patch_only.mean())
@@ -354,12 +411,10 @@ def score_next_patch(
     """
     if target not in TARGETS:
         raise UnknownNameError(target, TARGETS, "this names what score_next_patch reads")
-    here = device_of(model) or data.series.device
+    read = machine.prototype_shares if target == "patch" else _softmax
     parts = []
-    for start in range(0, len(data), batch_size):
-        part = data[start : start + batch_size].to(here)
-        output = _output(model, machine, part, target)
-        read = machine.prototype_shares if target == "patch" else _softmax
+    for one in Runs(model, data, batch_size=batch_size).passes():
+        output = _checked(one.output, machine, (len(one), data.states.shape[1]), target)
         parts.append(read(output).cpu().double())
     forecast, states = torch.cat(parts), data.states.cpu()
 

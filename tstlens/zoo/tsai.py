@@ -45,6 +45,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from tstlens.arguments import Amount, Count, check_fields, configured
 from tstlens.errors import ArgumentError, StateDictError, UnsupportedSourceError
 from tstlens.model import HeadConfig, HookedTST, HookedTSTConfig, PerStepConfig
 from tstlens.zoo.layers import (
@@ -466,36 +467,16 @@ def _patchtst(source: Any) -> dict[str, Any]:
     }
 
 
-def build(
-    source: nn.Module | Mapping[str, Tensor],
-    n_heads: int | None = None,
-    act_fn: Literal["relu", "gelu", "silu"] | None = None,
-    res_attention: bool | None = None,
-    pre_norm: bool | None = None,
-    n_time: int | None = None,
-    n_channels: int | None = None,
-    stride: int | None = None,
-    padding: int | tuple[int, int] | None = None,
-    dilation: int | None = None,
-    pooling: Literal["flatten", "mean", "max_mean"] | None = None,
-    y_range: tuple[float | int, float | int] | None = None,
-    revin: bool | None = None,
-    affine: bool | None = None,
-    subtract_last: bool | None = None,
-    class_names: tuple[str, ...] | None = None,
-) -> Built:
-    """Convert a tsai model.
+@dataclass(frozen=True)
+class Told:
+    """What weights alone do not tell; None for what :class:`TsaiOptions` has.
 
     Args:
-        source: the module or its state dict. All that follows is for state dicts, but for
-            ``n_time`` and ``class_names``.
         n_heads: attention heads; read off the stored scale where there is one, else 16 (tsai's
             default).
         act_fn: of the MLPs and the head; ``"gelu"``.
         res_attention: scores are handed from layer to layer (TSTPlus, PatchTST); True.
         pre_norm: the option of the same name (TSTPlus, PatchTST); False.
-        n_time: samples of a series. Needed for ``max_seq_len`` inputs (their padding depends on
-            it); elsewhere any length that gives the model's positions is taken where not given.
         n_channels: channels of a PatchTST whose state dict has no RevIN weights.
         stride: of patches (PatchTST; 8) or of a ``Conv1d`` input (1).
         padding: zeros at both ends of a ``Conv1d`` input, or (start, end); half the width for
@@ -506,15 +487,46 @@ def build(
         revin: whether PatchTST scales series; True.
         affine: whether its RevIN has a gain and shift; False.
         subtract_last: whether it takes away the last sample rather than the mean; False.
-        class_names: one name per logit.
     """
-    told = {
-        "n_heads": n_heads, "act_fn": act_fn, "res_attention": res_attention,
-        "n_channels": n_channels, "stride": stride, "padding": padding, "dilation": dilation,
-        "pooling": pooling, "y_range": y_range, "revin": revin, "affine": affine,
-        "subtract_last": subtract_last, "pre_norm": pre_norm,
-    }  # fmt: skip
-    told = {name: value for name, value in told.items() if value is not None}
+
+    n_heads: Count | None = None
+    act_fn: Literal["relu", "gelu", "silu"] | None = None
+    res_attention: bool | None = None
+    pre_norm: bool | None = None
+    n_channels: Count | None = None
+    stride: Count | None = None
+    padding: Amount | tuple[Amount, Amount] | None = None
+    dilation: Count | None = None
+    pooling: Literal["flatten", "mean", "max_mean"] | None = None
+    y_range: tuple[float | int, float | int] | None = None
+    revin: bool | None = None
+    affine: bool | None = None
+    subtract_last: bool | None = None
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+
+@configured(Told)
+def build(
+    source: nn.Module | Mapping[str, Tensor],
+    config: Told | None = None,
+    *,
+    n_time: Count | None = None,
+    class_names: tuple[str, ...] | None = None,
+    **settings: Any,
+) -> Built:
+    """Convert a tsai model.
+
+    Args:
+        source: the module or its state dict.
+        config: what a state dict does not tell; a live model knows it itself.
+        n_time: samples of a series. Needed for ``max_seq_len`` inputs (their padding depends on
+            it); elsewhere any length that gives the model's positions is taken where not given.
+        class_names: one name per logit.
+        **settings: fields of :class:`Told`, in place of those of ``config``.
+    """
+    told = {name: value for name, value in vars(config).items() if value is not None}
     if isinstance(source, Mapping):
         state: Mapping[str, Tensor] = source
         options = TsaiOptions(kind_of(source), n_time=n_time)

@@ -41,7 +41,7 @@ from tstlens.patching.circuits.judging import (
     minimality,
     patch_together,
 )
-from tstlens.patching.metrics import log_prob, logit, logit_diff, prob
+from tstlens.patching.metrics import log_prob, metric_named
 from tstlens.results import Result
 
 if TYPE_CHECKING:
@@ -478,16 +478,7 @@ class Circuit(Result):
         Raises:
             ArgumentError: it cannot be made from the pairs alone.
         """
-        made = [make(pairs.target) for make in (log_prob, prob, logit)]
-        if pairs.predicted is not None:
-            made.append(logit_diff(pairs.target, pairs.predicted))
-        for metric in made:
-            if metric.name == self.metric:
-                return metric
-        raise ArgumentError(
-            f"the circuit was made with the metric {self.metric!r}, which these pairs alone do not "
-            "give; pass metric=, for these pairs"
-        )
+        return metric_named(self.metric, pairs, "the circuit")
 
     @checked
     def to_json(self, path: str | Path) -> Path:

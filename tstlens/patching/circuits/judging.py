@@ -48,7 +48,7 @@ FRACTIONS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)  # MIB's
 _SMALL = 1e-6  # a clean-corrupted gap below this cannot be divided by
 
 
-class _Judged(Labelled):
+class _OfGap(Labelled):
     """What judgements share: ``empty`` and ``full``, the metric of corrupted and clean run."""
 
     empty: Float[Tensor, " pair"]
@@ -61,7 +61,7 @@ class _Judged(Labelled):
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Faithfulness(_Judged):
+class Faithfulness(_OfGap):
     """The metric that the strongest edges keep, for growing numbers of edges.
 
     Args:
@@ -214,21 +214,18 @@ def faithfulness(
     orders = [circuit.ranking(absolute)]
     orders += [torch.randperm(n_all, generator=generator) for _ in range(n_random)]
     sets = [circuit.kept, *(_first(order, count) for order in orders for count in counts)]
-    values, empty, full = keep_edges(
-        circuit, model, pairs, torch.stack(sets), metric, memory_mb, progress
-    )
+    made = {"absolute": absolute, "seed": seed, "n_judged": len(pairs)}
+    how = (metric, memory_mb, progress)
+    values, judged = _judged(circuit, model, pairs, torch.stack(sets), *how, **made)
     by_order = values[:, 1:].unflatten(1, (len(orders), len(counts)))
     return Faithfulness(
         values=by_order[:, 0],
         fractions=fractions,
         n_edges=tuple(counts),
-        empty=empty,
-        full=full,
         circuit=values[:, 0],
         n_circuit=len(circuit),
         random=by_order[:, 1:].transpose(0, 1),
-        **_named(circuit, metric),
-        made={**circuit.made, "absolute": absolute, "seed": seed, "n_judged": len(pairs)},
+        **judged,
     )
 
 
@@ -293,6 +290,22 @@ def keep_edges(
     return torch.cat(values), torch.cat(empty), torch.cat(full)
 
 
+def _judged(
+    circuit: Circuit,
+    model: HookedTST,
+    pairs: Pairs,
+    sets: Tensor,
+    metric: Metric | None,
+    memory_mb: float,
+    progress: bool,
+    **made: Any,
+) -> tuple[Tensor, dict[str, Any]]:
+    """Values [pair, set] of :func:`keep_edges`, and the fields that all judgements share."""
+    values, *ends = keep_edges(circuit, model, pairs, sets, metric, memory_mb, progress)
+    judged = dict(zip(("empty", "full"), ends, strict=True)) | _named(circuit, metric)
+    return values, {**judged, "made": {**circuit.made, **made}}
+
+
 def check_graph(model: HookedTST, graph: ComponentGraph, n_time: int) -> None:
     """Raise unless the graph is this model's.
 
@@ -310,7 +323,7 @@ def check_graph(model: HookedTST, graph: ComponentGraph, n_time: int) -> None:
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Completeness(_Judged):
+class Completeness(_OfGap):
     """The metric of circuit and model with the same random nodes taken out of both.
 
     Args:
@@ -353,7 +366,7 @@ class Completeness(_Judged):
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Minimality(_Judged):
+class Minimality(_OfGap):
     """What the circuit loses when one of its parts is taken out.
 
     Args:
@@ -476,16 +489,9 @@ def completeness(
         [torch.tensor([name not in set(out) for name in senders]) for out in removed]
     )
     sets = torch.cat([circuit.kept & stays, stays])
-    values, empty, full = keep_edges(circuit, model, pairs, sets, metric, memory_mb, progress)
-    return Completeness(
-        removed=removed,
-        circuit=values[:, :n_samples],
-        model=values[:, n_samples:],
-        empty=empty,
-        full=full,
-        **_named(circuit, metric),
-        made={**circuit.made, "seed": seed},
-    )
+    how = (metric, memory_mb, progress)
+    values, judged = _judged(circuit, model, pairs, sets, *how, seed=seed)
+    return Completeness(removed, values[:, :n_samples], values[:, n_samples:], **judged)
 
 
 @checked
@@ -527,16 +533,9 @@ def minimality(
         parts = [node.name for node in circuit.nodes if node.kind != "output"]
         sets = torch.stack([circuit.kept & ~_touching(circuit, [name]) for name in parts])
     sets = torch.cat([circuit.kept[None], sets])
-    values, empty, full = keep_edges(circuit, model, pairs, sets, metric, memory_mb, progress)
-    return Minimality(
-        parts=tuple(parts),
-        values=values[:, 1:],
-        circuit=values[:, 0],
-        empty=empty,
-        full=full,
-        **_named(circuit, metric),
-        made={**circuit.made, "of": of},
-    )
+    how = (metric, memory_mb, progress)
+    values, judged = _judged(circuit, model, pairs, sets, *how, of=of)
+    return Minimality(tuple(parts), values[:, 1:], values[:, 0], **judged)
 
 
 @checked

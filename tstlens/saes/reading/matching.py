@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Float, Int
-from scipy.optimize import linear_sum_assignment
 
 from tstlens.arguments import Count, Seed, checked
 from tstlens.data import TimeSeriesData
@@ -16,6 +15,7 @@ from tstlens.model import HookedTST
 from tstlens.results import Result
 from tstlens.saes.reading.activity import Activity, activity_of, directions
 from tstlens.saes.reading.result import Features
+from tstlens.stats import matched
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -142,18 +142,15 @@ def compare(
         order = generator.permutation(second.n_series)
         chance = correlation(first, reordered(second, order))[np.ix_(kept_a, kept_b)]
         control = "series in another order"
-    rows, columns = linear_sum_assignment(similarity, maximize=True)
-    found = similarity[rows, columns]
-    order = np.argsort(-found, kind="stable")
+    rows, columns = matched(similarity)
     best = np.full(int(kept_a.max()) + 1 if by == "decoder" else first.n_latents, np.nan)
     best[kept_a] = similarity.max(1)
-    control_rows, control_columns = linear_sum_assignment(chance, maximize=True)
     return DictionaryMatch(
-        latent_a=kept_a[rows[order]],
-        latent_b=kept_b[columns[order]],
-        similarity=found[order],
+        latent_a=kept_a[rows],
+        latent_b=kept_b[columns],
+        similarity=similarity[rows, columns],
         best_a=best,
-        chance=-np.sort(-chance[control_rows, control_columns]),
+        chance=chance[matched(chance)],
         by=by,
         control=control,
     )

@@ -434,11 +434,12 @@ class Features(PagedResult):
         return self.table()
 
     def figure(self, latent: int | None = None, **options: Any) -> go.Figure:
-        """One latent on the series, or an overview of all latents where none is given.
+        """One latent on the series, a series' latents, or an overview where neither is given.
 
         Args:
             latent: which one.
-            **options: of the drawing: ``n`` windows, ``title``.
+            **options: of the drawing: ``series`` (which one, for its latents over time; ``channel``
+                of it), ``n`` windows or latents, ``title``.
         """
         if latent is None:
             return super().figure(**options)

@@ -1,8 +1,8 @@
 """Activations of a data set at any hook point, with what says where they come from.
 
-Everything in this folder reads activations through here: [series, channel, pos, width] beside a
-mask of the positions that hold no padding. The channel axis has one entry unless the model takes
-every channel through its trunk by itself; pooled hook points have one position.
+Probes, clusters and latents of dictionaries are read through here: [series, channel, pos, width]
+beside a mask of the positions that hold no padding. The channel axis has one entry unless the model
+takes every channel through its trunk by itself; pooled hook points have one position.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from transformer_lens.utilities import get_act_name
 from tstlens.arguments import Count, checked
 from tstlens.data import TimeSeriesData
 from tstlens.errors import ArgumentError, SeriesShapeError
-from tstlens.model import HookedTST
+from tstlens.model.hooked_tst import HookedTST
 from tstlens.model.hooking import require_one_pass
 from tstlens.run import Pass, Runs
 
@@ -200,26 +200,49 @@ def activations(
     return {name: _gathered(model, data, name, parts[name]) for name in names}
 
 
+@checked
 def latents(
     model: HookedTST,
-    data: TimeSeriesData,
     sae: Any,
+    data: TimeSeriesData,
     *,
-    batch_size: int = 128,
+    batch_size: Count = 128,
     progress: bool = False,
 ) -> Activations:
-    """The latents of a dictionary over a data set, as :func:`activations` gives a hook's.
+    """The latents of a dictionary over a data set, padding marked.
+
+    The dictionary is spliced in where its metadata say, with its error term, so that the model goes
+    on as it is; in eval mode, without gradients, batch after batch. Afterwards the model is as it
+    was. Dictionaries that were spliced in before stay and take part.
 
     Args:
         model: the model that the dictionary was trained on.
+        sae: an SAE or transcoder of sae-lens, a codebook, or any module with ``encode``, ``decode``
+            and ``cfg.metadata.hook_name``.
         data: series, with their mask where they are padded.
-        sae: an SAE of sae-lens, a codebook, or any module with ``encode``, ``decode`` and
-            ``cfg.metadata.hook_name``.
         batch_size: series per forward pass.
         progress: show a progress bar.
 
+    Returns:
+        Activations on the CPU, float32 (float64 of a float64 model): ``values`` [series, channel,
+        pos, latent], zero where the position is padding, and ``observed`` [series, channel, pos],
+        False there. There is one channel unless the model takes every channel through its trunk by
+        itself. A dictionary that reads heads one by one has latent ``i`` of head ``h`` at ``h *
+        d_sae + i`` (``.head(h)`` gives one head's). ``rows()`` gives the observed positions as
+        [row, latent] with their places, ``pooled()`` one vector per series.
+
     Raises:
-        ArgumentError: a dictionary that does not know its hook point, or of another width.
+        ArgumentError: a dictionary that does not know its hook point, or of another width; no
+            series; or a trunk that holds mirrored series too.
+        UnknownHookError, HookError: a hook point that the model does not have, or that cannot fire.
+
+    Example:
+        >>> from tstlens import HookedTST, load_dataset, saes
+        >>> model = HookedTST.from_pretrained("japanese-vowels")
+        >>> sae = saes.load("japanese-vowels", "blocks.0.hook_mlp_out")
+        >>> found = saes.latents(model, sae, load_dataset("JapaneseVowels", split="test"))
+        >>> found.values.shape, int(found.observed.sum())
+        ((370, 1, 25, 256), 5687)
     """
     with spliced(model, sae) as point:
         return activations(model, data, point, batch_size=batch_size, progress=progress)[point]
