@@ -180,7 +180,7 @@ class ForecastWindows(TimeSeriesData):
         import pandas as pd
 
         try:
-            values = np.asarray(array, dtype=np.float64)
+            values: Any = np.asarray(array, dtype=np.float64)
         except (TypeError, ValueError) as error:
             raise ArgumentError(
                 f"expected an array of numbers, got {type(array).__name__}: {error}; series of "
@@ -295,6 +295,7 @@ class ForecastWindows(TimeSeriesData):
             future.append(after[known].float())
             starts += _texts(one.times, targets[known].tolist())
             ids += [one.name] * int(known.sum())
+        zone = getattr(first.times, "tz", None)
         if not starts:
             raise ArgumentError("every window is without a value seen, or without one to come")
         return cls(
@@ -303,7 +304,7 @@ class ForecastWindows(TimeSeriesData):
             starts=tuple(starts),
             freq=first.freq,
             step=getattr(first.times, "step", 1),
-            tz=None if getattr(first.times, "tz", None) is None else str(first.times.tz),
+            tz=None if zone is None else str(zone),
             ids=tuple(ids) if len(recordings) > 1 else (),
             channel_names=first.channels,
             period=samples_per_season(first.freq),
@@ -558,8 +559,8 @@ class ForecastWindows(TimeSeriesData):
         every, offset = [], _offset(unit)
         for row in range(len(self)):
             times = self.times(row)[: self.n_time]
-            grouper = pd.Grouper(freq=offset, origin="start_day")
-            sizes = pd.Series(1, index=times).groupby(grouper).sum()
+            grouper: Any = pd.Grouper(freq=offset, origin="start_day")  # pyright: ignore[reportCallIssue]
+            sizes: Any = pd.Series(1, index=times).groupby(grouper).sum()
             stops = sizes[sizes > 0].cumsum().tolist()
             every.append(list(zip([0, *stops], stops, strict=False)))
             if every[-1] != every[0]:

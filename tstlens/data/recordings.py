@@ -310,7 +310,7 @@ def _step_of(times: pd.DatetimeIndex) -> str | None:
     if known is not None:
         return known
     steps = pd.Series(times[1:] - times[:-1])
-    common = steps.mode()[0]
+    common: Any = steps.mode()[0]
     if common >= pd.Timedelta(days=28):  # months: a stretch without a gap says of which kind
         for step in ("MS", "ME", "QS", "QE", "YS", "YE"):
             if not len(times.difference(pd.date_range(times[0], times[-1], freq=step))):

@@ -24,6 +24,7 @@ from tstlens.shapes import Labels, Mask, Series
 
 if TYPE_CHECKING:
     import pandas as pd
+    from typing_extensions import Self
 
 __all__ = ["TimeSeriesData"]
 
@@ -296,7 +297,7 @@ class TimeSeriesData:
     def __len__(self) -> int:
         return self.series.shape[0]
 
-    def __getitem__(self, index: Any) -> TimeSeriesData:
+    def __getitem__(self, index: Any) -> Self:
         rows = row_indices(index, len(self)).to(self.series.device)
         return replace(self, **self._rows(rows))
 

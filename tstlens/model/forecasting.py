@@ -135,20 +135,21 @@ def forecast(
     reading, head = reading_of(model.cfg), model.cfg.head
     stepwise = getattr(head, "sample", None)
     series = windows.series.to(model.cfg.dtype)
-    horizon = horizon or (windows.horizon or head.horizon if stepwise else head.horizon)
-    made = {"horizon": horizon, "recursive": recursive, "seed": seed}
+    own = windows.horizon or head.horizon if stepwise else head.horizon
+    n_steps: int = horizon or own
+    made = {"horizon": n_steps, "recursive": recursive, "seed": seed}
     widened = getattr(head, "reaching", None)
-    reach = horizon if widened else getattr(head, "reach", head.horizon)
-    if horizon > reach and not recursive:
+    reach: int = n_steps if widened else getattr(head, "reach", head.horizon)
+    if n_steps > reach and not recursive:
         raise ArgumentError(
-            f"the model forecasts {reach} steps in one go, got horizon={horizon}; with "
+            f"the model forecasts {reach} steps in one go, got horizon={n_steps}; with "
             "recursive=True its forecasts are fed back to go further"
         )
     wanted = _levels(levels, reading, bool(stepwise))
     samples = None
-    with evaluating(model), widened(model, horizon) if widened else nullcontext():
+    with evaluating(model), widened(model, n_steps) if widened else nullcontext():
         if stepwise is not None:
-            samples = stepwise(model, series, covariates, horizon, n_samples, seed)
+            samples = stepwise(model, series, covariates, n_steps, n_samples, seed)
             at = torch.tensor(wanted, dtype=samples.dtype)
             values = torch.quantile(samples, at, dim=1).movedim(0, -1)
             mean = samples.mean(1)
@@ -156,25 +157,26 @@ def forecast(
         else:
             output = _outputs(model, windows, series, covariates, batch_size, progress)
             reading.check(output)
-            if horizon > output.shape[2]:
+            if n_steps > output.shape[2]:
                 if covariates is not None:
                     raise ArgumentError("recursive=True does not know later covariates")
-                output = _continued(model, series, output, horizon, reading, batch_size)
-            output = output[:, :, :horizon]
+                output = _continued(model, series, output, n_steps, reading, batch_size)
+            output = output[:, :, :n_steps]
             values, mean = reading.quantiles(output, wanted), reading.mean(output)
             if n_samples is not None:
-                if not hasattr(reading, "draw"):
+                draw: Any = getattr(reading, "draw", None)
+                if draw is None:
                     raise ArgumentError(
                         "n_samples is for heads that give a distribution, or tokens to draw; this "
                         "one gives " + ("quantiles" if reading.levels else "one value per step")
                     )
                 rng = np.random.default_rng(seed)
-                samples = reading.draw(output, n_samples, rng).transpose(0, 1)
+                samples = draw(output, n_samples, rng).transpose(0, 1)
     return Forecast(
         values.float().cpu(),
         wanted,
         mean.float().cpu(),
-        _reaching(windows, horizon, values.shape[1]),
+        _reaching(windows, n_steps, values.shape[1]),
         None if samples is None else samples.float().cpu(),
         model.cfg.model_name or "",
         made,

@@ -74,7 +74,10 @@ class Reading(ABC):
 class Points(Reading):
     """One value per step, which is taken for mean and median alike."""
 
-    n_entries = None
+    @property
+    def n_entries(self) -> None:
+        """None: there is no such axis."""
+        return None
 
     def quantiles(self, output: Tensor, levels: Levels) -> Float[Tensor, "*step level"]:
         """The value itself, at 0.5."""
@@ -145,12 +148,17 @@ class Unreadable(Reading):
     """Outputs per step of which nothing says what they are.
 
     Args:
-        n_entries: outputs per step.
+        n_outputs: outputs per step.
         what: they are, and what to do instead.
     """
 
-    n_entries: Any = None
+    n_outputs: int
     what: str = "outputs per step whose levels are not known; patching.quantile_loss(levels=...)"
+
+    @property
+    def n_entries(self) -> int:
+        """Outputs per step."""
+        return self.n_outputs
 
     def quantiles(self, output: Tensor, levels: Levels) -> Float[Tensor, "*step level"]:
         """Refused."""

@@ -274,8 +274,9 @@ class _Written:
 
     def __call__(self, layer: int, change: Tensor) -> Tensor:
         """A change of the site [world, row, pos, ...] as [world, row, pos, unit, entry]."""
-        if self.what.n_slices is not None:
-            return change.unflatten(-1, (self.what.n_slices, -1))
+        n_slices = self.what.n_slices
+        if isinstance(n_slices, int):
+            return change.unflatten(-1, (n_slices, -1))
         block: Any = self.model.blocks[layer]
         return torch.einsum("wrphd,hdm->wrphm", change, block.attn.W_O)
 
