@@ -172,7 +172,7 @@ def test_processes_that_are_killed_in_earnest_leave_whole_models(tmp_path):
     for seed in (0, 1):
         place.write(tmp_path, seed)
         known.append(place.read(tmp_path))
-    for _ in range(200 if LONG else 5):
+    for _ in range(600 if LONG else 5):
         child = os.fork()
         if child == 0:
             try:

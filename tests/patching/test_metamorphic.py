@@ -163,7 +163,7 @@ def worlds(draw: Any) -> World:
     name, number = draw(st.sampled_from(sorted(FAMILIES))), draw(st.integers(0, N_OPTIONS - 1))
     note(f"{name}, option {number}")
     try:
-        return family(name, number if SECONDS else number % 2)
+        return family(name, number if SECONDS else 0)
     except pytest.skip.Exception:
         assume(False)
         raise
@@ -371,15 +371,16 @@ def slopes(draw: Any, world: World) -> None:
     layer = draw(st.sampled_from(place.layers), label="layer")
     name = place.hook_name(layer if place.layered else None)
     effect = found("attribution", world, (Site(name), ()))[3]
-    near, far = (_slope(world, name, step) for step in (1e-6, 2e-6))
-    if float((near - far).abs().max()) > 1e-4 * float(near.abs().max()):
+    before, after = _slopes(world, name, 1e-6)
+    if float((before - after).abs().max()) > 1e-3 * float(after.abs().max()):
         event("no derivative here")  # a kink, a bin, a maximum
         assume(False)
-    same([effect], [near], 1e-3)
+    same([effect], [(before + after) / 2], 3e-3)
 
 
 @torch.no_grad()
-def _slope(world: World, name: str, step: float) -> Tensor:
+def _slopes(world: World, name: str, step: float) -> tuple[Tensor, Tensor]:
+    """On this side of the corrupted run and on the clean run's."""
     _, clean = world.model.run_with_cache(world.clean, names_filter=[name])
 
     def moved(share: float) -> Tensor:
@@ -389,7 +390,8 @@ def _slope(world: World, name: str, step: float) -> Tensor:
 
         return world.metric(world.model.run_with_hooks(world.corrupted, fwd_hooks=[(name, mix)]))
 
-    return (moved(step) - moved(-step)) / (2 * step)
+    here = moved(0.0)
+    return (here - moved(-step)) / step, (moved(step) - here) / step
 
 
 def test_what_the_embedding_does_not_reach_has_a_slope_too():
@@ -401,7 +403,7 @@ def test_what_the_embedding_does_not_reach_has_a_slope_too():
     for name in ("decoder.0.hook_resid_pre", "decoder.0.attn.hook_q", "encoder.0.attn.hook_q"):
         effect = ANALYSES["attribution"](world, (Site(name), ()))[3]
         assert float(effect.abs().max()) > 1e-3
-        same([effect], [_slope(world, name, 1e-6)], 1e-4)
+        same([effect], [sum(_slopes(world, name, 1e-6)) / 2], 1e-4)
         path = ANALYSES["path of the input"](world, (Site(name), ()))[3]
         assert bool(path.isfinite().all()) and float(path.abs().max()) > 1e-3
 
@@ -459,7 +461,7 @@ def channels(draw: Any, world: World) -> None:
     """Where channels are treated alike, their order is that of the results and no more."""
     model, n = world.model, world.clean.shape[1]
     order = draw(st.permutations(range(n)), label="order")
-    output = model(world.clean)
+    output = model(world.clean).detach()
     assume(n > 1 and output.ndim > 2 and output.shape[1] == n)
     turned = model(world.clean[:, order])
     if not bool(((turned - output[:, order]).abs().max() <= 1e-9 * output.abs().max()).all()):
@@ -492,7 +494,7 @@ def units(draw: Any, world: World) -> None:
     a, b = draw(st.sampled_from([(4.0, 0.0), (1.0, -50.0), (0.5, 3.0)]), label="a, b")
     model = world.model
     try:
-        out, other = model(world.corrupted), model(a * world.corrupted + b)
+        out, other = (model(x).detach() for x in (world.corrupted, a * world.corrupted + b))
     except TstlensError as error:  # categories are among the channels
         note(str(error))
         assume(False)
@@ -548,7 +550,7 @@ def test_relations_that_hold_for_every_model_and_site(relation):
     until = time.monotonic() + SECONDS / len(RELATIONS)
 
     @settings(
-        max_examples=200 if SECONDS else 8,
+        max_examples=200 if SECONDS else 5,
         derandomize=not SECONDS,
         database=None,
         deadline=None,
