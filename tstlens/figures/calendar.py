@@ -60,8 +60,9 @@ def calendar(
     else:
         starts = stamps[list(result.coords["time"])]
         names = [str(start) for start in starts]
-    step = (starts[1:] - starts[:-1]).median() if len(starts) > 1 else pd.Timedelta(days=1)
-    if step >= pd.Timedelta(days=1):
+    # The first unit may be cut short, and a day of local time may have 23 hours.
+    step = (starts[1:] - starts[:-1]).max() if len(starts) > 1 else pd.Timedelta(days=1)
+    if step >= pd.Timedelta(hours=23):
         monday = starts.normalize() - pd.to_timedelta(starts.dayofweek, unit="D")
         rows, columns = monday.strftime("%Y-%m-%d"), starts.dayofweek
         across: tuple[str, ...] = tuple(_DAYS)
