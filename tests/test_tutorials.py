@@ -34,7 +34,7 @@ def test_a_tutorial_runs_from_top_to_bottom(name: str, monkeypatch: pytest.Monke
     for cell in notebook.cells if side_by_side else []:  # threads would wait for other processes
         cell.source = cell.source.replace("set_num_threads(2)", "set_num_threads(1)")
     client = NotebookClient(
-        notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": FOLDER}}
+        notebook, timeout=1800, kernel_name="python3", resources={"metadata": {"path": FOLDER}}
     )
     client.execute()  # raises CellExecutionError with the traceback of the cell that failed
 

@@ -11,7 +11,7 @@ import torch
 from tstlens import codebooks
 from tstlens.codebooks.fitting import FitRun, Usage, activations, perplexity
 from tstlens.data import TimeSeriesData
-from tstlens.errors import ArgumentError, HookError
+from tstlens.errors import ArgumentError, CorruptFileError, HookError
 from tstlens.model import HeadConfig, HookedTST, HookedTSTConfig, PerStepConfig
 
 MLP, Z = "blocks.0.hook_mlp_out", "blocks.1.attn.hook_z"
@@ -254,6 +254,11 @@ def test_an_interrupted_fit_goes_on_and_ends_the_same(tmp_path, monkeypatch, opt
     assert whole.history == resumed.history
     with pytest.raises(ArgumentError, match="holds a run with other settings .seed: 0 then, 5 now"):
         fit(make_model(), make_data(), folder=tmp_path, seed=5, **options)
+    kept = torch.load(tmp_path / "progress.pt", weights_only=True)
+    kept["state"]["tables!"] = kept["state"].pop("tables")
+    torch.save(kept, tmp_path / "progress.pt")
+    with pytest.raises(CorruptFileError, match="no whole progress of this fit"):
+        fit(make_model(), make_data(), folder=tmp_path, **options)
 
 
 def test_a_forecaster_is_fitted_to_its_targets():

@@ -88,6 +88,24 @@ def test_every_optimiser_resumes_and_a_finished_run_is_not_trained_further(
     assert len(result.history) == QUICK["epochs"]
 
 
+@pytest.mark.parametrize("entry", ["epoch", "history", "model", "optimizer", "generator", "random"])
+@pytest.mark.parametrize("inside", [False, True])
+def test_progress_whose_entries_are_damaged_is_no_progress(
+    fresh, data, tmp_path, monkeypatch, entry, inside
+):
+    with monkeypatch.context() as patch, pytest.raises(Interrupted):
+        interrupt_after(patch, 1)
+        train(fresh(), data, **QUICK, checkpoint=tmp_path)
+    kept = torch.load(tmp_path / "progress.pt", weights_only=True)
+    part, name = kept["state"], entry
+    if inside and isinstance(part[entry], dict):
+        part, name = part[entry], next(iter(part[entry]))
+    part[f"{name}!"] = part.pop(name)
+    torch.save(kept, tmp_path / "progress.pt")
+    with pytest.raises(CorruptFileError, match="no whole progress of this run"):
+        train(fresh(), data, **QUICK, checkpoint=tmp_path)
+
+
 def test_a_write_that_dies_leaves_the_previous_checkpoint_whole(fresh, data, tmp_path, monkeypatch):
     with monkeypatch.context() as patch, pytest.raises(Interrupted):
         interrupt_after(patch, 1)

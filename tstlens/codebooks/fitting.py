@@ -393,7 +393,9 @@ class FitRun:
         """Run all epochs that are left; the history, one dict per epoch."""
         settings, record = self.settings, self.settings.to_dict(self.books)
         if folder is not None:
-            self._resume(load_progress(folder, record, made))
+            state = load_progress(folder, record, made)
+            with storage.reading(folder, "holds no whole progress of this fit", "start it over"):
+                self._resume(state)
         trained = [self.model] if settings.train_model else []
         fitted = nn.ModuleList([*self.books.values(), *trained])
         self.good = LastGood(fitted, max(settings.lr * settings.train_model, settings.codebook_lr))

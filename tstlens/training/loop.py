@@ -28,6 +28,7 @@ import math
 import time
 import zlib
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn
 
@@ -174,9 +175,10 @@ class Run:
         self.generator = torch.Generator().manual_seed(settings["seed"])
         self.restored = None if folder is None else load_progress(folder, settings, made)
         if self.restored is not None:
-            for name in ("phase", "epoch", "best_epoch", "history", "initial", "best"):
-                setattr(self, name, self.restored[name])
-            model.load_state_dict(self.restored["model"])
+            with self._reading():
+                for name in ("phase", "epoch", "best_epoch", "history", "initial", "best"):
+                    setattr(self, name, self.restored[name])
+                model.load_state_dict(self.restored["model"])
 
     def go(self, data: TimeSeriesData, val: TimeSeriesData | None, epochs: int) -> None:
         """Train the present phase to its end, from wherever it stands."""
@@ -247,13 +249,18 @@ class Run:
             state["random_cuda"] = torch.cuda.get_rng_state(self.device)
         return state
 
+    def _reading(self) -> AbstractContextManager[None]:
+        folder = self.folder or Path()
+        return storage.reading(folder, "holds no whole progress of this run", "start it over")
+
     def _restore_engine(self, state: dict[str, Any]) -> None:
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.schedule.load_state_dict(state["schedule"])
-        self.generator.set_state(state["generator"])
-        torch.set_rng_state(state["random"])
-        if "random_cuda" in state:
-            torch.cuda.set_rng_state(state["random_cuda"], self.device)
+        with self._reading():
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.schedule.load_state_dict(state["schedule"])
+            self.generator.set_state(state["generator"])
+            torch.set_rng_state(state["random"])
+            if "random_cuda" in state:
+                torch.cuda.set_rng_state(state["random_cuda"], self.device)
 
     def _epoch(self, batches: _Batches, bar: Any, good: LastGood) -> tuple[float, float]:
         self.model.train()
