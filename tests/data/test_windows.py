@@ -178,6 +178,12 @@ def test_no_target_of_one_stretch_is_a_target_of_another(shares):
     assert [part.split for part in parts] == (
         ["train", "test"] if len(parts) == 2 else ["train", "validation", "test"]
     )
+    both = pd.concat([table(90).assign(id="a"), table(90, start="2023-10-20 00:15").assign(id="b")])
+    apart = ForecastWindows.from_pandas(both, 20, 6, time="t", series="id").split_in_time(**shares)
+    last = [max(part.times(row)[-1] for row in range(len(part))) for part in apart]
+    first = [min(part.times(row)[20] for row in range(len(part))) for part in apart]
+    assert all(set(part.ids) == {"a", "b"} for part in apart)
+    assert all(end < begin for end, begin in zip(last[:-1], first[1:], strict=True))
     with pytest.raises(ArgumentError, match="leave no window"):
         windows[:20].split_in_time(test=0.01)
 

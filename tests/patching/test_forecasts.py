@@ -193,6 +193,10 @@ def test_windows_are_their_series_in_every_sweep(model, windows):
         one = patching.attribution(model, *pair, site, axes, metric, steps=2, progress=False)
         other = patching.attribution(model, *plain, site, axes, metric, steps=2, progress=False)
         assert torch.equal(one.values, other.values)
+    site = "encoder_z" if model.cfg.n_decoder_layers else "z"
+    one = patching.ablate(model, pair[0], site, ("layer", "head"), metric=metric, progress=False)
+    other = patching.ablate(model, plain[0], site, ("layer", "head"), metric=metric, progress=False)
+    assert torch.equal(one.values, other.values) and one.unit == "MW"
     one = patching.window_sweep(model, *pair, metric, lengths=[8], progress=False)
     other = patching.window_sweep(model, *plain, metric, lengths=[8], progress=False)
     assert torch.equal(one.values, other.values) and one.unit == "MW" and other.unit == "units"

@@ -411,7 +411,7 @@ class ForecastWindows(TimeSeriesData):
         else:
             at = self._dates()
             grid = pd.date_range(at.min(), at.max(), freq=self.freq)
-            first = grid.get_indexer(at)
+            first = grid.get_indexer(at, method="pad")  # series may lie between others' times
         first = first - first.min()
         return first, first + self.horizon - 1
 

@@ -19,6 +19,7 @@ from tstlens.arguments import Positive, Seed, checked
 from tstlens.data.validate import blanked
 from tstlens.errors import ArgumentError, UnknownAxisError
 from tstlens.model import HookedTST
+from tstlens.patching.checks import PairData, described_by, series_of
 from tstlens.patching.metrics import MeasureOutput, as_metric, pair_blocks, read_runs
 from tstlens.patching.outputs import Swept, assembled, measured
 from tstlens.patching.result import AblationResult
@@ -36,7 +37,7 @@ from tstlens.patching.sources import (
     rows_of,
 )
 from tstlens.patching.worlds import CorruptedRun, run_corrupted
-from tstlens.shapes import PairMask, PairSeries
+from tstlens.shapes import PairMask
 
 AblationSource = Literal["zero", "mean", "resample"]
 
@@ -45,7 +46,7 @@ AblationSource = Literal["zero", "mean", "resample"]
 @torch.no_grad()
 def ablate(
     model: HookedTST,
-    series: PairSeries,
+    series: PairData,
     site: str | Site,
     axes: Sequence[str],
     source: AblationSource = "zero",
@@ -119,6 +120,8 @@ def ablate(
         >>> result.effect().shape
         torch.Size([6, 2, 4])
     """
+    words = described_by(series, metric)
+    series = series_of(series)
     series = series[None] if series.ndim == 2 else series
     model.check_series(series, mask)
     series = blanked(series, mask)
@@ -145,7 +148,7 @@ def ablate(
                 model, run, what, given, [own], memory_mb, (bar, len(series))
             )
             pieces.append((values, read_runs(own, run.output)))
-    return assembled(
+    found = assembled(
         AblationResult,
         model,
         metric,
@@ -159,6 +162,7 @@ def ablate(
         seed=seed if source == "resample" else None,
         n_slices=n_slices,
     )
+    return replace(found, **words)
 
 
 def _what(model: HookedTST, site: str | Site, axes: Sequence[str], n_slices: int | None) -> Swept:

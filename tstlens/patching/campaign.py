@@ -460,6 +460,7 @@ def run_campaign(
                 f"expected metric {name!r} to be a function from pairs to a metric, lambda pairs: "
                 f"patching.logit(pairs.target) say; it gave {shown(metric)}"
             )
+        made_metrics[name] = metric.for_model(model)
     made = {
         "model": model.cfg.model_name,
         "pairs": pairs.made,

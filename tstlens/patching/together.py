@@ -124,7 +124,7 @@ def together(
     sizes = _sizes(ks, len(sites))
     if metric is None:
         metric = metric_named(result.metric, pairs, "the sweep")
-    metric = as_metric(metric, len(pairs))
+    metric = as_metric(metric, len(pairs), model)
     if source is None:
         if result.source not in ("clean", "zero", "mean"):
             raise ArgumentError(
