@@ -203,8 +203,9 @@ def menu(figure: go.Figure, groups: Mapping[str, Sequence[int]]) -> go.Figure:
         figure: of which every trace is in one of the groups.
         groups: name -> indices of its traces.
     """
-    shown = [[at in own for at in range(len(figure.data))] for own in groups.values()]
-    for trace, visible in zip(figure.data, shown[0], strict=True):
+    traces: Any = figure.data
+    shown = [[at in own for at in range(len(traces))] for own in groups.values()]
+    for trace, visible in zip(traces, shown[0], strict=True):
         trace.visible = visible
     buttons = [
         {"label": name, "method": "restyle", "args": [{"visible": visible}]}
