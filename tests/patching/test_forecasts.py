@@ -251,3 +251,13 @@ def test_what_is_refused(model, windows):
     classifier = tstlens.HookedTST.from_pretrained("gunpoint")
     with pytest.raises(ArgumentError, match="expected a forecaster, got a classifier"):
         patching.sweep(classifier, *torch.zeros(2, 1, 1, 150), "series", ("time",), metric, **quiet)
+
+
+def test_a_reconstruction_has_errors_too():
+    series = torch.randn(2, 3, 1, 150)
+    classifier = tstlens.HookedTST.from_pretrained("gunpoint")
+    assert patching.mse(series[1]).for_model(classifier)(series[0]).shape == (3,)
+    with pytest.raises(SeriesShapeError, match=r"expected forecasts \[pair, channel, horizon\]"):
+        patching.sweep(
+            classifier, *series, "z", ("layer", "head"), patching.mse(series[1]), progress=False
+        )

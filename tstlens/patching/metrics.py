@@ -338,6 +338,11 @@ class _Error(_Read):
     steps: slice
     error: Callable[..., Tensor]
 
+    def bound(self, model: Any) -> Any:
+        """The same for a model's output; a reconstruction has no horizon, and a value per step."""
+        forecasts = getattr(model.cfg.head, "horizon", None) is not None
+        return super().bound(model) if forecasts else self
+
     def __call__(self, output: Tensor, reference: Tensor, *beside: Tensor) -> Tensor:
         reading = self.reading or Points()
         entries = 0 if reading.n_entries is None else 1
