@@ -91,6 +91,17 @@ def test_times_that_are_left_out_are_named_or_filled(freq, missing):
     torch.testing.assert_close(windows.future, future, equal_nan=True)
 
 
+def test_values_that_pandas_itself_calls_missing_are_missing():
+    frame = table().astype({"x": "Float64"})
+    frame["n"] = pd.array([None, *range(59)], dtype="Int64")
+    frame.loc[30, "x"] = pd.NA
+    windows = ForecastWindows.from_pandas(frame, 20, 6, time="t", missing="previous", stride=34)
+    assert windows.series[0, 2, 0].isnan() and windows.series[0, 2, 1] == 0
+    kept = ForecastWindows.from_pandas(frame, 20, 6, time="t", stride=34)
+    assert windows.channel_names == ("x", "y", "n") and kept.series[1, 0].isnan().sum() == 0
+    assert not windows.series[1].isnan().any()
+
+
 def test_times_that_come_twice_are_named_or_joined():
     frame = pd.concat([table(), table()[3:5].assign(x=-1.0)])
     with pytest.raises(SeriesShapeError, match=r"several at 2023-10-20 03:00:00, 2023-10-20 04"):
@@ -116,6 +127,8 @@ def test_times_that_come_twice_are_named_or_joined():
         (lambda f: f.assign(t=f.t + pd.to_timedelta(f.index % 2, unit="s")),
          SeriesShapeError, "beside that grid|row for every time"),
         (lambda f: f.set_index(["t", "y"]), ArgumentError, "the level 'y' too"),
+        (lambda f: f.set_index("t", drop=False), ArgumentError, "'t' is a column and a level"),
+        (lambda f: f.assign(x=f.x * 1j), SeriesValueError, "expected numbers in column 'x'"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_cut_is_refused(change, error, words):

@@ -11,7 +11,7 @@ from scipy import stats
 
 import tstlens
 from tstlens.data import ForecastWindows
-from tstlens.errors import ArgumentError
+from tstlens.errors import ArgumentError, SeriesShapeError, SeriesValueError
 
 transformers = pytest.importorskip("transformers")
 chronos = pytest.importorskip("chronos")
@@ -248,3 +248,47 @@ def test_a_frame_has_the_dates_and_what_came():
     assert str(row.time) == "2024-01-04 00:00:00" and row.came == float(data.future[1, 0, 2])
     longer = model.forecast(data, 20, recursive=True).to_dataframe()
     assert longer.came.isna().sum() == 3 * 8  # 12 steps are known
+
+
+@pytest.mark.parametrize("kind", ["bolt", "t5"])
+@pytest.mark.parametrize("horizon", [2, 13])
+def test_padding_told_by_a_mask_is_padding_told_by_missing_values(kind, horizon):
+    if kind == "bolt":
+        source = bolt()
+    else:
+        from tests.zoo.test_chronos_t5 import make
+
+        source = make()
+    model, missing = tstlens.convert(source), windows()
+    holed = missing.series.clone()
+    holed[0, :, :9], holed[2, :, :1] = torch.nan, torch.nan
+    mask = ~holed[:, 0].isnan()
+    kept = {"future": missing.future, "starts": missing.starts, "freq": "D"}
+    told = ForecastWindows(missing.series + 7 * ~mask[:, None], mask=mask, **kept)
+    options = {"recursive": True, **({"n_samples": 5} if kind == "t5" else {})}
+    one = model.forecast(told, horizon, **options)
+    other = model.forecast(ForecastWindows(holed, **kept), horizon, **options)
+    assert torch.equal(one.values, other.values)
+    assert not torch.equal(one.values, model.forecast(missing, horizon, **options).values)
+
+
+def test_series_are_taken_as_they_are_or_refused():
+    model = tstlens.convert(bolt().double())
+    series = torch.randn(2, 1, 30, dtype=torch.float64)
+    found = model.forecast(series)
+    assert found.values.dtype == torch.float64
+    torch.testing.assert_close(found.values, model(series), rtol=1e-12, atol=1e-10)
+    with pytest.raises(SeriesValueError, match="float64 series like the model's weights"):
+        model.forecast(series.float())
+    with pytest.raises(SeriesValueError, match="floating point series"):
+        model.forecast(torch.ones(2, 1, 30, dtype=torch.long))
+    with pytest.raises(SeriesShapeError, match="batch, channel, time"):
+        model.forecast(series[0])
+    for levels in ("median", [0.5, 0.5], [1.0], [], ["a"]):
+        with pytest.raises(ArgumentError, match="levels"):
+            model.forecast(series, levels=levels)
+    from tests.zoo.test_chronos_t5 import make
+
+    model = tstlens.convert(make(context_length=20))
+    with pytest.raises(SeriesShapeError, match="at most context_length=20 samples"):
+        model.forecast(windows(), 2)

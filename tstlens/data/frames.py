@@ -20,7 +20,7 @@ from tstlens.errors import ArgumentError, LabelError, SeriesShapeError
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["parsed_times", "refuse_missing", "require_column", "series_of_frame"]
+__all__ = ["by_columns", "parsed_times", "refuse_missing", "require_column", "series_of_frame"]
 
 _JITTER = 0.25  # share of a step by which a clock may be off before a sample counts as missing
 _DATES = ("datetime64", "period", "timedelta64")
@@ -123,20 +123,7 @@ def _long(
         time = "time" if frame.index.name is None else frame.index.name
         frame = frame.rename_axis(time)
     named = [column for column in (label, series, time, channel) if column is not None]
-    levels = [name for name in frame.index.names if name is not None and name in named]
-    for level in levels:
-        if level in frame.columns:
-            raise ArgumentError(f"{level!r} is a column and a level of the index; rename one")
-    frame = frame.reset_index(levels) if levels else frame
-    frame = frame.reset_index(drop=True)
-    for column in named:
-        require_column(frame, column)
-    if value is None:
-        values = [column for column in frame.columns if column not in named]
-    else:
-        values = list(value) if isinstance(value, list | tuple) else [value]
-    for column in values:
-        require_column(frame, column)
+    frame, values = by_columns(frame, named, value)
     if not values or (channel is not None and len(values) != 1):
         need = "one value column beside channel=" if channel is not None else "a value column"
         raise ArgumentError(f"expected {need}, got {values}; name it with value=")
@@ -188,6 +175,34 @@ def _stack_channels(
                     f"got others in channel {name!r} than in {channels[0]!r}"
                 )
     return np.stack([_values(row[[value]])[:, 0] for row in rows])
+
+
+def by_columns(
+    frame: pd.DataFrame, named: Sequence[Any], values: Any
+) -> tuple[pd.DataFrame, list[Any]]:
+    """A frame whose named levels of the index are columns too, and its columns of values.
+
+    Args:
+        frame: the frame.
+        named: columns, or levels of the index, that are no values.
+        values: column or columns of values; None for all that are left.
+
+    Raises:
+        ArgumentError: a column that is not there, or a level that is a column as well.
+    """
+    levels = [name for name in frame.index.names if name is not None and name in named]
+    for level in levels:
+        if level in frame.columns:
+            raise ArgumentError(f"{level!r} is a column and a level of the index; rename one")
+    frame = frame.reset_index(levels) if levels else frame
+    frame = frame.reset_index(drop=True)
+    if values is None:
+        chosen = [column for column in frame.columns if column not in named]
+    else:
+        chosen = list(values) if isinstance(values, list | tuple) else [values]
+    for column in [*named, *chosen]:
+        require_column(frame, column)
+    return frame, chosen
 
 
 def _clocks(times: pd.Series, where: str) -> list[np.ndarray]:

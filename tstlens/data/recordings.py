@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from tstlens.arguments import shown
-from tstlens.data.frames import parsed_times, refuse_missing, require_column
+from tstlens.data.frames import by_columns, parsed_times, refuse_missing
 from tstlens.errors import ArgumentError, SeriesShapeError, SeriesValueError
 
 if TYPE_CHECKING:
@@ -103,6 +103,8 @@ def of_frame(
         SeriesShapeError: times that come twice, are left out, or lie beside the grid.
         SeriesValueError: values that are no numbers.
     """
+    from pandas.api.types import is_numeric_dtype
+
     if not hasattr(frame, "columns"):
         raise ArgumentError(f"expected a pandas DataFrame, got {type(frame).__name__}")
     if not len(frame):
@@ -126,17 +128,9 @@ def of_frame(
             f"the frame's index has the level {others[0]!r} too: name the one that tells series "
             "apart as series=, and drop the rest with frame.reset_index(level, drop=True)"
         )
-    frame = frame.reset_index(levels) if levels else frame
-    frame = frame.reset_index(drop=True)
-    for column in named:
-        require_column(frame, column)
-    if values is None:
-        chosen = [column for column in frame.columns if column not in named]
-    else:
-        chosen = list(values) if isinstance(values, list | tuple) else [values]
+    frame, chosen = by_columns(frame, named, values)
     for column in chosen:
-        require_column(frame, column)
-        if frame[column].dtype.kind not in "iufb" and not _numeric(frame[column]):
+        if frame[column].dtype.kind == "c" or not is_numeric_dtype(frame[column]):
             raise SeriesValueError(
                 f"expected numbers in column {column!r}, got {frame[column].dtype}; name the "
                 "columns of values with values=[...]"
@@ -329,12 +323,6 @@ def _filled(table: pd.DataFrame, missing: Fill) -> pd.DataFrame:
 
 def _dated(index: Any) -> bool:
     return str(index.dtype).startswith(("datetime64", "period"))
-
-
-def _numeric(column: Any) -> bool:
-    from pandas.api.types import is_numeric_dtype
-
-    return is_numeric_dtype(column)
 
 
 def _some(times: Any) -> str:

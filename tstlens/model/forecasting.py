@@ -6,7 +6,7 @@ included, so a forecast under an intervention is the same call inside ``model.ho
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -18,6 +18,7 @@ from torch import Tensor
 
 from tstlens.arguments import Count, Seed, checked
 from tstlens.data.forecasting import ForecastWindows
+from tstlens.data.validate import check_series
 from tstlens.errors import ArgumentError, SeriesShapeError
 from tstlens.model.reading import DECILES, Reading, reading_of
 from tstlens.results import Result
@@ -114,7 +115,7 @@ def forecast(
     model: Any,
     windows: ForecastWindows | Tensor,
     horizon: Count | None = None,
-    levels: Any = None,
+    levels: Sequence[float] | None = None,
     *,
     n_samples: Count | None = None,
     covariates: Mapping[str, Tensor] | None = None,
@@ -125,16 +126,19 @@ def forecast(
 ) -> Forecast:
     """See :meth:`tstlens.HookedTST.forecast`."""
     if isinstance(windows, Tensor):
+        check_series(windows, missing=True)
+        series = windows
         windows = ForecastWindows(
-            windows.to(torch.float32),
+            windows,
             future=windows.new_zeros(*windows.shape[:2], 0),
             starts=tuple(str(windows.shape[2]) for _ in windows),
         )
+    else:
+        series = windows.series.to(model.cfg.dtype)
     if not len(windows):
         raise ArgumentError("expected at least one window, got none")
     reading, head = reading_of(model.cfg), model.cfg.head
     stepwise = getattr(head, "sample", None)
-    series = windows.series.to(model.cfg.dtype)
     own = windows.horizon or head.horizon if stepwise else head.horizon
     n_steps: int = horizon or own
     made = {"horizon": n_steps, "recursive": recursive, "seed": seed}
@@ -146,6 +150,11 @@ def forecast(
             "recursive=True its forecasts are fed back to go further"
         )
     wanted = _levels(levels, reading, bool(stepwise))
+    if windows.mask is not None and (stepwise or n_steps > reach):
+        # What was drawn or fed back is beside the mask; missing values say the same.
+        if not getattr(model.cfg.embed, "takes_missing", False):
+            raise ArgumentError("this model cannot go on after padding: cut it off the windows")
+        series = series.masked_fill(~windows.mask[:, None], torch.nan)
     samples = None
     with evaluating(model), widened(model, n_steps) if widened else nullcontext():
         if stepwise is not None:
@@ -173,21 +182,20 @@ def forecast(
                 rng = np.random.default_rng(seed)
                 samples = draw(output, n_samples, rng).transpose(0, 1)
     return Forecast(
-        values.float().cpu(),
+        values.cpu(),
         wanted,
-        mean.float().cpu(),
+        mean.cpu(),
         _reaching(windows, n_steps, values.shape[1]),
-        None if samples is None else samples.float().cpu(),
+        None if samples is None else samples.cpu(),
         model.cfg.model_name or "",
         made,
     )
 
 
-def _levels(levels: Any, reading: Reading, drawn: bool) -> tuple[float, ...]:
+def _levels(levels: Sequence[float] | None, reading: Reading, drawn: bool) -> tuple[float, ...]:
     if levels is None:
         return DECILES if drawn else reading.usual_levels
-    found = tuple(levels) if isinstance(levels, list | tuple | np.ndarray) else (levels,)
-    found = tuple(float(level) for level in found)
+    found = tuple(float(level) for level in levels)
     if not found or not all(0 < level < 1 for level in found) or len(set(found)) < len(found):
         raise ArgumentError(f"expected levels between 0 and 1, each once, got {levels!r}")
     return tuple(sorted(found))

@@ -11,6 +11,7 @@ whole, the index after each shard: a harvest that is killed goes on where it was
 from __future__ import annotations
 
 import hashlib
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -303,7 +304,7 @@ _Chunk = tuple[Rows, Tensor | None]  # rows by hook and their places
 _Loading = tuple[int, Callable[[], _Chunk]]  # how many rows, and how to get them
 
 
-class Stream:
+class Stream(ABC):
     """Batches of rows without end; every epoch visits every row once, in a new order.
 
     A subclass says what an epoch consists of.
@@ -319,9 +320,9 @@ class Stream:
         self.batch_size, self.seed, self.batches_drawn = batch_size, seed, 0
         self._batches = self._run(skip=0)
 
+    @abstractmethod
     def _chunks(self, generator: torch.Generator) -> Iterator[_Loading]:
         """One epoch: parts that fit in memory."""
-        raise NotImplementedError
 
     def _batch(self, rows: Rows) -> Any:
         """A batch as the stream gives it."""

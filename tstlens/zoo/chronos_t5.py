@@ -216,7 +216,7 @@ class TokenLogitsConfig:
         pieces: list[Tensor] = []
         with_decoder_steps(model, 0)
         try:
-            model.check_series(series[..., -model.cfg.embed.context_length :])
+            model.check_series(series)
             while (left := horizon - sum(piece.shape[3] for piece in pieces)) > 0:
                 context = series[..., -model.cfg.embed.context_length :].to(model.device)
                 drawn = _paths(model, context, min(left, self.reach), n, generator)
